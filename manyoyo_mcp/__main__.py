@@ -1,0 +1,3 @@
+from manyoyo_mcp.cli.main import main
+
+main()

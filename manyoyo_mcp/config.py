@@ -1,0 +1,85 @@
+"""Every setting: flags over `MANYOYO_*` environment variables over the configuration file over the defaults here."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import PlatformDirs
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from manyoyo_mcp.values import parse_memory
+
+DIRS = PlatformDirs("manyoyo-mcp", appauthor=False)
+CONFIG_FILE = Path(os.environ.get("MANYOYO_CONFIG", DIRS.user_config_path / "config.toml"))
+
+
+
+def _runtime_dir() -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no XDG_RUNTIME_DIR (root, containers): a directory of this user's in /tmp does
+        return Path(DIRS.user_runtime_path)
+
+
+EngineName = Literal["podman", "docker"]
+Memory = Annotated[int, BeforeValidator(parse_memory)]
+
+
+class Settings(BaseSettings):
+    """The settings of one server process. Memory is written as docker writes it (`2g`) and kept in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="MANYOYO_", toml_file=CONFIG_FILE, extra="forbid")
+
+    docker_host: str | None = Field(
+        None, description="The host engine's endpoint; default: DOCKER_HOST, else the current docker context."
+    )
+    host_runtime: str | None = Field(
+        None, description="OCI runtime for the sandboxes' outer containers, as registered with the host's engine."
+    )
+    engine: EngineName = Field("podman", description="The nested engine where start_sandbox names none.")
+    transport: Literal["auto", "socket", "relay"] = Field("auto", description="How the nested engine is reached.")
+    outer_image: str | None = Field(None, description="Image of the outer container; default: built by this version.")
+
+    sandbox_cpus: float | None = Field(None, gt=0, description="Default: half the host's, at most 4.")
+    sandbox_memory: Memory | None = Field(None, description="Default: half the host's, at most 8 GiB.")
+    sandbox_pids: int = Field(4096, ge=64, description="Processes and threads in a whole sandbox.")
+    max_sandbox_cpus: float | None = Field(None, gt=0, description="Most that may be asked for; default: the host's.")
+    max_sandbox_memory: Memory | None = Field(None, description="Most that may be asked for; default: the host's.")
+    nested_cpus: float | None = Field(None, gt=0, description="A run or build; default: the sandbox's.")
+    nested_memory: Memory | None = Field(None, description="A run or build; default: half the sandbox's.")
+    nested_pids: int = Field(1024, ge=16, description="Processes and threads in a run or build.")
+    allow_unenforced_caps: bool = Field(False, description="Start sandboxes on a host where the cap probe fails.")
+
+    roots: list[Path] = Field(
+        default_factory=list,
+        description="Directories under which context_dir may lie; default: the server's working directory.",
+    )
+    context_max_bytes: Memory = Field(2 << 30, description="Largest build context.")
+    ca_bundle: Literal["auto", "off"] | Path = Field(
+        "auto", description="Certificates handed to nested runs and builds; auto: the host's extra ones, if any."
+    )
+
+    wait_s: float = Field(40, gt=0, description="Seconds after which a build or run becomes a job.")
+    result_tokens: int = Field(2000, ge=200, description="Longest result, in tokens.")
+    log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")
+    state_dir: Path = Field(default_factory=lambda: DIRS.user_state_path, description="Logs and the probe's memory.")
+    runtime_dir: Path = Field(
+        default_factory=lambda: _runtime_dir(), description="Sockets of the sandboxes' engines."
+    )
+
+    @field_validator("roots")
+    @classmethod
+    def _absolute(cls, roots: list[Path]) -> list[Path]:
+        return [root.expanduser().resolve() for root in roots]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)

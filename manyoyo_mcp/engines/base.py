@@ -1,0 +1,180 @@
+"""Seam 2, what runs nested containers. An engine is asked in these words, whichever it is; it knows no host."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from manyoyo_mcp.errors import Reason
+from manyoyo_mcp.values import Caps
+
+Sink = Callable[[bytes], None]
+"""Takes output as it arrives; called from a worker thread."""
+
+Maintain = Callable[..., Awaitable[Any]]
+"""`await maintain("kill-exec", id)`: runs the outer container's `ctl`; answers with `exit_code` and `output`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """A nested container to be run. `files` maps absolute paths to content; `outputs` are absolute paths to bring out."""
+
+    image: str
+    command: list[str]
+    caps: Caps | None = None
+    entrypoint: list[str] | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    stdin: bytes | None = None
+    network: str = "default"
+    workdir: str | None = None
+    user: str | None = None
+    read_only: bool = False
+    cap_drop: list[str] = field(default_factory=list)
+    name: str | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    timeout_s: float | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    pull: Literal["missing", "never", "always"] = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """A command for a nested container that runs."""
+
+    container: str
+    command: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    stdin: bytes | None = None
+    workdir: str | None = None
+    user: str | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """An image build. `context` yields a tar stream; it is read once, in a worker thread."""
+
+    context: Callable[[], Iterator[bytes]]
+    dockerfile: str
+    dockerfile_text: str
+    build_id: str
+    tags: list[str] = field(default_factory=list)
+    target: str | None = None
+    build_args: dict[str, str] = field(default_factory=dict)
+    no_cache: bool = False
+    pull: bool = False
+    network: str = "default"
+    platform: str | None = None
+    caps: Caps | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file brought out of a container: `content` is None where it is missing or too large, and `note` says so."""
+
+    path: str
+    content: bytes | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended. `explanation` says what happened, `hint` what to do; `evidence` is what it was told by."""
+
+    exit_code: int | None
+    reason: Reason
+    seconds: float
+    explanation: str = ""
+    hint: str = ""
+    evidence: str = ""
+    outputs: list[OutputFile] = field(default_factory=list)
+    container: str = ""
+
+
+@dataclass(slots=True)
+class Step:
+    """One instruction of a build, as the engine reports it. `line` is its line in the Dockerfile, from 1."""
+
+    number: int
+    total: int
+    instruction: str
+    stage: int | None = None
+    line: int | None = None
+    cached: bool = False
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """How a build ended. Where it failed, `failed_step` and `exit_code` say where, `cause` and `mend` why and what to do."""
+
+    reason: Reason
+    seconds: float
+    steps: list[Step]
+    image_id: str | None = None
+    size: int | None = None
+    tags: list[str] = field(default_factory=list)
+    failed_step: Step | None = None
+    exit_code: int | None = None
+    error: str = ""
+    cause: str = ""
+    mend: str = ""
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A nested container as listed. `state` is Docker's word (created, running, exited …); `created` in Unix seconds."""
+
+    container_id: str
+    name: str
+    image: str
+    state: str
+    status: str
+    created: float
+    command: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A nested image as listed; size in bytes."""
+
+    image_id: str
+    tags: list[str]
+    size: int
+    created: float
+    shared: bool = False
+
+
+class Engine(Protocol):
+    """What the tools ask of a nested engine.
+
+    Every method raises EngineUnreachable or EngineFailed where the engine is to blame, and a RequestError where the request is.
+    A cancelled run, exec or build ends the process inside before the cancellation is passed on.
+    """
+
+    name: str
+
+    async def ping(self) -> None: ...
+
+    async def run(self, spec: RunSpec, sink: Sink) -> Ended: ...
+
+    async def start(self, spec: RunSpec) -> str:
+        """Start a container that stays (`detach`); its id."""
+
+    async def exec(self, spec: ExecSpec, sink: Sink) -> Ended: ...
+
+    async def build(self, spec: BuildSpec, sink: Sink, on_step: Callable[[Step], None]) -> Built: ...
+
+    async def logs(self, container: str, tail: int | None, since: float | None) -> bytes: ...
+
+    async def containers(self) -> list[Container]: ...
+
+    async def images(self) -> list[Image]: ...
+
+    async def act(self, action: Literal["stop", "start", "restart", "remove"], container: str, timeout_s: float) -> None: ...
+
+    async def settle(self) -> None:
+        """Wait until removals that nobody waited for are finished."""

@@ -1,0 +1,75 @@
+"""Whose fault was it, and what was it? Told apart by evidence: the engine's state, the kernel's record, the output's end."""
+
+import re
+from dataclasses import dataclass
+
+from manyoyo_mcp.errors import Reason
+
+SIGKILLED = 137
+_NO_SPACE = re.compile(rb"no space left on device|disk quota exceeded", re.IGNORECASE)
+_NO_FORK = re.compile(
+    rb"resource temporarily unavailable|can't fork|cannot fork|fork: retry|unable to create.{0,20}thread", re.IGNORECASE
+)
+_OOM_MEMCG = re.compile(r"oom_memcg=([^,]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A reason with its evidence."""
+
+    reason: Reason
+    explanation: str
+    hint: str
+    evidence: str
+
+
+def verdict(exit_code: int, *, oom_flag: bool, record: str, cgroup: str, output_end: bytes, cap: str) -> Verdict:
+    """The reason for a non-zero exit.
+
+    `oom_flag` is the engine's own OOMKilled, `record` the kernel's lines about `cgroup` (a part of its path), `output_end` the last
+    output, `cap` the memory cap in words. The kernel's record names the cgroup whose limit was hit: ours, or one above it.
+    """
+    ooms = [line for line in record.splitlines() if "oom-kill" in line]
+    if exit_code == SIGKILLED or oom_flag or ooms:
+        hit = _OOM_MEMCG.search(ooms[-1])[1] if ooms and _OOM_MEMCG.search(ooms[-1]) else ""  # type: ignore[index]
+        if hit and cgroup not in hit:
+            return Verdict(
+                Reason.SANDBOX_OOM,
+                "The whole sandbox ran out of memory, and the kernel chose this command to kill.",
+                "Grow the sandbox: start_sandbox on it with a larger memory; or stop what else runs in it (nested_list).",
+                f"kernel: oom_memcg={hit}",
+            )
+        if hit or oom_flag:
+            return Verdict(
+                Reason.OOM_KILLED,
+                f"The command used more memory than its cap of {cap} and was killed by the kernel.",
+                "Ask for more with memory=…, or make the command use less.",
+                f"kernel: oom_memcg={hit}" if hit else "engine: OOMKilled=true",
+            )
+    if "fork rejected by pids controller" in record or (_NO_FORK.search(output_end) and "pids" in record):
+        return Verdict(
+            Reason.PIDS_LIMIT,
+            "The command tried to have more processes and threads than its cap and was refused.",
+            "Ask for more with pids_limit=…, or run fewer in parallel (make -j, workers).",
+            "kernel: fork rejected by pids controller",
+        )
+    if _NO_SPACE.search(output_end):
+        return Verdict(
+            Reason.DISK_FULL,
+            "A file system that the command wrote to is full.",
+            "Remove what is not needed (nested_list shows sizes), or write elsewhere: /dev/shm holds 64 MiB only.",
+            "output: no space left on device",
+        )
+    return Verdict(Reason.EXIT_NONZERO, f"The command ended with exit code {exit_code}.", _exit_hint(exit_code), "")
+
+
+def _exit_hint(exit_code: int) -> str:
+    if exit_code == 126:
+        return "126: the file was found but can't be executed (permissions, or built for another architecture)."
+    if exit_code == 127:
+        return "127: the command was not found in the image."
+    if exit_code == SIGKILLED:
+        return "137: something sent it SIGKILL; no memory cap was hit."
+    if exit_code > 128:
+        return f"{exit_code}: ended by signal {exit_code - 128}."
+    return "The output says why."

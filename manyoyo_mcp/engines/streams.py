@@ -1,0 +1,65 @@
+"""Reading what a nested container writes: attached streams, whose frames carry stdout and stderr."""
+
+import contextlib
+import io
+import json
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from manyoyo_mcp.engines.base import Sink
+
+
+class Attached:
+    """A hijacked connection to a container's or exec's stdin, stdout and stderr (no TTY: framed, 8-byte headers)."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._sock = getattr(raw, "_sock", raw)
+        self._reader = io.BufferedReader(raw, 1 << 18) if isinstance(raw, io.RawIOBase) else raw.makefile("rb")
+        self._sock.settimeout(None)
+
+    def pump(self, sink: Sink) -> None:
+        """Hand on all output until the stream ends."""
+        while len(header := self._reader.read(8)) == 8:
+            (left,) = struct.unpack(">xxxxL", header)
+            while left > 0:
+                piece = self._reader.read1(min(left, 1 << 18))
+                if not piece:
+                    return
+                sink(piece)
+                left -= len(piece)
+
+    def feed(self, data: bytes) -> None:
+        """Write all of stdin, then close it. A process that does not read all of it is no error."""
+        with contextlib.suppress(OSError):
+            self._sock.sendall(data)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """End the stream; a thread that reads it returns."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+
+def json_lines(response: Any) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a streamed answer, one a line, as they arrive."""
+    pending = b""
+    for chunk in response.raw.stream(1 << 16, decode_content=True):
+        pending += chunk
+        while (end := pending.find(b"\n")) >= 0:
+            line, pending = pending[:end].strip(), pending[end + 1 :]
+            if line:
+                yield json.loads(line)
+    if pending.strip():
+        yield json.loads(pending)
+
+
+def hang_up(response: Any) -> None:
+    """End a streamed answer from outside: the thread that reads it gets the stream's end."""
+    with contextlib.suppress(AttributeError, OSError):
+        response.raw._fp.fp.raw._sock.shutdown(socket.SHUT_RDWR)

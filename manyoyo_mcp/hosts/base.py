@@ -1,0 +1,108 @@
+"""Seam 1, where a sandbox lives. A host makes outer containers and dials the engines in them; it knows no engine's API."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from manyoyo_mcp.policy.transport import Dial
+from manyoyo_mcp.values import Caps
+
+LABEL = "org.manyoyo."
+"""Prefix of our labels. Labels can't change after creation: they say whose and what a thing is, never its state."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """What a host is and has. `identity` tells hosts apart; memory is bytes."""
+
+    identity: str
+    name: str
+    cpus: int
+    memory: int
+    kernel: str
+    architecture: str
+    cgroup_version: str
+    engine_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class OuterSpec:
+    """An outer container to be made. `files` (absolute path → content) are laid in before it starts."""
+
+    sandbox_id: str
+    image: str
+    engine: str
+    caps: Caps
+    build_pids: int
+    labels: dict[str, str]
+    files: dict[str, bytes] = field(default_factory=dict)
+    bases_volume: str | None = None
+    bases_writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """An outer container that exists. `running` as of when it was looked at."""
+
+    container_id: str
+    sandbox_id: str
+    labels: dict[str, str]
+    running: bool
+    created: float
+    caps: Caps
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """How a maintenance program ended; output is stdout and stderr together."""
+
+    exit_code: int
+    output: str
+
+
+class Host(Protocol):
+    """Every method raises HostUnavailable where the host's engine does not answer."""
+
+    async def info(self) -> HostInfo:
+        """What the host is; asked once, then remembered."""
+
+    async def image_exists(self, reference: str) -> bool: ...
+
+    async def pull(self, reference: str) -> None:
+        """Raises ImageUnavailable with what the registry said."""
+
+    async def build_image(
+        self, context: bytes, reference: str, build_args: dict[str, str], say: Callable[[str], None]
+    ) -> None:
+        """Build from a tar; `say` gets a line a step. Raises ImageUnavailable."""
+
+    async def import_image(self, tar: Path, reference: str) -> None: ...
+
+    async def volume_exists(self, name: str) -> bool: ...
+
+    async def create(self, spec: OuterSpec) -> Outer:
+        """Make an outer container and start it. Nothing of it is left where this raises or is cancelled."""
+
+    async def dialer(self, outer: Outer) -> tuple[str, Dial]:
+        """How the nested engine is reached ("socket" or "relay") and a function that connects to it; returns when it
+        listens. Raises EngineFailed with the engine's last words where it ends instead."""
+
+    async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
+        """Run `ctl argv…` in the outer container. Never with a value that a client chose."""
+
+    async def find(self, labels: dict[str, str], sandbox_id: str | None = None) -> list[Outer]:
+        """The outer containers that carry all of `labels`."""
+
+    async def inspect(self, outer: Outer) -> Outer | None:
+        """The same container as it is now, or None where it is gone."""
+
+    async def last_words(self, outer: Outer, lines: int = 20) -> str:
+        """The end of what the entrypoint and the nested engine wrote."""
+
+    async def grow(self, outer: Outer, caps: Caps) -> Outer: ...
+
+    async def remove(self, outer: Outer) -> int:
+        """Remove the container, its volume and its socket directory; idempotent. Returns bytes freed where known."""
+
+    async def close(self) -> None: ...

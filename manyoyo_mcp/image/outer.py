@@ -1,0 +1,113 @@
+"""The outer image: found, or built on first use, from a registry's Debian or from packages where there is none."""
+
+import contextlib
+import hashlib
+import io
+import tarfile
+import tempfile
+from collections.abc import Callable
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Literal
+
+from manyoyo_mcp import __version__
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.errors import ImageUnavailable
+from manyoyo_mcp.hosts.base import Host
+from manyoyo_mcp.image import debian
+
+Progress = Callable[[float, float | None, str], None]
+Source = Literal["auto", "registry", "packages"]
+
+_HERE = files("manyoyo_mcp.image")
+_BASE = "docker.io/library/debian:trixie-slim"
+
+
+def packages() -> list[str]:
+    """The Debian packages in the outer image."""
+    return _HERE.joinpath("packages.txt").read_text().split()
+
+
+def _content() -> dict[str, tuple[bytes, int]]:
+    """The build context: path → content and mode."""
+    found = {name: (_HERE.joinpath(name).read_bytes(), 0o644) for name in ("Containerfile", "packages.txt")}
+
+    def walk(directory: Traversable, prefix: str) -> None:
+        for entry in sorted(directory.iterdir(), key=lambda each: each.name):
+            if entry.is_dir():
+                walk(entry, f"{prefix}{entry.name}/")
+            else:
+                content = entry.read_bytes()
+                found[prefix + entry.name] = (content, 0o755 if content.startswith(b"#!") else 0o644)
+
+    walk(_HERE.joinpath("rootfs"), "rootfs/")
+    return found
+
+
+def reference(settings: Settings) -> str:
+    """The image's name: the package's version and a hash of what is in it, so that it is never a stale one."""
+    if settings.outer_image:
+        return settings.outer_image
+    digest = hashlib.sha256()
+    for name, (content, _) in sorted(_content().items()):
+        digest.update(name.encode() + b"\0" + content)
+    return f"localhost/manyoyo/sandbox:{__version__}-{digest.hexdigest()[:10]}"
+
+
+async def ensure(host: Host, settings: Settings, progress: Progress) -> str:
+    """The image's reference, once the host has it; built here if it has not. Raises ImageUnavailable."""
+    name = reference(settings)
+    if await host.image_exists(name):
+        return name
+    if settings.outer_image:
+        progress(0, None, f"pulling {name}")
+        await host.pull(name)
+        return name
+    await build(host, settings, progress)
+    return name
+
+
+async def build(host: Host, settings: Settings, progress: Progress, source: Source = "auto") -> str:
+    """Build the image; `auto` tries the registry first and falls back on packages. Raises ImageUnavailable."""
+    name = reference(settings)
+    base = _BASE
+    if source != "packages":
+        try:
+            progress(0, None, f"pulling {_BASE}")
+            await host.pull(_BASE)
+        except ImageUnavailable as error:
+            if source == "registry" or not debian.available():
+                raise ImageUnavailable(
+                    f"The outer image must be built, and its base can't be pulled: {error.message}",
+                    "Reach a registry, or install mmdebstrap on a Debian machine (`manyoyo-mcp image build --from packages`).",
+                ) from error
+            source = "packages"
+    if source == "packages":
+        base = await _assemble_base(host, progress)
+    progress(0, None, f"building {name}")
+    await host.build_image(_context(), name, {"BASE": base}, lambda line: progress(0, None, line))
+    return name
+
+
+async def _assemble_base(host: Host, progress: Progress) -> str:
+    digest = hashlib.sha256("\n".join(packages()).encode()).hexdigest()[:10]
+    name = f"localhost/manyoyo/sandbox-base:{digest}"
+    if await host.image_exists(name):
+        return name
+    progress(0, None, "assembling the outer image from Debian's packages (about half a minute)")
+    with tempfile.TemporaryDirectory(prefix="manyoyo-image-") as scratch:
+        tar = Path(scratch) / "root.tar"
+        await debian.assemble(packages(), tar, lambda line: progress(0, None, line))
+        await host.import_image(tar, name)
+    return name
+
+
+def _context() -> bytes:
+    buffer = io.BytesIO()
+    with contextlib.closing(tarfile.open(fileobj=buffer, mode="w")) as archive:
+        for name, (content, mode) in _content().items():
+            entry = tarfile.TarInfo("Dockerfile" if name == "Containerfile" else name)
+            entry.size, entry.mode = len(content), mode
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()

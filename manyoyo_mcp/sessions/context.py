@@ -1,0 +1,184 @@
+"""Build contexts: a directory under the configured roots or files given in the call, as a tar stream never held in memory."""
+
+import io
+import os
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import docker.utils.build as docker_build
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.errors import ContextRefused, InvalidArgument
+from manyoyo_mcp.values import format_bytes
+
+MAX_DOCKERFILE = 512 << 10
+"""Largest Dockerfile, in bytes: a hundred times what people write."""
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A checked context: `stream` yields it as a tar; `size` and `count` are of the files in it."""
+
+    stream: Callable[[], Iterator[bytes]]
+    dockerfile: str
+    dockerfile_text: str
+    size: int
+    count: int
+
+
+def prepare(settings: Settings, directory: str | None, files: dict[str, bytes], dockerfile: str) -> Context:
+    """A context of `directory` with `files` laid over it. Reads names and sizes, no contents but the Dockerfile's.
+
+    Raises InvalidArgument for a bad path or Dockerfile, ContextRefused for what lies outside the roots, leads out by
+    a link, or is too large.
+    """
+    dockerfile = relative_path(dockerfile, "dockerfile")
+    extra = {relative_path(name, "files"): content for name, content in files.items()}
+    root = check_directory(settings, directory) if directory is not None else None
+    entries = _entries(root, dockerfile) if root is not None else []
+    entries = [entry for entry in entries if entry not in extra]
+    size = sum(len(content) for content in extra.values())
+    for entry in entries:
+        assert root is not None
+        size += _check_entry(root, entry)
+        if size > settings.context_max_bytes:
+            raise ContextRefused(
+                f"The build context {root} is larger than {format_bytes(settings.context_max_bytes)} "
+                f"(reached at {entry}).",
+                "Leave out what the build does not need with a .dockerignore, or raise MANYOYO_CONTEXT_MAX_BYTES.",
+            )
+    text = _dockerfile_text(root, extra, dockerfile)
+    return Context(lambda: _stream(root, entries, extra), dockerfile, text, size, len(entries) + len(extra))
+
+
+def check_directory(settings: Settings, directory: str) -> Path:
+    """The real path of a context directory. Raises ContextRefused outside the roots, InvalidArgument where it is none."""
+    if "\0" in directory:
+        raise InvalidArgument("context_dir contains a null byte.", "Write a plain path.")
+    home_and_all = {Path("/"), Path.home().resolve()}
+    here = Path.cwd().resolve()
+    roots = settings.roots or ([here] if here not in home_and_all else [])
+    path = Path(directory).expanduser()
+    path = ((roots[0] if roots else here) / path).resolve()
+    if not any(path == root or root in path.parents for root in roots):
+        raise ContextRefused(
+            f"context_dir={directory!r} is outside the directories that may be read: "
+            f"{', '.join(str(root) for root in roots) or 'none (the server was started in / or in a home directory)'}.",
+            "Use a directory below those, or start the server in the project (or with MANYOYO_ROOTS naming it).",
+        )
+    if path in home_and_all:
+        raise ContextRefused(
+            f"context_dir={directory!r} is {path}, which holds far more than a project.", "Name the project's directory."
+        )
+    if not path.is_dir():
+        raise InvalidArgument(f"context_dir={directory!r} is not a directory.", "Name the directory of the Dockerfile.")
+    return path
+
+
+def relative_path(name: str, argument: str) -> str:
+    """A path inside a context, normalised. Raises InvalidArgument for one that leads out or can't be a path."""
+    path = PurePosixPath(name)
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts or len(name) > 4096:
+        raise InvalidArgument(
+            f"{argument}: {name[:80]!r} is not a path inside the context.", "Write a relative path without '..'."
+        )
+    return str(path)
+
+
+def _entries(root: Path, dockerfile: str) -> list[str]:
+    patterns: list[str] = []
+    ignore = root / ".dockerignore"
+    if ignore.is_file():
+        lines = (line.strip() for line in ignore.read_text(errors="replace").splitlines())
+        patterns = [line for line in lines if line and not line.startswith("#")]
+    return sorted(docker_build.exclude_paths(str(root), patterns, dockerfile=dockerfile) - {"", "."})
+
+
+def _check_entry(root: Path, entry: str) -> int:
+    """Bytes that an entry adds. Links are sent as links, never followed; one that leads out is refused."""
+    path = root / entry
+    if path.is_symlink():
+        target = Path(os.path.normpath(path.parent / path.readlink()))
+        if target != root and root not in target.parents:
+            raise ContextRefused(
+                f"{entry} is a link that leads out of the context, to {path.readlink()}.",
+                f"Leave it out: add {entry} to .dockerignore; or put a copy in its place.",
+            )
+        return 0
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _dockerfile_text(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> str:
+    if dockerfile in extra:
+        raw = extra[dockerfile]
+    elif root is not None and (root / dockerfile).is_file():
+        path = (root / dockerfile).resolve()
+        if root not in path.parents:
+            raise ContextRefused(f"{dockerfile} is a link that leads out of the context.", "Put the file itself there.")
+        with path.open("rb") as file:
+            raw = file.read(MAX_DOCKERFILE + 1)
+    else:
+        where = str(root) if root is not None else "files"
+        raise InvalidArgument(
+            f"There is no {dockerfile} in {where}.", "Name it with dockerfile=…, or give it: files={'Dockerfile': '…'}."
+        )
+    if len(raw) > MAX_DOCKERFILE:
+        raise InvalidArgument(f"{dockerfile} is larger than {format_bytes(MAX_DOCKERFILE)}.", "That is no Dockerfile.")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise InvalidArgument(f"{dockerfile} is not text in UTF-8.", "That is no Dockerfile.")
+    if not any(line.strip() and not line.strip().startswith("#") for line in text.splitlines()):
+        raise InvalidArgument(f"{dockerfile} has no instruction.", "It begins with FROM, e.g. FROM localhost/manyoyo/debian.")
+    return text
+
+
+def _stream(root: Path | None, entries: list[str], extra: dict[str, bytes]) -> Iterator[bytes]:
+    for name, content in extra.items():
+        info = tarfile.TarInfo(name)
+        info.size, info.mtime = len(content), int(time.time())
+        info.mode = 0o755 if content.startswith(b"#!") else 0o644
+        yield _header(info)
+        yield content
+        yield _padding(len(content))
+    buffer = tarfile.open(fileobj=io.BytesIO(), mode="w")  # noqa: SIM115 - only makes headers
+    for entry in entries:
+        assert root is not None
+        path = root / entry
+        info = buffer.gettarinfo(str(path), arcname=entry)
+        if info is None or not (info.isfile() or info.isdir() or info.issym() or info.islnk()):
+            continue  # sockets, devices and pipes are no part of a context
+        if info.islnk():
+            info.type, info.linkname = tarfile.REGTYPE, ""
+            info.size = path.stat().st_size
+        info.uid = info.gid = 0
+        info.uname = info.gname = ""
+        yield _header(info)
+        if info.isfile():
+            yield from _content(path, info.size)
+    yield b"\0" * 1024
+
+
+def _content(path: Path, size: int) -> Iterator[bytes]:
+    """Exactly `size` bytes, whatever happens to the file meanwhile."""
+    left = size
+    with path.open("rb") as file:
+        while left > 0:
+            piece = file.read(min(left, _CHUNK)) or b"\0" * min(left, _CHUNK)
+            left -= len(piece)
+            yield piece
+    yield _padding(size)
+
+
+def _header(info: tarfile.TarInfo) -> bytes:
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _padding(size: int) -> bytes:
+    return b"\0" * (-size % tarfile.BLOCKSIZE)

@@ -1,0 +1,72 @@
+"""Whose a sandbox is: the owner, this session, and the process that answers for it; all as labels."""
+
+import getpass
+import hashlib
+import os
+import secrets
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _machine() -> str:
+    """A name for this machine that is the same after a reboot and says nothing about it."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            return hashlib.sha256(b"manyoyo" + Path(path).read_bytes()).hexdigest()[:12]
+        except OSError:
+            continue
+    import platform
+
+    return hashlib.sha256(b"manyoyo" + platform.node().encode()).hexdigest()[:12]
+
+
+def boot_id() -> str:
+    """This boot of this machine, where the kernel tells (Linux); otherwise the empty string."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> str:
+    """When `pid` started, in clock ticks since boot (proc(5), stat field 22), or "" where it does not run or can't be asked."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def owner() -> str:
+    """The operating-system user on this machine: whose sandboxes may be seen and removed."""
+    uid = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    return f"{uid}@{_machine()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """This process as the one that answers for a session's sandboxes."""
+
+    owner: str = field(default_factory=owner)
+    session: str = field(default_factory=lambda: secrets.token_hex(8))
+    pid: int = field(default_factory=os.getpid)
+    boot: str = field(default_factory=boot_id)
+
+    def labels(self) -> dict[str, str]:
+        return {
+            "owner": self.owner,
+            "session": self.session,
+            "server-pid": str(self.pid),
+            "server-start": process_start(self.pid),
+            "server-boot": self.boot,
+        }
+
+
+def answers_for(labels: dict[str, str]) -> bool:
+    """Whether the server process that these labels name still runs. Where that can't be told (another system than Linux), yes."""
+    if sys.platform != "linux" or not labels.get("server-pid"):
+        return True
+    if labels.get("server-boot") != boot_id():
+        return False
+    start = process_start(int(labels["server-pid"]))
+    return start != "" and start == labels.get("server-start")

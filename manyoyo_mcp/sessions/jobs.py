@@ -1,0 +1,129 @@
+"""Builds, runs and execs as jobs: they go on when the call that began them has returned, until they end or are cancelled."""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+from anyio.abc import TaskGroup
+
+from manyoyo_mcp.errors import ManyoyoError, NotFound
+from manyoyo_mcp.sessions.logs import Log
+
+Kind = Literal["build", "run", "exec", "logs"]
+JobState = Literal["running", "finished", "cancelled", "failed"]
+
+KEPT = 200
+"""How many ended jobs are remembered, with their logs."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One build, run or exec. `result` is what the work returned, `error` what it raised; `progress` is (done, total, words)."""
+
+    job_id: str
+    kind: Kind
+    sandbox_id: str
+    title: str
+    log: Log
+    started: float = field(default_factory=time.time)
+    ended: float | None = None
+    state: JobState = "running"
+    result: Any = None
+    error: ManyoyoError | None = None
+    progress: tuple[float, float | None, str] = (0, None, "")
+    detached: bool = False
+    _done: anyio.Event = field(default_factory=anyio.Event)
+    _changed: anyio.Event = field(default_factory=anyio.Event)
+    _scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    @property
+    def seconds(self) -> float:
+        return round((self.ended or time.time()) - self.started, 2)
+
+    def report(self, done: float, total: float | None, words: str) -> None:
+        """Note progress; from the event loop."""
+        self.progress = (done, total, words)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def wait(self, seconds: float | None) -> bool:
+        """Whether the job ended within that time."""
+        with anyio.move_on_after(seconds):
+            await self._done.wait()
+        return self._done.is_set()
+
+    async def wait_change(self, seconds: float) -> None:
+        """Until progress is reported, the job ends, or the time is over."""
+        with anyio.move_on_after(seconds):
+            await self._changed.wait()
+
+    async def cancel(self) -> None:
+        """End it, and with it what runs inside; returns when it has ended."""
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+            await self._done.wait()
+
+
+class Jobs:
+    """The jobs of one session. They run in its task group."""
+
+    def __init__(self, group: TaskGroup, directory: Path, log_max_bytes: int) -> None:
+        self._group = group
+        self._directory = directory
+        self._log_max_bytes = log_max_bytes
+        self._jobs: dict[str, Job] = {}
+
+    def start(self, kind: Kind, sandbox_id: str, title: str, work: Callable[[Job], Awaitable[Any]]) -> Job:
+        """Begin `work(job)`; its result or ManyoyoError is kept in the job."""
+        job_id = f"{kind}-{secrets.token_hex(4)}"
+        job = Job(job_id, kind, sandbox_id, title, Log(self._directory / job_id, self._log_max_bytes))
+        self._jobs[job_id] = job
+        self._forget_oldest()
+        self._group.start_soon(self._run, job, work, name=job_id)
+        return job
+
+    async def _run(self, job: Job, work: Callable[[Job], Awaitable[Any]]) -> None:
+        try:
+            with job._scope:
+                job.result = await work(job)
+                job.state = "finished"
+            if job._scope.cancelled_caught:
+                job.state = "cancelled"
+        except ManyoyoError as error:
+            job.error, job.state = error, "failed"
+        finally:
+            if job.state == "running":
+                job.state = "cancelled"
+            job.ended = time.time()
+            job.log.close()
+            job._done.set()
+            job._changed.set()
+
+    def _forget_oldest(self) -> None:
+        ended = [job for job in self._jobs.values() if job.state != "running"]
+        for job in ended[: max(0, len(ended) - KEPT)]:
+            self._jobs.pop(job.job_id)
+            for path in job.log.directory.iterdir():
+                path.unlink(missing_ok=True)
+            job.log.directory.rmdir()
+
+    def get(self, job_id: str) -> Job:
+        """Raises NotFound, naming the newest jobs."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            newest = ", ".join(list(self._jobs)[-5:]) or "none yet"
+            raise NotFound(f"There is no job {job_id[:40]!r} in this session.", f"The newest: {newest}.", code="JOB_NOT_FOUND")
+        return job
+
+    def of(self, sandbox_id: str) -> list[Job]:
+        return [job for job in self._jobs.values() if job.sandbox_id == sandbox_id]
+
+    def newest(self, count: int) -> list[Job]:
+        return list(self._jobs.values())[-count:]
+
+    def running(self) -> list[Job]:
+        return [job for job in self._jobs.values() if job.state == "running"]

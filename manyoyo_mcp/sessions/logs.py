@@ -1,0 +1,92 @@
+"""Whole logs on disk, bounded: the first half of a long one stays, of the rest the newest does."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from manyoyo_mcp.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A piece of a log. `offset` and `next_offset` count bytes written since the log began; `skipped` are bytes between the
+    offset asked for and `offset` that were dropped; `end` says that nothing follows by now."""
+
+    data: bytes
+    offset: int
+    next_offset: int
+    skipped: int
+    size: int
+    end: bool
+
+
+class Log:
+    """One job's log: written from worker threads, read from anywhere.
+
+    Three files: `head`, never dropped, and two segments that follow it in turn, the older dropped when the newer is full.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory = directory
+        self._head_max = max_bytes // 2
+        self._segment_max = max(max_bytes // 4, 1)
+        self._lock = threading.Lock()
+        self._size = 0
+        self._segments: list[tuple[int, Path]] = [(0, directory / "head")]
+        self._file = self._segments[0][1].open("wb", buffering=0)
+        self._file_size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes written since the log began."""
+        return self._size
+
+    def write(self, data: bytes) -> None:
+        with self._lock:
+            if self._file.closed:
+                return
+            while data:
+                limit = self._head_max if len(self._segments) == 1 else self._segment_max
+                if self._file_size >= limit:
+                    self._next_segment()
+                    continue
+                piece = data[: limit - self._file_size]
+                self._file.write(piece)
+                self._size += len(piece)
+                self._file_size += len(piece)
+                data = data[len(piece) :]
+
+    def _next_segment(self) -> None:
+        self._file.close()
+        if len(self._segments) == 3:
+            self._segments.pop(1)[1].unlink(missing_ok=True)
+        path = self.directory / f"from-{self._size}"
+        self._segments.append((self._size, path))
+        self._file = path.open("wb", buffering=0)
+        self._file_size = 0
+
+    def read(self, offset: int, length: int) -> Page:
+        """At most `length` bytes from `offset`; a negative offset counts from the end. Raises InvalidArgument past the end."""
+        with self._lock:
+            size, segments = self._size, list(self._segments)
+            if offset < 0:
+                offset = max(0, size + offset)
+            if offset > size:
+                raise InvalidArgument(f"offset={offset} is past the log's end at {size}.", "Use next_offset of the last page.")
+            asked = offset
+            for index, (start, path) in enumerate(segments):
+                end = start + path.stat().st_size
+                if offset < start:
+                    offset = start  # what lay between was dropped
+                if offset < end or index == len(segments) - 1:
+                    with path.open("rb") as file:
+                        file.seek(offset - start)
+                        data = file.read(min(length, end - offset))
+                    following = offset + len(data)
+                    return Page(data, offset, following, offset - asked, size, following >= size)
+        raise AssertionError("a log has at least one segment")
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()

@@ -1,0 +1,62 @@
+"""A process of its own that waits for the server's end, however it comes, and removes what the session left.
+
+Started by the server with its first sandbox, in a session of its own, so that no signal to the server's process group
+reaches it. It imports nothing heavy until there is something to do.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+from manyoyo_mcp.sessions.identity import process_start
+
+INTERVAL = 0.5
+"""Seconds between looks at the server, where the kernel can't tell of its end by itself."""
+
+
+def spawn(session: str) -> subprocess.Popen[bytes]:
+    """Start the reaper of this process for `session`. It has our environment and so our settings."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "manyoyo_mcp.sessions.reaper", json.dumps([os.getpid(), process_start(os.getpid()), session])],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        close_fds=True,
+    )
+
+
+def main(argument: str) -> None:
+    pid, started, session = json.loads(argument)
+    _wait_for_end(pid, started)
+    import anyio
+
+    from manyoyo_mcp.config import Settings
+    from manyoyo_mcp.sessions.sweep import remove_session
+
+    for attempt in range(30):
+        try:
+            anyio.run(remove_session, Settings(), session)
+            return
+        except Exception:  # the host's engine may be restarting: try again, then leave it to the next sweep
+            time.sleep(min(2**attempt, 20))
+
+
+def _wait_for_end(pid: int, started: str) -> None:
+    try:
+        import select
+
+        descriptor = os.pidfd_open(pid)
+        if process_start(pid) == started:
+            select.select([descriptor], [], [])
+        return
+    except (OSError, AttributeError):
+        pass
+    while os.getppid() == pid:
+        time.sleep(INTERVAL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

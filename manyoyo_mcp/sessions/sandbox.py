@@ -1,0 +1,62 @@
+"""One live sandbox: a host's outer container joined to the engine in it."""
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+from manyoyo_mcp.engines import ENGINES, DockerApiEngine
+from manyoyo_mcp.engines.api import Spawn
+from manyoyo_mcp.hosts.base import Host, Outer
+from manyoyo_mcp.policy.rules import Limits
+from manyoyo_mcp.policy.transport import Dial, guarded_client
+from manyoyo_mcp.sessions.probe import Evidence
+from manyoyo_mcp.values import Caps
+
+
+@dataclass(slots=True)
+class Sandbox:
+    """What the session knows of a sandbox. `limits` says what its policy grants; it changes when the sandbox grows."""
+
+    sandbox_id: str
+    outer: Outer
+    engine: DockerApiEngine
+    transport: str
+    limits: Limits
+    start_seconds: float
+    evidence: Evidence | None = None
+    started: float = field(default_factory=time.time)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was started."""
+        return round(time.time() - self.started, 1)
+
+    @property
+    def engine_name(self) -> str:
+        return self.engine.name
+
+
+def nested_default(sandbox: Caps, cpus: float | None, memory: int | None, pids: int) -> Caps:
+    """The cap of a nested run or build that asks for none: the sandbox's CPUs, half its memory, unless configured."""
+    return Caps(
+        cpus=min(cpus or sandbox.cpus, sandbox.cpus),
+        memory=min(memory or sandbox.memory // 2, sandbox.memory),
+        pids=min(pids, sandbox.pids),
+    )
+
+
+def join(host: Host, outer: Outer, transport: str, dial: Dial, limits: Limits, spawn: Spawn, seconds: float) -> Sandbox:
+    """A sandbox over a dialer: its engine gets a guarded client and the outer container's maintenance, nothing else."""
+    sandbox: Sandbox
+
+    def current() -> Limits:
+        return sandbox.limits
+
+    engine = ENGINES[outer.labels["engine"]](
+        client=guarded_client(dial, current),
+        maintain=partial(host.maintain, outer),
+        spawn=spawn,
+        default_caps=lambda: sandbox.limits.default,
+    )
+    sandbox = Sandbox(outer.sandbox_id, outer, engine, transport, limits, seconds)
+    return sandbox

@@ -1,0 +1,206 @@
+"""What a tool is here: an input model, an output model that can say itself in words, and a handler between them."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
+from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, ToolAnnotations
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported
+from manyoyo_mcp.sessions.manager import Manager
+from manyoyo_mcp.text import sanitise
+
+_NOT_OFFERED = {
+    "privileged": "Nested containers are never privileged.",
+    "devices": "The host's devices are not given to nested containers.",
+    "device": "The host's devices are not given to nested containers.",
+    "gpus": "GPUs are not given to nested containers.",
+    "cap_add": "Capabilities can be dropped (cap_drop), not added.",
+    "security_opt": "The nested engine's own seccomp and capability defaults stay in force.",
+    "volumes": "Use files (in) and outputs (out).",
+    "mounts": "Use files (in) and outputs (out).",
+    "binds": "Use files (in) and outputs (out).",
+    "ports": "Ports are not published; reach a service from another nested run on the same network, or with nested_exec.",
+    "publish": "Ports are not published; reach a service from another nested run on the same network, or with nested_exec.",
+    "pid": "Namespaces can't be shared with the sandbox.",
+    "ipc": "Namespaces can't be shared with the sandbox.",
+    "runtime": "The nested engine's runtime is fixed.",
+    "gpu": "GPUs are not given to nested containers.",
+}
+"""Docker arguments that callers try, with the reason why they are not offered."""
+
+
+class ToolInput(ArgModelBase):
+    """Arguments of a tool; unknown ones are refused by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ToolOutput(BaseModel):
+    """A result: data for programs, and `words` for a model to read. `links` are resources it can be read further in."""
+
+    def words(self) -> str:
+        raise NotImplementedError
+
+    def links(self) -> list[tuple[str, str]]:
+        """Pairs of URI and name."""
+        return []
+
+
+In = TypeVar("In", bound=ToolInput)
+
+
+@dataclass(slots=True)
+class Call:
+    """One call: the session's manager, and a way to report progress to the client."""
+
+    manager: Manager
+    context: Context[Any, Any]
+    _reported: float = -1.0
+
+    async def progress(self, done: float, total: float | None, words: str) -> None:
+        """Tell the client, where it asked to be told. The number only ever rises, as the protocol demands."""
+        self._reported = max(done, self._reported + 0.001)
+        await self.context.report_progress(self._reported, total, words)
+
+    @asynccontextmanager
+    async def progress_sink(self) -> AsyncIterator[Callable[[float, float | None, str], None]]:
+        """A function that reports progress from code that can't await."""
+        send, receive = anyio.create_memory_object_stream[tuple[float, float | None, str]](1000)
+
+        def sink(done: float, total: float | None, words: str) -> None:
+            with suppress(anyio.WouldBlock):
+                send.send_nowait((done, total, words))
+
+        async def forward() -> None:
+            async for done, total, words in receive:
+                await self.progress(done, total, words)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(forward)
+            with send:
+                yield sink
+
+
+class ManyoyoTool(Tool):
+    """A tool whose arguments, results and errors are ours from end to end."""
+
+    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        try:
+            parsed = self._parse(arguments)
+            manager: Manager = context.request_context.lifespan_context
+            output: ToolOutput = await self.fn(Call(manager, context), parsed)
+        except ManyoyoError as error:
+            return _refusal(error)
+        content: list[ContentBlock] = [TextContent(type="text", text=output.words())]
+        content += [ResourceLink(type="resource_link", uri=uri, name=name) for uri, name in output.links()]
+        return CallToolResult(content=content, structured_content=output.model_dump(mode="json", exclude_none=True))
+
+    def _parse(self, arguments: dict[str, Any]) -> ToolInput:
+        for name in arguments:
+            if name in _NOT_OFFERED and name not in self.fn_metadata.arg_model.model_fields:
+                raise NotSupported(f"{self.name} has no argument {name!r}.", _NOT_OFFERED[name], argument=name)
+        try:
+            model = self.fn_metadata.arg_model
+            return model.model_validate(self.fn_metadata.pre_parse_json(arguments))  # type: ignore[return-value]
+        except ValidationError as error:
+            raise _invalid(self.name, self.fn_metadata.arg_model, error) from error
+
+
+def _refusal(error: ManyoyoError) -> CallToolResult:
+    text = sanitise(f"{error.instance_code}: {error.message}" + (f"\nWhat to do: {error.hint}" if error.hint else ""))
+    return CallToolResult(
+        content=[TextContent(type="text", text=text)], structured_content={"error": error.as_dict()}, is_error=True
+    )
+
+
+def _invalid(tool: str, model: type[BaseModel], error: ValidationError) -> InvalidArgument:
+    """Pydantic's errors as one of ours: which argument, what is wrong with it, what is allowed; no input echoed."""
+    lines, hints, first = [], [], None
+    for each in error.errors(include_url=False, include_input=False)[:5]:
+        place = ".".join(str(part) for part in each["loc"] if not str(part).startswith(("function-", "constrained-")))
+        argument = str(each["loc"][0]) if each["loc"] else ""
+        first = first or argument
+        if each["type"] == "extra_forbidden":
+            lines.append(f"{tool} has no argument {argument[:60]!r}")
+            hints.append(f"It takes: {', '.join(model.model_fields)}.")
+        else:
+            lines.append(f"{place}: {each['msg'].removeprefix('Value error, ')}")
+            field = model.model_fields.get(argument)
+            if field is not None and field.description:
+                hints.append(f"{argument}: {field.description}")
+    if first == "command":
+        hints.insert(0, 'Write command as a list of words: ["echo", "hi"]; for shell syntax: ["sh", "-c", "echo hi | wc"].')
+    return InvalidArgument("; ".join(lines) + ".", " ".join(dict.fromkeys(hints)), argument=first or "")
+
+
+def tool(
+    name: str,
+    title: str,
+    description: str,
+    input_model: type[In],
+    output_model: type[ToolOutput],
+    *,
+    read_only: bool = False,
+    destructive: bool = False,
+    idempotent: bool = False,
+    open_world: bool = False,
+) -> Callable[[Callable[[Call, In], Awaitable[ToolOutput]]], ManyoyoTool]:
+    """Make a handler a tool. The four hints are MCP's annotations."""
+
+    def make(handler: Callable[[Call, In], Awaitable[ToolOutput]]) -> ManyoyoTool:
+        return ManyoyoTool(
+            fn=handler,
+            name=name,
+            title=title,
+            description=description.strip(),
+            parameters=compact(input_model.model_json_schema()),
+            fn_metadata=FuncMetadata(
+                arg_model=input_model,
+                output_model=output_model,
+                output_schema=compact(output_model.model_json_schema(mode="serialization")),
+            ),
+            is_async=True,
+            context_kwarg="context",
+            annotations=ToolAnnotations(
+                read_only_hint=read_only,
+                destructive_hint=destructive,
+                idempotent_hint=idempotent,
+                open_world_hint=open_world,
+            ),
+        )
+
+    return make
+
+
+def compact(schema: Any) -> Any:
+    """A JSON schema without what a model does not need: generated titles, null alternatives (absent says the same), null defaults."""
+    if isinstance(schema, list):
+        return [compact(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {}
+    for key, value in schema.items():
+        if key == "title" and isinstance(value, str):
+            continue
+        if key == "default" and value in (None, [], {}):
+            continue
+        if key == "properties":
+            result[key] = {name: compact(each) for name, each in value.items()}
+            continue
+        result[key] = compact(value)
+    options = result.get("anyOf")
+    if isinstance(options, list):
+        real = [option for option in options if option != {"type": "null"}]
+        if len(real) == 1:
+            del result["anyOf"]
+            result = {**real[0], **result}
+        else:
+            result["anyOf"] = real
+    return result

@@ -1,0 +1,216 @@
+"""Arguments and result parts that several tools share."""
+
+import base64
+import binascii
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
+
+from manyoyo_mcp.errors import InvalidArgument, ManyoyoError
+from manyoyo_mcp.sessions.jobs import Job
+from manyoyo_mcp.text import fence, sanitise, shorten
+from manyoyo_mcp.tools.base import Call, ToolInput
+from manyoyo_mcp.values import Caps, check_cpus, check_pids, parse_memory
+
+MAX_ENV = 1000
+"""Most environment variables of a run, exec or build argument list."""
+_TAIL_BYTES = 1 << 20
+
+
+def _value_errors(check: Any) -> Any:
+    """Our InvalidArgument, inside a pydantic model, becomes what pydantic collects."""
+
+    def checked(value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return check(value)
+        except InvalidArgument as error:
+            raise ValueError(f"{error.message} {error.hint}") from error
+
+    return checked
+
+
+def _no_null(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("contains a null byte.")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_no_null)]
+Memory = Annotated[
+    int | None,
+    BeforeValidator(_value_errors(parse_memory)),
+    WithJsonSchema({"type": "string"}),
+]
+Cpus = Annotated[float | None, AfterValidator(_value_errors(check_cpus))]
+Pids = Annotated[int | None, AfterValidator(_value_errors(check_pids))]
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+def _env(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > MAX_ENV:
+        raise ValueError(f"has {len(value)} variables; at most {MAX_ENV}. Put large data into files.")
+    for name, content in value.items():
+        if not _ENV_NAME.fullmatch(name):
+            raise ValueError(f"{name[:40]!r} is not the name of an environment variable.")
+        if len(content) > 65536:
+            raise ValueError(f"{name} is longer than 65,536 characters. Put large data into files.")
+        _no_null(content)
+    return value
+
+
+Env = Annotated[dict[str, str], AfterValidator(_env)]
+
+
+def _command(value: list[str]) -> list[str]:
+    for word in value:
+        _no_null(word)
+    if sum(map(len, value)) > 1 << 17:
+        raise ValueError("is longer than 131,072 characters. Put long scripts into files.")
+    return value
+
+
+Command = Annotated[list[str], AfterValidator(_command)]
+
+_IMAGE = re.compile(
+    r"(?:(?=[^:/]{1,253}(?::[0-9]+)?/)[A-Za-z0-9.-]+(?::[0-9]+)?/)?"
+    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+_IMAGE_ID = re.compile(r"(?:sha256:)?[0-9a-f]{12,64}")
+
+
+def image_reference(value: str) -> str:
+    """An image reference as the distribution specification writes it (host/name:tag@digest), or an image id."""
+    if len(value) > 500 or not (_IMAGE.fullmatch(value) or _IMAGE_ID.fullmatch(value)):
+        raise ValueError(
+            f"{value[:60]!r} is not an image reference. Write name[:tag], lower case, e.g. localhost/app:1 or python:3.13."
+        )
+    return value
+
+
+Image = Annotated[str, AfterValidator(image_reference)]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{value[:60]!r} is not a container's name or id (letters, digits, _ . -).")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class Base64(BaseModel):
+    """Binary content."""
+
+    base64: str
+
+
+Files = dict[str, str | Base64]
+
+
+def decode_files(files: dict[str, str | Base64], argument: str = "files") -> dict[str, bytes]:
+    """Contents as bytes. Raises InvalidArgument for base64 that is none."""
+    decoded = {}
+    for path, content in files.items():
+        if isinstance(content, str):
+            decoded[path] = content.encode()
+            continue
+        try:
+            decoded[path] = base64.b64decode(content.base64, validate=True)
+        except binascii.Error as error:
+            raise InvalidArgument(f"{argument}: {path[:80]!r} is not valid base64.", "Encode the bytes, or give text.") from error
+    return decoded
+
+
+def absolute_path(path: str, argument: str, workdir: str | None = None) -> str:
+    """A path in a container. Raises InvalidArgument for a relative one without a workdir, '..', and null bytes."""
+    if "\0" in path or ".." in path.split("/") or not path or len(path) > 4096:
+        raise InvalidArgument(f"{argument}: {path[:80]!r} is not a path in the container.", "Write /dir/file, without '..'.")
+    if not path.startswith("/"):
+        path = f"{(workdir or '').rstrip('/')}/{path}"
+    return path
+
+
+class SandboxArgument(ToolInput):
+    """The one argument that nearly all tools have."""
+
+    sandbox_id: Text | None = Field(None, description="Which sandbox; may be left out while this session has one.")
+
+
+class CapArguments(SandboxArgument):
+    """Caps of a run or build."""
+
+    memory: Memory = Field(None, description='Memory cap, docker notation ("512m", "2g"); default: half the sandbox\'s.')
+    cpus: Cpus = Field(None, description="CPU cap in cores, e.g. 1.5; default: the sandbox's.")
+
+
+class Limits(BaseModel):
+    """Caps as granted."""
+
+    cpus: float
+    memory_bytes: int
+    pids_limit: int
+
+    @classmethod
+    def of(cls, caps: Caps) -> "Limits":
+        return cls(cpus=caps.cpus, memory_bytes=caps.memory, pids_limit=caps.pids)
+
+
+def log_uri(job_id: str) -> str:
+    return f"manyoyo://jobs/{job_id}/log"
+
+
+def show(raw: bytes, source: str, tokens: int) -> tuple[str, int]:
+    """Output for a model: sanitised, shortened, fenced. Returns it and how many bytes were left out."""
+    text, omitted = shorten(sanitise(raw), tokens)
+    return fence(text, source), omitted
+
+
+def log_view(job: Job, tokens: int) -> tuple[str, int]:
+    """A job's output so far, as `show` shows it, without reading more of a long log than can be shown."""
+    size = job.log.size
+    if size <= 2 * _TAIL_BYTES:
+        return show(job.log.read(0, size).data, job.job_id, tokens)
+    head, tail = job.log.read(0, _TAIL_BYTES // 4), job.log.read(-_TAIL_BYTES, _TAIL_BYTES)
+    text, omitted = shorten(sanitise(head.data) + "\n" + sanitise(tail.data), tokens)
+    gap = size - len(head.data) - len(tail.data)
+    return fence(text.replace(f"{omitted:,} bytes left out", f"{omitted + gap:,} bytes left out"), job.job_id), omitted + gap
+
+
+async def follow(call: Call, job: Job, wait_s: float, *, cancel: bool = True) -> bool:
+    """Wait for a job, reporting its progress; whether it ended in time. `cancel`: a cancelled request cancels the job."""
+    try:
+        waited = 0.0
+        while waited < wait_s:
+            begun = job.seconds
+            await job.wait_change(min(2.0, wait_s - waited))
+            if await job.wait(0):
+                return True
+            waited += max(job.seconds - begun, 0.01)
+            done, total, words = job.progress
+            await call.progress(done, total, f"{words or job.title} ({job.seconds:.0f} s)")
+    except BaseException:
+        if cancel:
+            await job.cancel()
+        raise
+    return False
+
+
+def raise_failure(job: Job) -> None:
+    """Raise what the job raised, if it did."""
+    if job.error is not None:
+        raise ManyoyoErrorWithLog(job.error, job.job_id)
+
+
+class ManyoyoErrorWithLog(ManyoyoError):
+    """An error that names the log of the job it ended."""
+
+    def __init__(self, error: ManyoyoError, job_id: str) -> None:
+        super().__init__(error.message, error.hint, code=error.instance_code, **{**error.details, "job_id": job_id})

@@ -1,0 +1,164 @@
+"""nested_list, nested_logs, nested_stop."""
+
+import time
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from manyoyo_mcp.text import sanitise
+from manyoyo_mcp.tools.base import Call, ToolOutput, tool
+from manyoyo_mcp.tools.common import Name, SandboxArgument, show
+from manyoyo_mcp.values import format_bytes
+
+_SHOWN = 50
+
+
+class ListInput(SandboxArgument):
+    what: Literal["all", "containers", "images"] = "all"
+
+
+class ContainerRow(BaseModel):
+    id: str
+    name: str
+    image: str
+    state: str
+    status: str
+    command: str
+
+
+class ImageRow(BaseModel):
+    id: str
+    tags: list[str]
+    size_bytes: int
+
+
+class ListOutput(ToolOutput):
+    sandbox_id: str
+    containers: list[ContainerRow] | None = None
+    images: list[ImageRow] | None = None
+    omitted: int = 0
+
+    def words(self) -> str:
+        lines = []
+        if self.containers is not None:
+            lines.append(f"{len(self.containers)} containers in {self.sandbox_id}:")
+            lines += [f"  {row.id} {row.name} {row.state} ({row.status}) {row.image} $ {row.command}" for row in self.containers]
+        if self.images is not None:
+            lines.append(f"{len(self.images)} images:")
+            lines += [f"  {row.id} {' '.join(row.tags) or '(no name)'} {format_bytes(row.size_bytes)}" for row in self.images]
+        return "\n".join(lines) + (f"\n{self.omitted} more left out." if self.omitted else "")
+
+
+@tool(
+    "nested_list",
+    "List containers and images",
+    """
+The containers (running and stopped) and images inside a sandbox, with state and size. For the sandbox's own state and caps use sandbox_status.
+""",
+    ListInput,
+    ListOutput,
+    read_only=True,
+    idempotent=True,
+)
+async def nested_list(call: Call, arguments: ListInput) -> ToolOutput:
+    sandbox = call.manager.get(arguments.sandbox_id)
+    result = ListOutput(sandbox_id=sandbox.sandbox_id)
+    if arguments.what != "images":
+        containers = await call.manager.ask(sandbox, sandbox.engine.containers)
+        result.containers = [
+            ContainerRow(
+                id=row.container_id[:12],
+                name=sanitise(row.name),
+                image=sanitise(row.image)[:100],
+                state=row.state,
+                status=sanitise(row.status),
+                command=sanitise(row.command)[:80],
+            )
+            for row in containers[:_SHOWN]
+        ]
+        result.omitted += max(0, len(containers) - _SHOWN)
+    if arguments.what != "containers":
+        images = await call.manager.ask(sandbox, sandbox.engine.images)
+        result.images = [
+            ImageRow(id=row.image_id.removeprefix("sha256:")[:12], tags=[sanitise(tag) for tag in row.tags[:5]], size_bytes=row.size)
+            for row in images[:_SHOWN]
+        ]
+        result.omitted += max(0, len(images) - _SHOWN)
+    return result
+
+
+class LogsInput(SandboxArgument):
+    container: Name = Field(description="Name or id of a nested container.")
+    tail: int | None = Field(None, ge=1, le=1_000_000, description="Only so many lines from the end.")
+    since_s: float | None = Field(None, gt=0, description="Only the last so many seconds.")
+    max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
+
+
+class LogsOutput(ToolOutput):
+    container: str
+    output: str = Field(description="stdout and stderr together, untrusted, fenced.")
+    omitted_bytes: int = 0
+
+    def words(self) -> str:
+        if not self.output:
+            return f"{self.container} has written nothing."
+        return self.output + (f"\n({self.omitted_bytes:,} bytes left out; use tail or max_tokens.)" if self.omitted_bytes else "")
+
+
+@tool(
+    "nested_logs",
+    "Read a container's output",
+    """
+What a nested container has written to stdout and stderr: a detached service that runs or has stopped. For the output of a foreground
+nested_run, a nested_exec or a nested_build use read_log with its job_id.
+""",
+    LogsInput,
+    LogsOutput,
+    read_only=True,
+    idempotent=True,
+)
+async def nested_logs(call: Call, arguments: LogsInput) -> ToolOutput:
+    manager = call.manager
+    sandbox = manager.get(arguments.sandbox_id)
+    since = time.time() - arguments.since_s if arguments.since_s else None
+    raw = await manager.ask(sandbox, lambda: sandbox.engine.logs(arguments.container, arguments.tail, since))
+    output, omitted = show(raw, arguments.container, (arguments.max_tokens or manager.settings.result_tokens) - 150)
+    return LogsOutput(container=arguments.container, output=output, omitted_bytes=omitted)
+
+
+class StopInput(SandboxArgument):
+    container: Name = Field(description="Name or id of a nested container.")
+    action: Literal["stop", "start", "restart", "remove"] = Field("stop", description="remove also stops, at once.")
+    timeout_s: float = Field(10, ge=0, le=600, description="Seconds between SIGTERM and SIGKILL.")
+
+
+class StopOutput(ToolOutput):
+    container: str
+    action: str
+    state: str = Field(description="State afterwards.")
+
+    def words(self) -> str:
+        return f"{self.container}: {self.state}."
+
+
+@tool(
+    "nested_stop",
+    "Stop, start, restart or remove a container",
+    """
+Stop (default), start, restart or remove one nested container. To end a build, run or exec that goes on as a job use job_cancel; to remove the
+whole sandbox, cleanup.
+""",
+    StopInput,
+    StopOutput,
+    destructive=True,
+    idempotent=True,
+)
+async def nested_stop(call: Call, arguments: StopInput) -> ToolOutput:
+    manager = call.manager
+    sandbox = manager.get(arguments.sandbox_id)
+    await manager.ask(sandbox, lambda: sandbox.engine.act(arguments.action, arguments.container, arguments.timeout_s))
+    state = {"stop": "stopped", "remove": "removed"}.get(arguments.action, "running")
+    return StopOutput(container=arguments.container, action=arguments.action, state=state)
+
+
+TOOLS = [nested_list, nested_logs, nested_stop]

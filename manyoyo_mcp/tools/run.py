@@ -1,0 +1,256 @@
+"""nested_run, nested_exec."""
+
+import base64
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from manyoyo_mcp.engines.base import Ended, ExecSpec, OutputFile, RunSpec
+from manyoyo_mcp.errors import InvalidArgument, Reason
+from manyoyo_mcp.sessions.jobs import Job
+from manyoyo_mcp.text import estimate_tokens, sanitise, shorten
+from manyoyo_mcp.tools.base import Call, ToolOutput, tool
+from manyoyo_mcp.tools.common import (
+    CapArguments,
+    Command,
+    Env,
+    Files,
+    Image,
+    Name,
+    Pids,
+    SandboxArgument,
+    Text,
+    absolute_path,
+    decode_files,
+    follow,
+    log_uri,
+    log_view,
+    raise_failure,
+)
+
+_FRAME_TOKENS = 350
+"""What a result's own fields take of its budget."""
+
+
+class RunInput(CapArguments):
+    image: Image = Field(description="Image in the sandbox, or one to pull.")
+    command: Command = Field(default_factory=list, description='argv list, e.g. ["pytest", "-q"]; default: the image\'s own.')
+    entrypoint: Command | None = Field(None, description="Replaces the image's entrypoint.")
+    env: Env = Field(default_factory=dict, description="Environment variables.")
+    stdin: str | None = Field(None, description="Text for standard input, which is then closed.")
+    pids_limit: Pids = Field(None, description="Processes and threads; default 1024.")
+    network: Text = Field("default", description='"default" (outgoing), "none", or the name of a nested network.')
+    workdir: Text | None = Field(None, description="Working directory.")
+    user: Text | None = Field(None, description="User name or uid[:gid].")
+    read_only: bool = Field(False, description="Root file system read-only.")
+    cap_drop: list[Text] = Field(default_factory=list, description='Capabilities to drop, e.g. ["ALL"].')
+    timeout_s: float | None = Field(None, gt=0, le=86400, description="Kill it after so many seconds.")
+    detach: bool = Field(False, description="Start a service and return; it runs until nested_stop.")
+    name: Name | None = Field(None, description="Container name, for detach.")
+    files: Files = Field(
+        default_factory=dict, description='Files to put in: path → text or {"base64": …}. Relative: to workdir.'
+    )
+    outputs: list[Text] = Field(default_factory=list, max_length=50, description="Paths to bring out when it has ended.")
+    pull: Literal["missing", "never", "always"] = "missing"
+    wait_s: float | None = Field(None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40.")
+    max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
+
+
+class OutFile(BaseModel):
+    path: str
+    size: int | None = None
+    text: str | None = None
+    base64: str | None = None
+    note: str | None = None
+
+
+class RunOutput(ToolOutput):
+    sandbox_id: str
+    state: Literal["finished", "running", "cancelled", "started"]
+    reason: Reason | None = Field(None, description="Why it ended so; OK for exit code 0.")
+    exit_code: int | None = None
+    seconds: float
+    explanation: str | None = None
+    hint: str | None = None
+    evidence: str | None = None
+    output: str = Field("", description="stdout and stderr together, untrusted, fenced.")
+    output_bytes: int = 0
+    omitted_bytes: int = 0
+    outputs: list[OutFile] | None = None
+    container: str | None = Field(None, description="Container id, for a detached run.")
+    job_id: str | None = None
+    log: str | None = Field(None, description="URI of the whole output; read_log pages it.")
+    sandbox_started: bool | None = Field(None, description="This call started the sandbox.")
+
+    def words(self) -> str:
+        lines = []
+        if self.sandbox_started:
+            lines.append(f"Started sandbox {self.sandbox_id} with the defaults.")
+        match self.state:
+            case "started":
+                lines.append(f"Container {self.container} runs. nested_logs shows its output, nested_exec enters, nested_stop ends it.")
+            case "running":
+                lines.append(f"Still running after {self.seconds:.0f} s, as job {self.job_id}: job_status waits for it, job_cancel ends it.")
+            case "cancelled":
+                lines.append(f"Cancelled after {self.seconds:.1f} s.")
+            case _:
+                code = "" if self.exit_code is None else f", exit code {self.exit_code}"
+                lines.append(f"{self.reason}{code}, {self.seconds:.2f} s.")
+        lines += [part for part in (self.explanation, self.hint and f"What to do: {self.hint}") if part]
+        if self.output:
+            lines.append(self.output)
+        if self.omitted_bytes:
+            lines.append(f"({self.omitted_bytes:,} of {self.output_bytes:,} bytes left out; read_log with job_id={self.job_id} shows them.)")
+        for file in self.outputs or []:
+            what = f"{file.size} bytes" if file.note is None else file.note
+            lines.append(f"{file.path}: {what}" + (f"\n{file.text}" if file.text is not None else ""))
+        return "\n".join(lines)
+
+    def links(self) -> list[tuple[str, str]]:
+        return [(self.log, f"log of {self.job_id}")] if self.log and self.job_id else []
+
+
+@tool(
+    "nested_run",
+    "Run a container",
+    """
+Run a command in a new container inside the sandbox, under CPU, memory and process caps, and return exit code, output and why it ended
+(OOM_KILLED, TIMEOUT, PIDS_LIMIT … told apart by evidence). The container is removed afterwards; bring results out with outputs. A
+run longer than wait_s goes on as a job: its job_id is returned, job_status waits for it. detach=true starts a service.
+For a command in a container that runs already use nested_exec; to make an image, nested_build.
+""",
+    RunInput,
+    RunOutput,
+    open_world=True,
+)
+async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
+    manager = call.manager
+    workdir = arguments.workdir
+    spec_files = {absolute_path(path, "files", workdir): data for path, data in decode_files(arguments.files).items()}
+    outputs = [absolute_path(path, "outputs", workdir) for path in arguments.outputs]
+    if arguments.detach and (outputs or arguments.stdin is not None or arguments.timeout_s):
+        raise InvalidArgument(
+            "A detached run has no outputs, stdin or timeout_s.", "Leave them out; later use nested_exec and nested_stop."
+        )
+    if arguments.name and not arguments.detach:
+        raise InvalidArgument("Only a detached run keeps its container, so only it has a name.", "Set detach=true, or leave name out.")
+    async with call.progress_sink() as progress:
+        sandbox, started = await manager.get_or_start(arguments.sandbox_id, progress)
+    spec = RunSpec(
+        image=arguments.image,
+        command=arguments.command,
+        caps=manager.caps(sandbox, arguments.cpus, arguments.memory, arguments.pids_limit),
+        entrypoint=arguments.entrypoint,
+        env=arguments.env,
+        stdin=arguments.stdin.encode() if arguments.stdin is not None else None,
+        network=arguments.network,
+        workdir=workdir,
+        user=arguments.user,
+        read_only=arguments.read_only,
+        cap_drop=arguments.cap_drop,
+        name=arguments.name,
+        files=spec_files,
+        outputs=outputs,
+        timeout_s=arguments.timeout_s,
+        pull=arguments.pull,
+    )
+    if arguments.detach:
+        container = await manager.start_detached(sandbox, spec)
+        return RunOutput(sandbox_id=sandbox.sandbox_id, state="started", seconds=0, container=container[:12],
+                         sandbox_started=started or None)  # fmt: skip
+    job = manager.run(sandbox, spec)
+    return await _finish(call, job, arguments.wait_s, arguments.max_tokens, started)
+
+
+class ExecInput(SandboxArgument):
+    container: Name = Field(description="Name or id of a nested container that runs.")
+    command: Command = Field(min_length=1, description='argv list, e.g. ["cat", "/etc/hosts"].')
+    env: Env = Field(default_factory=dict, description="Environment variables.")
+    stdin: str | None = Field(None, description="Text for standard input, which is then closed.")
+    workdir: Text | None = Field(None, description="Working directory.")
+    user: Text | None = Field(None, description="User name or uid[:gid].")
+    timeout_s: float | None = Field(None, gt=0, le=86400, description="Kill it after so many seconds.")
+    wait_s: float | None = Field(None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40.")
+    max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
+
+
+@tool(
+    "nested_exec",
+    "Run a command in a running container",
+    """
+Run a command in a nested container that is running (a service started with nested_run detach=true): look at its files, query it,
+try a fix. It shares that container's caps. Returns exit code, output and why it ended. For a fresh container use nested_run.
+""",
+    ExecInput,
+    RunOutput,
+    open_world=True,
+)
+async def nested_exec(call: Call, arguments: ExecInput) -> ToolOutput:
+    sandbox = call.manager.get(arguments.sandbox_id)
+    spec = ExecSpec(
+        container=arguments.container,
+        command=arguments.command,
+        env=arguments.env,
+        stdin=arguments.stdin.encode() if arguments.stdin is not None else None,
+        workdir=arguments.workdir,
+        user=arguments.user,
+        timeout_s=arguments.timeout_s,
+    )
+    job = call.manager.exec(sandbox, spec)
+    return await _finish(call, job, arguments.wait_s, arguments.max_tokens, False)
+
+
+async def _finish(call: Call, job: Job, wait_s: float | None, max_tokens: int | None, started: bool) -> RunOutput:
+    settings = call.manager.settings
+    await follow(call, job, settings.wait_s if wait_s is None else wait_s)
+    result = describe(job, max_tokens or settings.result_tokens)
+    result.sandbox_started = started or None
+    return result
+
+
+def describe(job: Job, max_tokens: int) -> RunOutput:
+    """A run or exec as it stands: ended, cancelled, or still running. Raises what it raised."""
+    raise_failure(job)
+    ended = job.result if isinstance(job.result, Ended) else None
+    budget = max_tokens - _FRAME_TOKENS
+    files = [] if ended is None else [_out_file(file, budget // 2) for file in ended.outputs]
+    budget -= sum(estimate_tokens((file.text or "") + (file.base64 or "")) for file in files)
+    output, omitted = log_view(job, max(budget, 100))
+    result = RunOutput(
+        sandbox_id=job.sandbox_id,
+        state="running" if job.state == "running" else "cancelled" if job.state == "cancelled" else "finished",
+        seconds=ended.seconds if ended else job.seconds,
+        output=output,
+        output_bytes=job.log.size,
+        omitted_bytes=omitted,
+        job_id=job.job_id,
+        log=log_uri(job.job_id),
+        outputs=files or None,
+    )
+    if ended is not None:
+        result.reason = ended.reason
+        result.exit_code = ended.exit_code
+        result.explanation = sanitise(ended.explanation) or None if ended.reason is not Reason.EXIT_NONZERO else None
+        result.hint = ended.hint or None
+        result.evidence = ended.evidence or None
+    return result
+
+
+def _out_file(file: OutputFile, tokens: int) -> OutFile:
+    if file.content is None:
+        return OutFile(path=file.path, note=file.note)
+    size = len(file.content)
+    try:
+        text = file.content.decode()
+    except UnicodeDecodeError:
+        text = None
+    if text is not None and "\0" not in text:
+        short, omitted = shorten(sanitise(text), tokens)
+        return OutFile(path=file.path, size=size, text=short, note=f"{omitted} bytes left out" if omitted else None)
+    encoded = base64.b64encode(file.content).decode()
+    if estimate_tokens(encoded) > tokens:
+        return OutFile(path=file.path, size=size, note="binary, too large for the result: raise max_tokens")
+    return OutFile(path=file.path, size=size, base64=encoded)
+
+
+TOOLS = [nested_run, nested_exec]

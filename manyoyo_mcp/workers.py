@@ -1,0 +1,37 @@
+"""Worker threads for docker-py, which is synchronous."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_THREADS = 256
+"""Enough for every job to hold one thread that waits for output; an idle thread costs some 30 kB."""
+
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("manyoyo_workers")
+
+
+async def in_thread(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a call that has an end of its own (a request with a timeout). A cancellation waits for that end."""
+    return await anyio.to_thread.run_sync(partial(fn, *args, **kwargs), limiter=_get_limiter())
+
+
+async def wait_in_thread(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a call that waits for something inside a sandbox. A cancellation is raised at once: the caller then ends
+    what the thread waits for, and with it the thread."""
+    return await anyio.to_thread.run_sync(partial(fn, *args, **kwargs), limiter=_get_limiter(), abandon_on_cancel=True)
+
+
+def _get_limiter() -> anyio.CapacityLimiter:
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(MAX_THREADS)
+        _limiter.set(limiter)
+        return limiter

@@ -10,7 +10,7 @@ import shlex
 import tarfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -19,6 +19,7 @@ import requests
 import urllib3
 
 from manyoyo_mcp.engines.base import (
+    Action,
     Built,
     BuildSpec,
     Container,
@@ -33,7 +34,7 @@ from manyoyo_mcp.engines.base import (
 )
 from manyoyo_mcp.engines.buildlog import BuildLog
 from manyoyo_mcp.engines.diagnosis import diagnose
-from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, verdict
+from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, from_answer, verdict
 from manyoyo_mcp.engines.streams import Attached, hang_up, json_lines
 from manyoyo_mcp.errors import (
     EngineFailed,
@@ -69,6 +70,8 @@ class DockerApiEngine:
     """An engine behind a guarded docker-py client. Subclasses say where theirs differs."""
 
     name: ClassVar[str]
+    build_networks: ClassVar[dict[str, str]] = {"default": "default", "none": "none"}
+    """A build's network, in the engine's words."""
 
     def __init__(self, client: docker.APIClient, maintain: Maintain, spawn: Spawn, default_caps: Callable[[], Caps]):
         self._client = client
@@ -92,28 +95,13 @@ class DockerApiEngine:
         try:
             return fn(self._client)
         except docker.errors.APIError as error:
-            raise self._from_api(error) from error
+            text = sanitise(str(error.explanation or error)).strip()
+            raise from_answer(self.name, error.status_code or 500, text) from error
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise EngineUnreachable(
                 f"The sandbox's {self.name} engine does not answer: {error}",
                 "It is started again by itself; try once more. If it stays away, sandbox_status says why.",
             ) from error
-
-    def _from_api(self, error: docker.errors.APIError) -> ManyoyoError:
-        text = sanitise(str(error.explanation or error)).strip()
-        status = error.status_code or 500
-        lowered = text.lower()
-        if status == 404 and "image" in lowered and "container" not in lowered.split("image")[0]:
-            return NotFound(text, "nested_list shows the images there are.", code="IMAGE_NOT_FOUND")
-        if status == 404:
-            return NotFound(text, "nested_list shows the containers there are.", code="CONTAINER_NOT_FOUND")
-        if status == 409 and ("already in use" in lowered or "conflict" in lowered):
-            return NameConflict(text, "Choose another name, or remove the container that has it: nested_stop.")
-        if "is not running" in lowered or "can only create exec sessions on running" in lowered or "improper state" in lowered:
-            return NotRunning(text, "nested_list shows its state; nested_stop with action='start' starts it.")
-        if status == 400 and ("invalid" in lowered or "parse" in lowered):
-            return InvalidArgument(text, "Correct the argument that is named.")
-        return EngineFailed(f"The sandbox's {self.name} engine answered: {text}", "sandbox_status shows the engine's log.")
 
     async def ping(self) -> None:
         await self._ask(lambda client: client.ping())
@@ -448,7 +436,7 @@ class DockerApiEngine:
             "rm": "1",
             "forcerm": "1",
             "buildargs": json.dumps(spec.build_args),
-            "networkmode": spec.network,
+            "networkmode": self.build_networks[spec.network],
         }
         if spec.no_cache:
             params["nocache"] = "1"
@@ -532,7 +520,7 @@ class DockerApiEngine:
             for row in rows
         ]
 
-    async def act(self, action: Literal["stop", "start", "restart", "remove"], container: str, timeout_s: float) -> None:
+    async def act(self, action: Action, container: str, timeout_s: float) -> str:
         match action:
             case "stop":
                 await self._ask(lambda client: client.stop(container, timeout=round(timeout_s)))
@@ -543,6 +531,8 @@ class DockerApiEngine:
             case "remove":
                 await self._ask(lambda client: client.inspect_container(container))
                 await self.remove(container)
+                return "removed"
+        return str((await self._ask(lambda client: client.inspect_container(container)))["State"]["Status"])
 
 
 @contextlib.contextmanager

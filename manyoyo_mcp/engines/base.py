@@ -10,6 +10,8 @@ from manyoyo_mcp.values import Caps
 Sink = Callable[[bytes], None]
 """Takes output as it arrives; called from a worker thread."""
 
+Action = Literal["stop", "start", "restart", "remove"]
+
 Maintain = Callable[..., Awaitable[Any]]
 """`await maintain("kill-exec", id)`: runs the outer container's `ctl`; answers with `exit_code` and `output`."""
 
@@ -174,7 +176,8 @@ class Engine(Protocol):
 
     async def images(self) -> list[Image]: ...
 
-    async def act(self, action: Literal["stop", "start", "restart", "remove"], container: str, timeout_s: float) -> None: ...
+    async def act(self, action: Action, container: str, timeout_s: float) -> str:
+        """Do it; the container's state afterwards, in Docker's words, or "removed"."""
 
     async def settle(self) -> None:
         """Wait until removals that nobody waited for are finished."""

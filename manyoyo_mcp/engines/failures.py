@@ -3,7 +3,16 @@
 import re
 from dataclasses import dataclass
 
-from manyoyo_mcp.errors import Reason
+from manyoyo_mcp.errors import (
+    EngineFailed,
+    InvalidArgument,
+    ManyoyoError,
+    NameConflict,
+    NotFound,
+    NotRunning,
+    NotSupported,
+    Reason,
+)
 
 SIGKILLED = 137
 _NO_SPACE = re.compile(rb"no space left on device|disk quota exceeded", re.IGNORECASE)
@@ -73,3 +82,43 @@ def _exit_hint(exit_code: int) -> str:
     if exit_code > 128:
         return f"{exit_code}: ended by signal {exit_code - 128}."
     return "The output says why."
+
+
+_Answer = tuple[int | None, re.Pattern[str], type[ManyoyoError], str | None, str]
+_ANSWERS: list[_Answer] = [
+    (status, re.compile(pattern, re.IGNORECASE), kind, code, hint)
+    for status, pattern, kind, code, hint in (
+        (None, r"unable to find (user|group)|no matching entries in (passwd|group)", InvalidArgument, None,
+         "user is a name in the image's /etc/passwd, or a number."),
+        (None, r"network .*not found|unable to find network|no such network", NotFound, "NETWORK_NOT_FOUND",
+         'Use "default", "none", or a nested network that exists.'),
+        (None, r"(workdir|working directory|cwd|chdir).*(does not exist|no such file|not a directory|not absolute|needs to be an absolute)",
+         InvalidArgument, None, "workdir is an absolute path; it is made where it is missing, but must not be a file."),
+        (None, r"(unknown|invalid) capability|capability not supported|capabilit(y|ies).*(unknown|invalid|not found)",
+         InvalidArgument, None, 'cap_drop takes names like "NET_RAW", or "ALL".'),
+        (None, r"invalid containerport|invalid mount|invalid reference|invalid tag|repository name must be lowercase|"
+               r"failed to parse|invalid argument|parsing reference", InvalidArgument, None, "Correct the argument that is named."),
+        (None, r"no such container|no container with (name or )?id", NotFound, "CONTAINER_NOT_FOUND",
+         "nested_list shows the containers there are."),
+        (404, r"image|manifest|reference does not exist", NotFound, "IMAGE_NOT_FOUND", "nested_list shows the images there are."),
+        (404, r"", NotFound, "CONTAINER_NOT_FOUND", "nested_list shows the containers there are."),
+        (409, r"dead or marked for removal|removal of container .* is already in progress", NotFound, "CONTAINER_NOT_FOUND",
+         "It is being removed."),
+        (409, r"already in use|conflict", NameConflict, None,
+         "Choose another name, or remove the container that has it: nested_stop with action='remove'."),
+        (None, r"already in use", NameConflict, None,
+         "Choose another name, or remove the container that has it: nested_stop with action='remove'."),
+        (None, r"is not running|can only create exec sessions on running|improper state|is paused", NotRunning, None,
+         "nested_list shows its state; nested_stop with action='start' starts it."),
+        (501, r"", NotSupported, None, "The other engine may do it: start_sandbox with engine='docker' or 'podman'."),
+        (400, r"", InvalidArgument, None, "Correct the argument that is named."),
+    )
+]  # fmt: skip
+
+
+def from_answer(engine: str, status: int, text: str) -> ManyoyoError:
+    """An engine's error answer as one of ours: the request's fault where the words show it, else the engine's."""
+    for wanted, pattern, kind, code, hint in _ANSWERS:
+        if wanted in (None, status) and pattern.search(text):
+            return kind(text, hint, code=code)
+    return EngineFailed(f"The sandbox's {engine} engine answered: {text}", "sandbox_status shows the engine's log.")

@@ -13,6 +13,7 @@ class PodmanEngine(DockerApiEngine):
     """Podman 5: no daemon of its own beside the service, the fastest way to a nested run."""
 
     name = "podman"
+    build_networks = {"default": "NetworkDefault", "none": "NetworkDisabled"}  # noqa: RUF012 - a ClassVar of the base
 
     async def remove(self, container: str) -> None:
         # A forced removal waits the whole stop time for a process that ignores SIGTERM, unless it is dead before.

@@ -1,7 +1,6 @@
 """Reading what a nested container writes: attached streams, whose frames carry stdout and stderr."""
 
 import contextlib
-import io
 import json
 import socket
 import struct
@@ -15,9 +14,11 @@ class Attached:
     """A hijacked connection to a container's or exec's stdin, stdout and stderr (no TTY: framed, 8-byte headers)."""
 
     def __init__(self, raw: Any) -> None:
+        # docker-py hands out the raw reader and keeps the response on it. The response's own buffer is what must be
+        # read: output may have arrived together with the answer's headers and lie there already.
         self._raw = raw
-        self._sock = getattr(raw, "_sock", raw)
-        self._reader = io.BufferedReader(raw, 1 << 18) if isinstance(raw, io.RawIOBase) else raw.makefile("rb")
+        self._sock = raw._sock
+        self._reader = raw._response.raw._fp.fp
         self._sock.settimeout(None)
 
     def pump(self, sink: Sink) -> None:

@@ -81,8 +81,21 @@ class Host(Protocol):
 
     async def volume_exists(self, name: str) -> bool: ...
 
+    async def create_volume(self, name: str, labels: dict[str, str]) -> None:
+        """Make a volume; one that exists already is left as it is."""
+
+    async def remove_volume(self, name: str) -> bool:
+        """Remove a volume; whether there was one. Raises RequestError (IN_USE), naming them, while containers have it."""
+
+    async def read_volume(self, name: str, path: str, image: str, labels: dict[str, str]) -> bytes | None:
+        """A small file in a volume, None where it is missing; through a container of `image`, with `labels`, that is
+        never started."""
+
     async def create(self, spec: OuterSpec) -> Outer:
-        """Make an outer container and start it. Nothing of it is left where this raises or is cancelled."""
+        """Make an outer container and start it. Nothing of it is left where this raises or is cancelled.
+
+        Raises NameConflict, and leaves that one alone, where there is one with this `sandbox_id`.
+        """
 
     async def dialer(self, outer: Outer) -> tuple[str, Dial]:
         """How the nested engine is reached ("socket" or "relay") and a function that connects to it; returns when it

@@ -21,7 +21,15 @@ import requests
 from docker.context import ContextAPI
 
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.errors import EngineFailed, HostUnavailable, ImageUnavailable, InvalidArgument, SandboxError
+from manyoyo_mcp.errors import (
+    EngineFailed,
+    HostUnavailable,
+    ImageUnavailable,
+    InvalidArgument,
+    NameConflict,
+    RequestError,
+    SandboxError,
+)
 from manyoyo_mcp.hosts.base import LABEL, Completed, HostInfo, Outer, OuterSpec
 from manyoyo_mcp.hosts.relay import relay
 from manyoyo_mcp.policy.transport import Dial, SocketLike
@@ -154,6 +162,47 @@ class DockerHost:
             return False
         return True
 
+    async def create_volume(self, name: str, labels: dict[str, str]) -> None:
+        named = {LABEL + key: value for key, value in labels.items()}
+        await self._call(lambda client: client.create_volume(name, labels=named))
+
+    async def remove_volume(self, name: str) -> bool:
+        try:
+            await self._call(lambda client: client.remove_volume(name))
+        except docker.errors.NotFound:
+            return False
+        except docker.errors.APIError as error:
+            if error.status_code != 409:
+                raise HostUnavailable(f"The host could not remove {name}: {error.explanation}", "Try again.") from error
+            users = await self._call(lambda client: client.containers(all=True, filters={"volume": name}))
+            names = ", ".join(user["Names"][0].lstrip("/") for user in users) or "a container"
+            raise RequestError(
+                f"The volume {name} is in use by {names}.", "Remove those first, or wait until they end.", code="IN_USE"
+            ) from error
+        return True
+
+    async def read_volume(self, name: str, path: str, image: str, labels: dict[str, str]) -> bytes | None:
+        mount = {"Type": "volume", "Source": name, "Target": "/volume", "ReadOnly": True}
+        named = {LABEL + key: value for key, value in labels.items()}
+        body = {"Image": image, "Labels": named, "HostConfig": {"Mounts": [mount]}}
+
+        def read(client: docker.APIClient) -> bytes | None:
+            container = client.create_container_from_config(body)["Id"]
+            try:
+                stream, _ = client.get_archive(container, f"/volume/{path}")
+                with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+                    file = archive.extractfile(archive.next() or tarfile.TarInfo())
+                    return file.read() if file is not None else None
+            except docker.errors.NotFound:
+                return None
+            finally:
+                client.remove_container(container, force=True)
+
+        try:
+            return await self._call(read)
+        except docker.errors.APIError as error:
+            raise HostUnavailable(f"The host could not read {name}: {error.explanation}", "Try again.") from error
+
     # -- making one
 
     async def create(self, spec: OuterSpec) -> Outer:
@@ -173,6 +222,8 @@ class DockerHost:
                 f"The outer image {spec.image} is not on the host.", "Build it: `manyoyo-mcp image build`."
             ) from error
         except docker.errors.APIError as error:
+            if error.status_code == 409:
+                raise NameConflict(f"There is an outer container {name} already.", "Remove it, or wait for its end.") from error
             await self._discard(spec.sandbox_id)
             if shared is not None and "bind source path does not exist" in str(error):
                 self._transport = "relay"  # a local socket, yet an engine in a virtual machine
@@ -202,7 +253,14 @@ class DockerHost:
         if spec.bases_volume is not None:
             target = "/var/lib/manyoyo-bases" if spec.bases_writable else "/srv/manyoyo-bases"
             mounts.append(
-                {"Type": "volume", "Source": spec.bases_volume, "Target": target, "ReadOnly": not spec.bases_writable}
+                {
+                    "Type": "volume",
+                    "Source": spec.bases_volume,
+                    "Target": target,
+                    "ReadOnly": not spec.bases_writable,
+                    # Should it have gone a moment ago: what the host then makes in its place is labelled too.
+                    "VolumeOptions": {"Labels": {f"{LABEL}kind": "bases"}},
+                }
             )
         uid, gid = (os.getuid(), os.getgid()) if hasattr(os, "getuid") else (0, 0)
         host_config: dict[str, Any] = spec.caps.host_config() | {
@@ -251,9 +309,12 @@ class DockerHost:
             if self._transport != "socket" and (
                 not self._may_share() or time.monotonic() - started > _SOCKET_PATIENCE
             ):
-                listening = await self._call(
-                    lambda client: _exec(client, outer.container_id, ["test", "-S", f"{SOCKET_DIR}/engine.sock"])
-                )
+                try:
+                    listening = await self._call(
+                        lambda client: _exec(client, outer.container_id, ["test", "-S", f"{SOCKET_DIR}/engine.sock"])
+                    )
+                except docker.errors.APIError:
+                    break  # it runs no longer
                 if listening.exit_code == 0:
                     self._transport = "relay"
                     return "relay", lambda: relay(self.client, outer.container_id, engine)

@@ -1,12 +1,350 @@
-"""Base images assembled from packages, for hosts that reach no registry; shared, read-only, by every sandbox."""
+"""Base images made from packages, for hosts that reach no registry; shared, read-only, by every sandbox.
+
+Each is a Containerfile under `recipes/`; where it adds a `root.tar`, that is assembled from Debian's packages. They are
+built in a maintenance sandbox and loaded into one volume, which holds
+
+    podman/          an image store; sandboxes with podman have it as an additional store
+    docker/          a data root of dockerd
+    docker.tar       what a new dockerd begins with: the metadata of docker/, its layers as links into the volume
+    manifest.json    what there is, as `podman images --format json` says it
+
+Sandboxes mount the volume read-only. **The stores only grow**: making an image again moves its names and leaves the old
+layers where they are, so a sandbox that uses them never notices. docker.tar and manifest.json are replaced by a rename,
+as the last step, so a sandbox that starts meanwhile sees the images of before, whole; podman reads its store under the
+store's own locks. Space comes back with `remove`, which the host refuses while a sandbox has the volume.
+
+One process at a time makes images: the maintenance sandbox has a fixed name, and who finds it taken waits.
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+import tarfile
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import anyio
 
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.hosts.base import Host
+from manyoyo_mcp.engines import ENGINES, DockerApiEngine
+from manyoyo_mcp.engines.base import BuildSpec, RunSpec, Step
+from manyoyo_mcp.errors import EngineFailed, ImageUnavailable, InvalidArgument, NameConflict
+from manyoyo_mcp.hosts.base import LABEL, Host, Outer, OuterSpec
+from manyoyo_mcp.image import debian, outer
+from manyoyo_mcp.policy.rules import Limits
+from manyoyo_mcp.policy.transport import guarded_client
+from manyoyo_mcp.values import Caps
+
+Progress = Callable[[float, float | None, str], None]
 
 VOLUME = "manyoyo-bases"
-"""The volume that holds one store an engine: `podman/`, an additional image store, and `docker/`, a data root."""
+PREFIX = "localhost/manyoyo/"
+"""Registry and namespace of their names: fully qualified, so that both engines take the name as it is."""
+
+_MAKER = "bases-maker"
+_PATIENCE = 900.0
+"""Seconds to wait while another process makes base images."""
+_RECIPES = files("manyoyo_mcp.image").joinpath("recipes")
+_FORGET_MACHINE = 'rm -f "$1/etc/hostname" "$1/etc/resolv.conf"'
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a base is made. `packages` are assembled into its root.tar with mmdebstrap's `variant`; without any, its
+    Containerfile begins FROM another base. The version is read from `version`'s output: its first `parts` numbers."""
+
+    name: str
+    summary: str
+    version: tuple[str, ...]
+    parts: int
+    packages: tuple[str, ...] = ()
+    variant: str = "minbase"
+    parent: str | None = None
+
+    def context(self) -> dict[str, bytes]:
+        """The files beside the root file system: path → content; the Containerfile among them."""
+        found: dict[str, bytes] = {}
+
+        def walk(directory: Traversable, prefix: str) -> None:
+            for entry in directory.iterdir():
+                if entry.is_dir():
+                    walk(entry, f"{prefix}{entry.name}/")
+                else:
+                    found[prefix + entry.name] = entry.read_bytes()
+
+        walk(_RECIPES.joinpath(self.name), "")
+        return found
+
+    def digest(self) -> str:
+        """Changes when the image would come out differently, newer packages apart: its files, packages, parent, and the
+        mirrors that it carries in its apt configuration."""
+        parts = [self.name, debian.SUITE, self.variant, *self.packages, *debian.sources(), *debian.settings()]
+        parts += [f"{path}\0{content!r}" for path, content in sorted(self.context().items())]
+        parts += [RECIPES[self.parent].digest()] if self.parent else []
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("debian", "Debian, apt ready to use", ("cat", "/etc/debian_version"), 1, packages=("ca-certificates",)),
+        Recipe("python", "Python, pip and venv, on debian", ("python", "--version"), 2, parent="debian"),
+        Recipe("node", "Node.js and npm, on debian", ("node", "--version"), 1, parent="debian"),
+        Recipe("busybox", "one static program: a shell and small tools", ("busybox",), 2, packages=("busybox-static",),
+               variant="extract"),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base image that there is. `tags` are its whole names; size in bytes, `created` in Unix seconds."""
+
+    name: str
+    tags: list[str]
+    image_id: str
+    size: int
+    created: float
+    recipe: str
+
+    @property
+    def current(self) -> bool:
+        """Whether it would be made the same way today."""
+        return self.name in RECIPES and self.recipe == RECIPES[self.name].digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """On whose behalf a maintenance sandbox runs: its `labels`, the `files` that hand on the host's certificates, and
+    `sweep`, which removes what processes that ended left behind."""
+
+    labels: dict[str, str]
+    files: dict[str, bytes]
+    sweep: Callable[[], Awaitable[object]]
 
 
 async def volume(host: Host, settings: Settings, engine: str) -> str | None:
     """The volume to mount into a new sandbox; None where no base image was made on this host."""
     return VOLUME if await host.volume_exists(VOLUME) else None
+
+
+async def present(host: Host, settings: Settings, maintenance: Maintenance, progress: Progress) -> list[Base]:
+    """The base images that sandboxes on this host have."""
+    if not await host.volume_exists(VOLUME):
+        return []
+    image = await outer.ensure(host, settings, progress)
+    labels = {**maintenance.labels, "kind": "maintenance", "sandbox": f"{_MAKER}-reader"}
+    return parse_manifest(await host.read_volume(VOLUME, "manifest.json", image, labels))
+
+
+def parse_manifest(raw: bytes | None) -> list[Base]:
+    """The images of a manifest that have a name; none where there is no manifest."""
+    found = []
+    for row in json.loads(raw or b"[]"):
+        tags = sorted(row.get("Names") or [])
+        match = re.match(rf"{re.escape(PREFIX)}([a-z]+):", tags[0]) if tags else None
+        if match is not None:
+            labels = row.get("Labels") or {}
+            found.append(
+                Base(match[1], tags, row["Id"], int(row["Size"]), float(row["Created"]), labels.get(f"{LABEL}recipe", ""))
+            )
+    return sorted(found, key=lambda base: base.name)
+
+
+def with_parents(names: Sequence[str]) -> list[str]:
+    """The bases to make for `names`, each after the one it stands on. Raises InvalidArgument for a name that is none."""
+    ordered: dict[str, None] = {}
+    for name in names:
+        if name not in RECIPES:
+            raise InvalidArgument(f"There is no base image {name[:60]!r}.", f"There are: {', '.join(RECIPES)}.")
+        if (parent := RECIPES[name].parent) is not None:
+            ordered |= dict.fromkeys(with_parents([parent]))
+        ordered[name] = None
+    return list(ordered)
+
+
+async def make(
+    host: Host,
+    settings: Settings,
+    names: Sequence[str],
+    maintenance: Maintenance,
+    progress: Progress,
+    *,
+    again: bool = False,
+) -> list[Base]:
+    """See that every new sandbox has the bases `names` and those they stand on; these. Makes those that are missing or whose
+    recipe changed, with `again` all of them, newer packages included.
+
+    Raises InvalidArgument for an unknown name, ImageUnavailable where one can't be made (those before it stay).
+    """
+    wanted = with_parents(names)
+    before = {base.name: base for base in await present(host, settings, maintenance, progress)}
+    if again or not _complete(before, wanted):
+        image = await outer.ensure(host, settings, progress)
+        await host.create_volume(VOLUME, {"kind": "bases"})
+        async with _maker(host, settings, image, maintenance, progress) as maker:
+            await maker.make([RECIPES[name] for name in wanted], progress, again=again)
+    now = {base.name: base for base in await present(host, settings, maintenance, progress)}
+    return [now[name] for name in wanted]
+
+
+def _complete(there: dict[str, Base], wanted: Sequence[str]) -> bool:
+    return all(name in there and there[name].current for name in wanted)
+
+
+async def remove(host: Host) -> bool:
+    """Remove the base images; whether there were any. Raises RequestError (IN_USE) while a sandbox uses them."""
+    return await host.remove_volume(VOLUME)
+
+
+@contextlib.asynccontextmanager
+async def _maker(
+    host: Host, settings: Settings, image: str, maintenance: Maintenance, progress: Progress
+) -> "AsyncIterator[_Maker]":
+    """The one maintenance sandbox that may write the volume; gone afterwards."""
+    info = await host.info()
+    spec = OuterSpec(
+        sandbox_id=_MAKER,
+        image=image,
+        engine="podman",
+        caps=Caps(float(info.cpus), min(info.memory, 4 << 30), 4096),
+        build_pids=4000,
+        labels={**maintenance.labels, "sandbox": _MAKER, "kind": "maintenance", "engine": "podman"},
+        files=maintenance.files,
+        bases_volume=VOLUME,
+        bases_writable=True,
+    )
+    created = await _create_alone(host, spec, maintenance, progress)
+    try:
+        _, dial = await host.dialer(created)
+        async with anyio.create_task_group() as group:
+            engine = ENGINES["podman"](
+                client=guarded_client(dial, lambda: Limits(spec.caps, spec.caps)),
+                maintain=partial(host.maintain, created),
+                spawn=lambda name, work: group.start_soon(work, name=name),
+                default_caps=lambda: spec.caps,
+            )
+            await engine.ping()
+            yield _Maker(host, created, engine)
+            await engine.settle()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await host.remove(created)
+
+
+async def _create_alone(host: Host, spec: OuterSpec, maintenance: Maintenance, progress: Progress) -> Outer:
+    """Its name is the lock: taken by making it, let go by removing it, and with it by the sweep where its process died."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return await host.create(spec)
+        except NameConflict:
+            if time.monotonic() - begun > _PATIENCE:
+                raise EngineFailed(
+                    f"Another process has been making base images on this host for {_PATIENCE / 60:.0f} minutes.",
+                    f"If there is none, remove what it left: `docker rm -fv manyoyo-{_MAKER}`.",
+                ) from None
+        progress(0, None, "waiting for another process that makes base images")
+        await maintenance.sweep()
+        await anyio.sleep(1)
+
+
+class _Maker:
+    """What goes on inside the maintenance sandbox."""
+
+    def __init__(self, host: Host, container: Outer, engine: DockerApiEngine) -> None:
+        self._host = host
+        self._container = container
+        self._engine = engine
+
+    async def make(self, recipes: Sequence[Recipe], progress: Progress, *, again: bool) -> None:
+        """Make those that are missing or changed, in this order."""
+        there = {base.name: base for base in parse_manifest((await self._ctl("bases-manifest")).encode())}
+        todo = [recipe for recipe in recipes if again or not _complete(there, [recipe.name])]
+        for number, recipe in enumerate(todo):
+
+            def say(words: str, number: int = number, recipe: Recipe = recipe) -> None:
+                progress(number, len(todo), f"{recipe.name}: {words}")
+
+            await self._build(recipe, say)
+            version = await self._version(recipe)
+            say("sharing it with the sandboxes")
+            await self._ctl("bases-add", f"{PREFIX}{recipe.name}", version)
+        progress(len(todo), len(todo), "done")
+
+    async def _build(self, recipe: Recipe, say: Callable[[str], None]) -> None:
+        context = recipe.context()
+        text = context["Containerfile"].decode() + f'LABEL {LABEL}recipe="{recipe.digest()}"\n'
+        context["Containerfile"] = text.encode()
+        output = bytearray()
+        with tempfile.TemporaryDirectory(prefix="manyoyo-base-") as scratch:
+            root = Path(scratch) / "root.tar"
+            if recipe.packages:
+                say("assembling packages")
+                await debian.assemble(recipe.packages, root, say, [_FORGET_MACHINE], recipe.variant)
+            spec = BuildSpec(
+                context=lambda: _stream(context, root if recipe.packages else None),
+                dockerfile="Containerfile",
+                dockerfile_text=text,
+                build_id=hashlib.sha256(recipe.name.encode()).hexdigest()[:16],
+                tags=[f"{PREFIX}{recipe.name}:latest"],
+                no_cache=True,
+            )
+
+            def on_step(step: Step) -> None:
+                anyio.from_thread.run_sync(say, f"step {step.number}/{step.total}: {step.instruction[:80]}")
+
+            built = await self._engine.build(spec, output.extend, on_step)
+        if built.image_id is None:
+            raise ImageUnavailable(
+                f"The base image {recipe.name} could not be built: {built.cause or built.error}\n"
+                + output.decode(errors="replace")[-600:],
+                built.mend or "Check that this host's containers reach the package mirror.",
+            )
+
+    async def _version(self, recipe: Recipe) -> str:
+        output = bytearray()
+        ended = await self._engine.run(
+            RunSpec(f"{PREFIX}{recipe.name}:latest", list(recipe.version), network="none"), output.extend
+        )
+        numbers = re.search(r"[0-9]+(?:\.[0-9]+)*", output.decode(errors="replace"))
+        if ended.exit_code != 0 or numbers is None:
+            raise ImageUnavailable(
+                f"The base image {recipe.name} does not work: {output.decode(errors='replace')[-400:]}",
+                "Make it again; if that does not help, report it.",
+            )
+        return ".".join(numbers[0].split(".")[: recipe.parts])
+
+    async def _ctl(self, *argv: str) -> str:
+        done = await self._host.maintain(self._container, *argv, timeout=600)
+        if done.exit_code != 0:
+            raise ImageUnavailable(f"{argv[0]} failed: {done.output.strip()[-800:]}", "Is the host's disk full?")
+        return done.output
+
+
+def _stream(context: dict[str, bytes], root: Path | None) -> Iterator[bytes]:
+    """A build context as a tar, a large `root.tar` in it piece by piece."""
+    for name, content in context.items():
+        yield _entry(name, len(content), 0o755 if content.startswith(b"#!") else 0o644) + content
+        yield b"\0" * (-len(content) % tarfile.BLOCKSIZE)
+    if root is not None:
+        size = root.stat().st_size
+        yield _entry("root.tar", size, 0o644)
+        with root.open("rb") as file:
+            while piece := file.read(1 << 20):
+                yield piece
+        yield b"\0" * (-size % tarfile.BLOCKSIZE)
+    yield b"\0" * 2 * tarfile.BLOCKSIZE
+
+
+def _entry(name: str, size: int, mode: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, mode
+    return info.tobuf(tarfile.PAX_FORMAT)

@@ -25,45 +25,63 @@ def available() -> bool:
 
 def mirror() -> str | None:
     """The Debian mirror of this machine's own apt configuration, deb822 or one-line; None where there is none."""
+    return next((uri for uri in _uris() if uri.rstrip("/").endswith("/debian")), None)
+
+
+def sources() -> list[str]:
+    """apt's one-line sources of SUITE on this machine's mirrors: the release, its updates and, where the machine has
+    a mirror of them, its security updates. Empty where there is no mirror."""
+    main = mirror()
+    if main is None:
+        return []
+    security = next((uri for uri in _uris() if uri.rstrip("/").endswith("/debian-security")), None)
+    lines = [f"deb {main} {suite} main" for suite in (SUITE, f"{SUITE}-updates")]
+    return lines + ([f"deb {security} {SUITE}-security main"] if security else [])
+
+
+def settings() -> list[str]:
+    """How this machine's apt reaches its mirrors (proxies and the like), as lines of apt's configuration."""
+    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False).stdout
+    return [f'{key} "{value}";' for key, value in _APT_SETTINGS.findall(dump)]
+
+
+def _uris() -> list[str]:
     etc = Path("/etc/apt")
-    files = [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))] if etc.is_dir() else []
-    for path in files:
+    found: list[str] = []
+    for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))] if etc.is_dir() else []:
         try:
             text = path.read_text(errors="replace")
         except OSError:
             continue
-        found = re.findall(r"^URIs:\s*(\S+)", text, re.MULTILINE) if path.suffix == ".sources" else []
-        if path.suffix in (".list",):
-            found = re.findall(r"^deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+\S+.*\bmain\b", text, re.MULTILINE)
-        for uri in found:
-            if uri.rstrip("/").endswith("/debian"):
-                return str(uri)
-    return None
+        if path.suffix == ".sources":
+            found += re.findall(r"^URIs:\s*(\S+)", text, re.MULTILINE)
+        elif path.suffix == ".list":
+            found += re.findall(r"^deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+\S+.*\bmain\b", text, re.MULTILINE)
+    return found
 
 
 async def assemble(
     packages: Sequence[str], target: Path, say: Callable[[str], None], hooks: Sequence[str] = (), variant: str = "minbase"
 ) -> None:
     """Write a root file system with `packages` (and what they need) to `target`, a tar; `hooks` are mmdebstrap's
-    customize hooks. Raises ImageUnavailable with the last lines where it fails."""
-    source = mirror()
-    if source is None or shutil.which("mmdebstrap") is None:
+    customize hooks, `variant` is one of mmdebstrap's. Raises ImageUnavailable with the last lines where it fails."""
+    lists = sources()
+    if not lists or shutil.which("mmdebstrap") is None:
         raise ImageUnavailable(
             "Images can't be assembled from packages here: that takes Debian or Ubuntu with mmdebstrap.",
             "Install it (`apt-get install mmdebstrap`), or use a registry.",
         )
-    settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False).stdout
     command = [
         "mmdebstrap",
         f"--variant={variant}",
         *([f"--include={','.join(packages)}"] if packages else []),
         *(f"--dpkgopt=path-exclude={path}" for path in _SLIM),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-        *(f'--aptopt={key} "{value}"' for key, value in _APT_SETTINGS.findall(settings)),
+        *(f"--aptopt={line}" for line in settings()),
         *(f"--customize-hook={hook}" for hook in hooks),
         SUITE,
         str(target),
-        source,
+        *lists,
     ]
     lines: list[str] = []
     async with await anyio.open_process(command, stdin=subprocess.DEVNULL, stdout=None, stderr=subprocess.PIPE) as process:

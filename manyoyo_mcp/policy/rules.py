@@ -152,9 +152,10 @@ def _exec_create(request: Request, limits: Limits) -> Allowed:
 _BUILD = frozenset(
     {
         "dockerfile", "t", "q", "nocache", "rm", "forcerm", "pull", "buildargs", "target", "labels", "networkmode",
-        "memory", "memswap", "cpuperiod", "cpuquota", "cgroupparent", "layers", "version", "platform",
+        "memory", "memswap", "cpuperiod", "cpuquota", "cgroupparent", "layers", "version", "platform", "nsoptions",
     }
 )  # fmt: skip
+_BUILD_NETWORKS = frozenset({"", "default", "none", "bridge", "NetworkDefault", "NetworkDisabled"})
 BUILD_CGROUP = re.compile(r"/manyoyo-builds/[0-9a-f]{8,32}")
 """Where a build's RUN steps run: a cgroup of its own below the one whose pids the entrypoint caps."""
 
@@ -162,8 +163,11 @@ BUILD_CGROUP = re.compile(r"/manyoyo-builds/[0-9a-f]{8,32}")
 def _build(request: Request, limits: Limits) -> Allowed:
     query = dict(request.query)
     _only("a build", query, _BUILD)
-    if query.get("networkmode", "default") not in ("", "default", "none", "bridge"):
+    if query.get("networkmode", "default") not in _BUILD_NETWORKS:
         raise PolicyRefused(f"network {query['networkmode']!r} may not be used by a build.", 'Use "default" or "none".')
+    dockerfile = query.get("dockerfile", "Dockerfile")
+    if dockerfile.startswith(("/", "[")) or ".." in dockerfile.split("/"):
+        raise PolicyRefused("the Dockerfile must lie in the build's context.", "Write a relative path without '..'.")
     if not BUILD_CGROUP.fullmatch(query.get("cgroupparent", "")):
         raise PolicyRefused("a build must run in a cgroup of its own.", "This is the server's fault, not the request's.")
     if query.get("version", "1") not in ("", "1"):
@@ -177,6 +181,8 @@ def _build(request: Request, limits: Limits) -> Allowed:
         "memswap": str(memory),
         "cpuperiod": str(period),
         "cpuquota": str(round(cpus * period)),
+        # Podman runs RUN steps in its own (the outer container's) network namespace unless told otherwise; dockerd ignores it.
+        "nsoptions": '[{"Name": "network"}]',
     }
     return Allowed(query, request.body)
 

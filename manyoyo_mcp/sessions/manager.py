@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -246,7 +247,7 @@ class Manager:
 
     # -- life
 
-    def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+    def _spawn(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
         async def guarded() -> None:
             with contextlib.suppress(SandboxError):
                 await work()
@@ -325,10 +326,9 @@ class Manager:
         return [outer for outer in found if outer.labels.get("session") != self.identity.session]
 
     async def adopt(self, found: Outer) -> Sandbox:
-        """Use a sandbox of this owner that another session started; for the command line."""
-        sandbox = await self._join(replace(found), time.monotonic())
-        self._sandboxes[sandbox.sandbox_id] = sandbox
-        return sandbox
+        """Use a sandbox of this owner that another session started; for the command line. It stays that session's: this
+        one neither counts it as its own nor removes it."""
+        return await self._join(replace(found), time.monotonic())
 
 
 def _check(name: str, asked: float | None, most: float, shown: str) -> None:
@@ -343,15 +343,21 @@ def _check(name: str, asked: float | None, most: float, shown: str) -> None:
 
 @contextlib.asynccontextmanager
 async def open_manager(settings: Settings | None = None, *, sweep_first: bool = True) -> AsyncIterator[Manager]:
-    """A manager for one session. On leaving, jobs are cancelled and this session's sandboxes removed."""
+    """A manager for one session. On leaving, jobs are cancelled and this session's sandboxes removed.
+
+    What is raised in the body comes out as it is, not in a group.
+    """
     settings = settings or Settings()
     host = DockerHost(settings)
+    raised: Exception | None = None
     async with anyio.create_task_group() as group:
         manager = Manager(settings, host, group)
         if sweep_first:
-            manager._spawn("sweep", lambda: _sweep(host))
+            manager._spawn("sweep", partial(sweep.sweep, host))
         try:
             yield manager
+        except Exception as error:
+            raised = error
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(20):
                 for job in manager.jobs.running():
@@ -361,8 +367,5 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                 shutil.rmtree(manager.directory, ignore_errors=True)
             group.cancel_scope.cancel()
     await host.close()
-
-
-async def _sweep(host: Host) -> None:
-    await sweep.sweep(host)
-
+    if raised is not None:
+        raise raised

@@ -156,8 +156,9 @@ whole sandbox, cleanup.
 async def nested_stop(call: Call, arguments: StopInput) -> ToolOutput:
     manager = call.manager
     sandbox = manager.get(arguments.sandbox_id)
-    await manager.ask(sandbox, lambda: sandbox.engine.act(arguments.action, arguments.container, arguments.timeout_s))
-    state = {"stop": "stopped", "remove": "removed"}.get(arguments.action, "running")
+    state = await manager.ask(
+        sandbox, lambda: sandbox.engine.act(arguments.action, arguments.container, arguments.timeout_s)
+    )
     return StopOutput(container=arguments.container, action=arguments.action, state=state)
 
 

@@ -1,0 +1,114 @@
+"""Every engine: commands in a container that runs, its output, its life."""
+
+import time
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from manyoyo_mcp.errors import NameConflict, NotFound, NotRunning, Reason
+from tests.support import MIB, Box
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def service(box: Box) -> AsyncIterator[str]:
+    container = await box.service("sh", "-c", "echo serving; exec sleep 7400", caps=box.caps(memory=64 * MIB))
+    yield container
+    await box.engine.remove(container)
+
+
+async def test_exec(box: Box, service: str) -> None:
+    output: list[bytes] = []
+    ended = await box.exec(service, "sh", "-c", "cat; pwd; echo $A; id -u; exit 4", stdin=b"in\n", env={"A": "b"},
+                           workdir="/tmp", user="1000", output=output)  # fmt: skip
+    assert (ended.exit_code, ended.reason) == (4, Reason.EXIT_NONZERO)
+    assert b"".join(output) == b"in\n/tmp\nb\n1000\n"
+
+
+async def test_exec_shares_the_containers_memory_cap(box: Box, service: str) -> None:
+    ended = await box.exec(service, "tail", "/dev/zero")
+    assert (ended.exit_code, ended.reason) == (137, Reason.OOM_KILLED)
+
+
+async def test_exec_of_nothing(box: Box, service: str) -> None:
+    ended = await box.exec(service, "no-such-program")
+    assert ended.reason is Reason.COMMAND_NOT_FOUND
+
+
+async def test_exec_timeout_ends_everything_it_started(box: Box, service: str) -> None:
+    begun = time.monotonic()
+    script = "trap '' TERM; setsid sleep 7401 & (sleep 7401 &); sleep 7401"
+    ended = await box.exec(service, "sh", "-c", script, timeout_s=1)
+    assert ended.reason is Reason.TIMEOUT
+    assert time.monotonic() - begun < 1 + 2
+    assert box.processes("sleep 7401") == []
+    assert box.processes("sleep 7400"), "the service itself goes on"
+
+
+async def test_exec_cancelled(box: Box, service: str) -> None:
+    with anyio.move_on_after(1.5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(box.exec, service, "sh", "-c", "trap '' TERM; sleep 7402; sleep 7402")
+            await anyio.sleep(1)
+            (cgroup,) = box.processes("sleep 7402")[:1]
+            assert service in cgroup
+            await anyio.sleep_forever()
+    assert box.processes("sleep 7402") == []
+
+
+async def test_logs(box: Box) -> None:
+    container = await box.service("sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; sleep 0.3; echo err >&2")
+    try:
+        with anyio.fail_after(10):
+            while b"err" not in await box.engine.logs(container, None, None):
+                await anyio.sleep(0.05)
+        assert (await box.engine.logs(container, None, None)).split(b"\n")[0] == b"line 1"
+        assert len((await box.engine.logs(container, 2, None)).splitlines()) == 2
+    finally:
+        await box.engine.remove(container)
+
+
+async def test_stop_start_restart_remove(box: Box) -> None:
+    container = await box.service("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done", name="life")
+    try:
+        assert await box.engine.act("stop", "life", 5) in ("exited", "stopped")
+        with pytest.raises(NotRunning):
+            await box.exec("life", "true")
+        assert await box.engine.act("start", "life", 5) == "running"
+        assert await box.engine.act("restart", "life", 5) == "running"
+        with pytest.raises(NameConflict):
+            await box.service("true", name="life")
+        assert await box.engine.act("remove", "life", 5) == "removed"
+        assert "life" not in [row.name for row in await box.engine.containers()]
+        with pytest.raises(NotFound) as caught:
+            await box.engine.act("remove", "life", 5)
+        assert caught.value.instance_code == "CONTAINER_NOT_FOUND"
+    finally:
+        await box.engine.remove(container)
+
+
+async def test_stop_of_a_process_that_ignores_sigterm(box: Box) -> None:
+    container = await box.service("sh", "-c", "trap '' TERM; while :; do sleep 7403; done")
+    begun = time.monotonic()
+    await box.engine.act("remove", container, 10)
+    assert time.monotonic() - begun < 5
+    assert box.processes("sleep 7403") == []
+
+
+async def test_container_removed_while_its_logs_are_read(box: Box) -> None:
+    container = await box.service("sh", "-c", "while :; do echo line; done")
+    await anyio.sleep(0.5)
+    async with anyio.create_task_group() as group:
+
+        async def read() -> None:
+            for _ in range(5):
+                try:
+                    await box.engine.logs(container, 1000, None)
+                except NotFound as error:
+                    assert error.instance_code == "CONTAINER_NOT_FOUND"
+
+        group.start_soon(read)
+        await anyio.sleep(0.2)
+        await box.engine.remove(container)

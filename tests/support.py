@@ -1,0 +1,153 @@
+"""Helpers of the tests: an image to run, a look into a sandbox from outside, a build in one line."""
+
+import io
+import re
+import secrets
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.engines.base import Built, BuildSpec, Ended, ExecSpec, RunSpec, Step
+from manyoyo_mcp.image import outer
+from manyoyo_mcp.sessions import context
+from manyoyo_mcp.sessions.manager import Manager
+from manyoyo_mcp.sessions.sandbox import Sandbox
+from manyoyo_mcp.values import Caps
+
+BUSYBOX = "localhost/manyoyo-test/busybox:latest"
+MIB = 1 << 20
+
+
+@cache
+def busybox_rootfs() -> bytes:
+    """A root file system, as a tar: the static busybox that the outer image carries, with a link for each applet."""
+    host = docker.from_env()
+    container = host.containers.create(outer.reference(Settings()))
+    try:
+        stream, _ = container.get_archive("/usr/lib/manyoyo/probe/bin/busybox")
+        raw = b"".join(stream)
+    finally:
+        container.remove(v=True)
+        host.close()
+    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+        file = archive.extractfile("busybox")
+        assert file is not None
+        program = file.read()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "busybox"
+        path.write_bytes(program)
+        path.chmod(0o755)
+        applets = subprocess.run([path, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("bin", "tmp", "etc", "root"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
+            archive.addfile(entry)
+        entry = tarfile.TarInfo("bin/busybox")
+        entry.size, entry.mode = len(program), 0o755
+        archive.addfile(entry, io.BytesIO(program))
+        for applet in applets:
+            if applet != "busybox":
+                entry = tarfile.TarInfo(f"bin/{applet}")
+                entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+                archive.addfile(entry)
+        passwd = b"root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000:guest:/tmp:/bin/sh\n"
+        entry = tarfile.TarInfo("etc/passwd")
+        entry.size = len(passwd)
+        archive.addfile(entry, io.BytesIO(passwd))
+    return buffer.getvalue()
+
+
+def busybox_context() -> dict[str, bytes]:
+    """Build context files that make `BUSYBOX`."""
+    return {
+        "Dockerfile": b'FROM scratch\nADD root.tar /\nENV PATH=/bin\nCMD ["sh"]\n',
+        "root.tar": busybox_rootfs(),
+    }
+
+
+@dataclass
+class Box:
+    """A live sandbox with shortcuts, for tests of one engine."""
+
+    manager: Manager
+    sandbox: Sandbox
+
+    @property
+    def engine(self) -> Any:
+        return self.sandbox.engine
+
+    def caps(self, memory: int = 256 * MIB, cpus: float = 1, pids: int = 200) -> Caps:
+        return Caps(cpus, memory, pids)
+
+    async def run(self, *command: str, output: list[bytes] | None = None, **spec: Any) -> Ended:
+        chunks = output if output is not None else []
+        spec.setdefault("image", BUSYBOX)
+        return await self.engine.run(RunSpec(command=list(command), **spec), chunks.append)
+
+    async def output(self, *command: str, **spec: Any) -> str:
+        chunks: list[bytes] = []
+        ended = await self.run(*command, output=chunks, **spec)
+        assert ended.exit_code == 0, (ended, chunks)
+        return b"".join(chunks).decode()
+
+    async def exec(self, container: str, *command: str, output: list[bytes] | None = None, **spec: Any) -> Ended:
+        chunks = output if output is not None else []
+        return await self.engine.exec(ExecSpec(container=container, command=list(command), **spec), chunks.append)
+
+    async def service(self, *command: str, **spec: Any) -> str:
+        return await self.engine.start(RunSpec(image=BUSYBOX, command=list(command), **spec))
+
+    async def build(
+        self,
+        dockerfile: str | None = None,
+        files: dict[str, bytes] | None = None,
+        *,
+        output: list[bytes] | None = None,
+        steps: list[Step] | None = None,
+        **spec: Any,
+    ) -> Built:
+        chunks = output if output is not None else []
+        seen = steps if steps is not None else []
+        extra = dict(files or {})
+        if dockerfile is not None:
+            extra["Dockerfile"] = dockerfile.encode()
+        ready = context.prepare(self.manager.settings, None, extra, "Dockerfile")
+        return await self.engine.build(
+            BuildSpec(
+                context=ready.stream,
+                dockerfile=ready.dockerfile,
+                dockerfile_text=ready.dockerfile_text,
+                build_id=secrets.token_hex(8),
+                **spec,
+            ),
+            chunks.append,
+            seen.append,
+        )
+
+    def processes(self, marker: str) -> list[str]:
+        """The cgroups of the processes in the sandbox whose command line contains `marker`, as seen from the outer container."""
+        host = docker.from_env()
+        try:
+            rows = host.containers.get(self.sandbox.outer.container_id).top(ps_args="-eo pid,args")["Processes"]
+        finally:
+            host.close()
+        pids = [pid for pid, args in rows if marker in args and "runc" not in args]
+        cgroups = []
+        for pid in pids:
+            try:
+                lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+                state = re.search(r"^State:\s+(\w)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+            except OSError:
+                continue
+            if state and state[1] != "Z":
+                cgroups.append(next((line for line in lines if "pids" in line or line.startswith("0::/")), lines[0]))
+        return cgroups

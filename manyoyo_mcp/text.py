@@ -13,9 +13,11 @@ _ANSI = re.compile(
 # C0 and C1 controls but tab and newline; bidirectional overrides and isolates; invisible tag characters.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 
-# What a byte-pair tokenizer makes of text, from above: words split at about four letters (random letters at two),
-# digits in threes, punctuation nearly one by one, everything else up to three tokens a character.
+# What a byte-pair tokenizer makes of text, from above: words split at about four letters, what is no word (mixed case,
+# many consonants in a row: encoded data, identifiers) at two or fewer, digits in threes, punctuation nearly one by one,
+# everything else up to three tokens a character.
 _PIECES = re.compile(r"[A-Za-z]+|[0-9]+|[ \t]+|\n+|[!-/:-@\[-`{-~]+|[^\x00-\x7f]")
+_NO_WORD = re.compile(r"[a-z][A-Z]|[A-Z]{2}[a-z]|[bcdfghjklmnpqrstvwxzBCDFGHJKLMNPQRSTVWXZ]{4}|^[bcdfghjklmnpqrstvwxz]{3}")
 
 
 def sanitise(raw: bytes | str) -> str:
@@ -36,7 +38,7 @@ def estimate_tokens(text: str) -> int:
     for piece in _PIECES.findall(text):
         first, length = piece[0], len(piece)
         if first.isascii() and first.isalpha():
-            total += 1 + (length - 1) // 4 if length <= 12 else 1 + length // 2
+            total += 1 + (length * 5 // 8 if _NO_WORD.search(piece) else (length - 1) // 4)
         elif first.isdigit() and first.isascii():
             total += 1 + (length - 1) // 3
         elif first in " \t\n":

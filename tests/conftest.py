@@ -1,12 +1,17 @@
-"""What the tests share: an engine that answers, sandboxes of each engine, clients over real transports.
+"""What the tests share: clients over real transports, and a last look for anything left behind.
 
 Nothing here stands in for anything: every sandbox is a real one, every client talks over a real transport.
 """
 
+import contextlib
 import os
-from collections.abc import AsyncIterator
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import docker
 import pytest
 from mcp import Client, StdioServerParameters
 
@@ -18,14 +23,90 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def server_parameters(directory: Path, **environment: str) -> StdioServerParameters:
+    """How a client starts a server of its own, with `directory` as the project."""
+    return StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "manyoyo_mcp", "serve"],
+        env={**os.environ, "MANYOYO_STATE_DIR": str(directory / ".state"), **environment},
+        cwd=directory,
+    )
+
+
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
     """A client over stdio to a server of its own, started in an empty project directory."""
-    parameters = StdioServerParameters(
-        command=str(ROOT / ".venv" / "bin" / "manyoyo-mcp"),
-        args=["serve"],
-        env={**os.environ, "MANYOYO_STATE_DIR": str(tmp_path / "state")},
-        cwd=tmp_path,
-    )
-    async with Client(parameters) as connected:
+    async with Client(server_parameters(tmp_path)) as connected:
         yield connected
+
+
+def _ours(host: docker.DockerClient) -> set[str]:
+    """Everything on the host's engine that carries our labels or names, but images and the base images' volume."""
+    found = {f"container {each.name}" for each in host.containers.list(all=True) if _labelled(each.labels)}
+    found |= {f"volume {each.name}" for each in host.volumes.list() if _labelled(each.attrs.get("Labels") or {})}
+    found |= {f"network {each.name}" for each in host.networks.list() if _labelled(each.attrs.get("Labels") or {})}
+    return found
+
+
+def _labelled(labels: dict[str, str]) -> bool:
+    return labels.get("org.manyoyo.kind", "image") not in ("image", "bases")  # containers inherit their image's label
+
+
+def _processes() -> set[str]:
+    """Command lines of servers and reapers that run."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if "manyoyo_mcp" in words and "pytest" not in words:
+                found.add(f"process {entry.parent.name}: {words[:120]}")
+    return found
+
+
+def _files() -> set[str]:
+    roots = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    found = {f"directory {path}" for root in roots for path in root.glob("manyoyo-*")}
+    return found | {f"mount {line.split()[1]}" for line in Path("/proc/mounts").read_text().splitlines() if "manyoyo-image" in line}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """The suite ends as it began: a bystander is untouched, and nothing of ours is left that was not there before."""
+    if os.environ.get("MANYOYO_TEST_ALONE") != "1":
+        yield  # `scripts/test` sets it: the suite is alone on an engine of its own
+        return
+    host = docker.from_env()
+    before = _ours(host) | _processes() | _files()
+    bystander = _bystander(host)
+    state = (bystander.attrs["State"]["Pid"], bystander.attrs["State"]["StartedAt"]) if bystander else None
+    yield
+    deadline = time.monotonic() + 20  # reapers and removals that nobody waited for
+    while (left := (_ours(host) | _processes() | _files()) - before) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    try:
+        if bystander is not None:
+            bystander.reload()
+            assert (bystander.attrs["State"]["Pid"], bystander.attrs["State"]["StartedAt"]) == state, "a bystander was touched"
+            assert host.volumes.get("bystander-of-the-tests")
+        assert not left, f"left behind: {sorted(left)}"
+    finally:
+        if bystander is not None:
+            bystander.remove(force=True)
+            host.volumes.get("bystander-of-the-tests").remove()
+        host.close()
+
+
+def _bystander(host: docker.DockerClient) -> docker.models.containers.Container | None:
+    """Somebody else's container and volume on the same engine."""
+    images = [tag for image in host.images.list() for tag in image.tags if tag.startswith("localhost/manyoyo/sandbox:")]
+    if not images:
+        return None
+    with contextlib.suppress(docker.errors.NotFound):
+        host.containers.get("bystander-of-the-tests").remove(force=True)
+    volume = host.volumes.create("bystander-of-the-tests")
+    container = host.containers.run(
+        images[0], ["sleep", "86400"], entrypoint=[], name="bystander-of-the-tests", detach=True, init=True,
+        volumes={volume.name: {"bind": "/data", "mode": "rw"}},
+    )  # fmt: skip
+    container.reload()
+    return container

@@ -82,10 +82,16 @@ class Call:
             async for done, total, words in receive:
                 await self.progress(done, total, words)
 
+        raised: Exception | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(forward)
             with send:
-                yield sink
+                try:
+                    yield sink
+                except Exception as error:  # to come out as it is, not in a group
+                    raised = error
+        if raised is not None:
+            raise raised
 
 
 class ManyoyoTool(Tool):
@@ -113,10 +119,16 @@ class ManyoyoTool(Tool):
             raise _invalid(self.name, self.fn_metadata.arg_model, error) from error
 
 
+ERROR_META = "org.manyoyo/error"
+"""Where a refused call's result carries its error as data (`code`, `message`, `hint`, `details`)."""
+
+
 def _refusal(error: ManyoyoError) -> CallToolResult:
+    """The error in words, and as data in `_meta`: clients hold structured content against the tool's output schema even where a
+    call failed, and would show that mismatch instead of the error."""
     text = sanitise(f"{error.instance_code}: {error.message}" + (f"\nWhat to do: {error.hint}" if error.hint else ""))
     return CallToolResult(
-        content=[TextContent(type="text", text=text)], structured_content={"error": error.as_dict()}, is_error=True
+        content=[TextContent(type="text", text=text)], _meta={ERROR_META: error.as_dict()}, is_error=True
     )
 
 

@@ -1,0 +1,159 @@
+"""However a server ends, nothing of it stays; and an engine that goes away and comes back is survived."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import docker
+import pytest
+from mcp import Client
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.image import outer
+from tests.conftest import ROOT, server_parameters
+
+pytestmark = pytest.mark.anyio
+
+
+def sandboxes(host: docker.DockerClient, sandbox_id: str) -> list[str]:
+    """What the host has of a sandbox: containers and volumes."""
+    label = {"label": f"org.manyoyo.sandbox={sandbox_id}"}
+    return [each.name for each in host.containers.list(all=True, filters=label)] + [
+        each.name for each in host.volumes.list(filters=label)
+    ]
+
+
+async def gone(sandbox_id: str, seconds: float) -> None:
+    host = docker.from_env()
+    try:
+        with anyio.fail_after(seconds):
+            while sandboxes(host, sandbox_id):
+                await anyio.sleep(0.2)
+    finally:
+        host.close()
+
+
+def server_of(sandbox_id: str) -> int:
+    host = docker.from_env()
+    (container,) = host.containers.list(filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
+    host.close()
+    return int(container.labels["org.manyoyo.server-pid"])
+
+
+async def start(client: Client, **arguments: Any) -> str:
+    result = await client.call_tool("start_sandbox", {"memory": "512m", **arguments})
+    assert not result.is_error, result.content
+    return str((result.structured_content or {})["sandbox"]["sandbox_id"])
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_the_client_closes(tmp_path: Path, mode: str) -> None:
+    async with Client(server_parameters(tmp_path), mode=mode) as client:
+        sandbox_id = await start(client)
+    await gone(sandbox_id, 15)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+async def test_the_server_is_ended_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    runtime = tmp_path / "run"
+    with contextlib.suppress(Exception):  # the client sees its server vanish
+        async with Client(server_parameters(tmp_path, MANYOYO_RUNTIME_DIR=str(runtime))) as client:
+            sandbox_id = await start(client)
+            pid = server_of(sandbox_id)
+            os.kill(pid, number)
+            begun = time.monotonic()
+            with anyio.fail_after(3):
+                while Path(f"/proc/{pid}/cmdline").exists() and b"manyoyo" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    await anyio.sleep(0.02)
+            assert time.monotonic() - begun < 0.5, "clients wait half a second before they kill"
+    await gone(sandbox_id, 20)
+    with anyio.fail_after(5):
+        while list((runtime / "sandboxes").iterdir()):
+            await anyio.sleep(0.1)
+
+
+async def test_a_sweep_removes_what_a_lost_reaper_left(tmp_path: Path) -> None:
+    with contextlib.suppress(Exception):
+        async with Client(server_parameters(tmp_path)) as client:
+            sandbox_id = await start(client)
+            pid = server_of(sandbox_id)
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            reapers = [int(child) for child in children if b"reaper" in Path(f"/proc/{child}/cmdline").read_bytes()]
+            assert reapers
+            for each in (*reapers, pid):
+                os.kill(each, signal.SIGKILL)
+    host = docker.from_env()
+    await anyio.sleep(1)
+    assert sandboxes(host, sandbox_id), "nobody is there to remove it"
+    host.close()
+    async with Client(server_parameters(tmp_path)):
+        await gone(sandbox_id, 15)
+
+
+async def test_one_servers_end_touches_no_other(tmp_path: Path) -> None:
+    async with Client(server_parameters(tmp_path)) as one:
+        mine = await start(one)
+        async with Client(server_parameters(tmp_path)) as other:
+            theirs = await start(other)
+            status = await one.call_tool("sandbox_status", {})
+            assert (status.structured_content or {})["other_sessions"] >= 1
+        await gone(theirs, 15)
+        listed = await one.call_tool("nested_list", {"sandbox_id": mine})
+        assert not listed.is_error
+
+
+@pytest.fixture
+def own_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Another engine with its own data root, and the outer image in it."""
+    directory = tmp_path_factory.mktemp("engine")
+    environment = {**os.environ, "MANYOYO_ENGINE_DIR": str(directory)}
+    environment.pop("DOCKER_HOST")
+
+    def script(*arguments: str) -> str:
+        command = [str(ROOT / "scripts" / "engine"), *arguments]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    script("up")
+    try:
+        variables = dict(
+            line.removeprefix("export ").split("=", 1) for line in script("env").splitlines() if line.startswith("export ")
+        )
+        image = outer.reference(Settings())
+        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as save:
+            load_environment = {**os.environ, **variables}
+            subprocess.run(["docker", "load", "-q"], stdin=save.stdout, env=load_environment, check=True, capture_output=True)
+        yield {**variables, "MANYOYO_ENGINE_DIR": str(directory)}
+    finally:
+        script("purge")
+
+
+@pytest.mark.timeout(300)
+async def test_the_outer_engine_is_stopped_and_started(own_engine: dict[str, str], tmp_path: Path) -> None:
+    def script(action: str) -> None:
+        environment = {**os.environ, **own_engine}
+        environment.pop("DOCKER_HOST")
+        subprocess.run([str(ROOT / "scripts" / "engine"), action], env=environment, check=True, capture_output=True)
+
+    async with Client(server_parameters(tmp_path, **own_engine)) as client:
+        sandbox_id = await start(client)
+        await anyio.to_thread.run_sync(script, "down")
+        begun = time.monotonic()
+        for tool in ("nested_list", "sandbox_status", "start_sandbox", "cleanup"):
+            result = await client.call_tool(tool, {})
+            assert result.is_error, tool
+            assert (result.meta or {})["org.manyoyo/error"]["code"] in ("HOST_UNAVAILABLE", "ENGINE_UNREACHABLE")
+        assert time.monotonic() - begun < 20
+        await anyio.to_thread.run_sync(script, "up")
+        result = await client.call_tool("nested_list", {})
+        assert result.is_error and (result.meta or {})["org.manyoyo/error"]["code"] == "ENGINE_UNREACHABLE"
+        status = await client.call_tool("sandbox_status", {})
+        assert (status.structured_content or {})["sandboxes"][0]["state"] == "stopped"
+        assert (await client.call_tool("cleanup", {})).structured_content == {"removed": [sandbox_id], "remaining": 0}
+        await start(client)
+        assert (await client.call_tool("cleanup", {})).structured_content["remaining"] == 0

@@ -20,8 +20,8 @@ import urllib3
 
 from manyoyo_mcp.engines.base import (
     Action,
-    Built,
     BuildSpec,
+    Built,
     Container,
     Ended,
     ExecSpec,
@@ -33,7 +33,7 @@ from manyoyo_mcp.engines.base import (
     Step,
 )
 from manyoyo_mcp.engines.buildlog import BuildLog
-from manyoyo_mcp.engines.diagnosis import diagnose
+from manyoyo_mcp.engines.diagnosis import Cause, diagnose
 from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, from_answer, verdict
 from manyoyo_mcp.engines.streams import Attached, hang_up, json_lines
 from manyoyo_mcp.errors import (
@@ -41,9 +41,7 @@ from manyoyo_mcp.errors import (
     EngineUnreachable,
     InvalidArgument,
     ManyoyoError,
-    NameConflict,
     NotFound,
-    NotRunning,
     NotSupported,
     Reason,
 )
@@ -399,6 +397,7 @@ class DockerApiEngine:
 
         timed_out = False
         try:
+            self._check_dockerfile(spec.dockerfile_text)
             with anyio.move_on_after(spec.timeout_s) as limit:
                 await self._await(stream)
             if limit.cancelled_caught:
@@ -418,7 +417,7 @@ class DockerApiEngine:
                          error=f"Stopped after timeout_s={spec.timeout_s:g}.",
                          mend="Give it a larger timeout_s; finished steps are cached.")  # fmt: skip
         if log.error:
-            return await self._build_failed(spec, log, seconds, end.tail)
+            return await self._build_failed(spec, log, seconds)
         image = log.image_id or ""
         size = (await self._ask(lambda client: client.inspect_image(image)))["Size"] if image else None
         return Built(Reason.OK, seconds, log.steps, image_id=log.image_id, size=size, tags=spec.tags)
@@ -448,16 +447,20 @@ class DockerApiEngine:
             params["platform"] = spec.platform
         return params
 
+    def _check_dockerfile(self, text: str) -> None:
+        """Raise InvalidArgument for what this engine's builder would take for something else. Engines say what that is."""
+
     async def _stop_build(self, spec: BuildSpec, call: "BuildCall") -> None:
         """End the step that runs and the build with it. Engines say what more it takes than hanging up."""
         call.stop()
 
-    async def _build_failed(self, spec: BuildSpec, log: BuildLog, seconds: float, output_end: bytes) -> Built:
-        step = log.steps[-1] if log.steps else None
+    async def _build_failed(self, spec: BuildSpec, log: BuildLog, seconds: float) -> Built:
+        step = log.failed_step
         code = log.exit_code
+        output_end = (log.output + log.error).encode()
         caps = spec.caps or self._default_caps()
         record = ""
-        if step is not None and (code == SIGKILLED or log.killed or _suspicious(output_end)):
+        if step is not None and (code == SIGKILLED or _suspicious(output_end)):
             record = await self._record(f"/manyoyo-builds/{spec.build_id}")
         told = verdict(
             code or 1,
@@ -468,17 +471,13 @@ class DockerApiEngine:
             cap=format_bytes(caps.memory),
         )
         reason = told.reason if told.reason is not Reason.EXIT_NONZERO else Reason.BUILD_FAILED
-        cause, mend = "", ""
-        if reason is not Reason.BUILD_FAILED:
-            cause, mend = told.explanation, told.hint
-        else:
-            known = diagnose(sanitise(output_end), sanitise(log.error), step.instruction if step else "")
-            if known is not None:
-                cause, mend = known.cause, known.mend
-                if known.code == "IMAGE_NOT_FOUND":
-                    code = None
+        cause: Cause | None = Cause(reason, told.explanation, told.hint)
+        if reason is Reason.BUILD_FAILED:
+            words = sanitise(log.output), sanitise(log.error), step.instruction if step else ""
+            cause = diagnose(*words, code, network=spec.network)
         return Built(reason, seconds, log.steps, failed_step=step, exit_code=code, error=sanitise(log.error),
-                     cause=cause, mend=mend, evidence=told.evidence)  # fmt: skip
+                     cause_code=cause.code if cause else "", cause=cause.cause if cause else "",
+                     mend=cause.mend if cause else "", evidence=told.evidence)  # fmt: skip
 
     # -- looking and acting
 

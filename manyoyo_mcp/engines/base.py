@@ -109,7 +109,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """How a build ended. Where it failed, `failed_step` and `exit_code` say where, `cause` and `mend` why and what to do."""
+    """How a build ended. Where it failed, `failed_step` and `exit_code` say where, `cause` and `mend` why and what to do;
+    `cause_code` is the cause's stable name. The exit code is None where no command ran."""
 
     reason: Reason
     seconds: float
@@ -120,6 +121,7 @@ class Built:
     failed_step: Step | None = None
     exit_code: int | None = None
     error: str = ""
+    cause_code: str = ""
     cause: str = ""
     mend: str = ""
     evidence: str = ""

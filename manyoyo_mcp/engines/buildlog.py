@@ -1,23 +1,61 @@
 """What a build's event stream says, as steps. Podman and dockerd's classic builder write it differently."""
 
 import re
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from manyoyo_mcp.engines.base import Step
+from manyoyo_mcp.text import sanitise
 
-_PODMAN_STEP = re.compile(r"(?:\[(\d+)/\d+\] )?STEP (\d+)/(\d+): (.*)", re.DOTALL)
-_DOCKER_STEP = re.compile(r"Step (\d+)/(\d+) : (.*)", re.DOTALL)
+_STEPS = (
+    # podman counts within a stage, and names it where there are several
+    re.compile(r"(?:\[(?P<stage>\d+)/\d+\] )?STEP (?P<number>\d+)/(?P<total>\d+): (?P<text>.*)", re.DOTALL),
+    # dockerd counts through the Dockerfile
+    re.compile(r"Step (?P<number>\d+)/(?P<total>\d+) : (?P<text>.*)", re.DOTALL),
+)
 _CACHED = re.compile(r"\s*-+> Using cache")
-_EXIT = re.compile(r"exit status (\d+)|non-zero code: (\d+)")
-_HEREDOC = re.compile(r"<<-?\s*[\"']?([A-Za-z_][A-Za-z0-9_]*)[\"']?")
+_EXIT = re.compile(r"(?:exit status|returned a non-zero code:) (\d+)\s*\Z")
+# Buildah's words for a RUN step that the OCI runtime could not start, and for one that a signal ended; both are
+# output here, and the error that follows says "exit status 1" whatever happened.
+_NOT_STARTED = re.compile(
+    r"(?:\A|\n)error running container: from \S+ creating container for (?P<why>.+?)\s*: exit status \d+\s*\Z", re.DOTALL
+)
+_SIGNALLED = re.compile(r"(?:\A|\n)container exited on ([a-z ]+)\s*\Z")
+_SIGNALS = {(signal.strsignal(each) or "").lower(): each.value for each in signal.Signals}
+
+_REFUSED_LINE = re.compile(r"\bon line (\d+)\b")
+_REFUSED_KEYWORD = re.compile(r"(?:\A|: )([A-Z]+) (?:requires|must have)\b")
+_REFUSED_FROM = re.compile(r"\Acreating build container: parsing reference|\Adetermining starting point for build")
+_IMAGE_ID = re.compile(r"\b[0-9a-f]{64}\b")
+
+_OUTPUT_END = 64 << 10
+"""How much of a step's output is kept, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction of a Dockerfile. `line` is where it begins, from 1; `stage` counts the FROMs up to it, 0 before any."""
+
+    line: int
+    text: str
+    stage: int = 0
+    heredoc: bool = False
+
+    @property
+    def keyword(self) -> str:
+        return self.text.split(" ", 1)[0].upper()
 
 
 @dataclass(slots=True)
 class BuildLog:
-    """Fed with events, it keeps the steps and the error, and yields the text for the log."""
+    """Fed with events, it keeps the steps and the error, and yields the text for the log.
+
+    `output` is what the step that runs has written, its end only; `exit_code` is that of the command that failed, None
+    where none ran.
+    """
 
     dockerfile_text: str
     on_step: Callable[[Step], None]
@@ -25,47 +63,88 @@ class BuildLog:
     error: str = ""
     exit_code: int | None = None
     image_id: str | None = None
-    killed: bool = False
+    output: str = ""
     _started: float = 0.0
-    _places: list[tuple[int, str]] = field(default_factory=list)
-    _cursor: int = 0
-    _last_output: str = ""
+    _instructions: list[Instruction] = field(default_factory=list)
+    _style: re.Pattern[str] | None = None
+    _stage: int = 0
+    _first_total: int = 0
 
     def __post_init__(self) -> None:
-        self._places = instructions(self.dockerfile_text)
+        self._instructions = instructions(self.dockerfile_text)
 
     def feed(self, event: dict[str, Any]) -> str:
         """Take one event; the text it adds to the log."""
-        text = str(event.get("stream") or event.get("status") or "")
         if event.get("error") or event.get("errorDetail"):
             detail = event.get("errorDetail") or {}
-            self.error = str(detail.get("message") or event.get("error"))
-            match = _EXIT.search(self.error)
-            if isinstance(detail.get("code"), int):
-                self.exit_code = detail["code"]
-            elif match:
-                self.exit_code = int(match[1] or match[2])
-            if self.killed:
-                self.exit_code = 137
+            self._fail(str(detail.get("message") or event.get("error")), detail.get("code"))
             return self.error.rstrip() + "\n"
         aux = event.get("aux")
         if isinstance(aux, dict) and aux.get("ID"):
             self.image_id = str(aux["ID"])
+        text = str(event.get("stream") or event.get("status") or "")
         if event.get("progress") or (event.get("id") and event.get("status")):
             return f"{event['id']}: {event['status']}\n" if not event.get("progress") else ""
-        match = _PODMAN_STEP.match(text) or _DOCKER_STEP.match(text)
-        if match:
-            self._begin(*(match.groups() if len(match.groups()) == 4 else (None, *match.groups())))
-        elif _CACHED.match(text) and self.steps:
+        if self._begins_step(text):
+            pass
+        elif self.steps and not self.output.strip() and _CACHED.match(text):
             self.steps[-1].cached = True
-        elif text.strip() == "container exited on killed":
-            self.killed = True
+        else:
+            self.output = (self.output + text)[-_OUTPUT_END:]
         return text
 
-    def _begin(self, stage: str | None, number: str, total: str, instruction: str) -> None:
+    def _fail(self, message: str, code: Any) -> None:
+        self.error = message
+        match = _EXIT.search(message)
+        self.exit_code = code if isinstance(code, int) else int(match[1]) if match else None
+        if self.exit_code != 1 or self._style is not _STEPS[0]:
+            return
+        output = sanitise(self.output)
+        if (not_started := _NOT_STARTED.search(output)) is not None:
+            self.error = f"the container could not be started: {not_started['why']}"
+            self.exit_code = None
+        elif (signalled := _SIGNALLED.search(output)) is not None and signalled[1].strip() in _SIGNALS:
+            self.exit_code = 128 + _SIGNALS[signalled[1].strip()]
+
+    def _begins_step(self, text: str) -> bool:
+        """Whether the text announces a step, which then begins. What only looks so (a build's own output may) does not."""
+        for style in (self._style,) if self._style is not None else _STEPS:
+            match = style.match(text)
+            if match is None:
+                continue
+            number, total = int(match["number"]), int(match["total"])
+            named = match.groupdict().get("stage")
+            stage = int(named or 1) if style is _STEPS[0] else 0
+            last = self.steps[-1] if self.steps else None
+            begins_stage = number == 1 and (last is None or stage > self._stage)
+            follows = last is not None and stage == self._stage and number == last.number + 1 <= total
+            # Triggers that a base image brings (ONBUILD) are counted once it is known.
+            if not begins_stage and not (follows and last is not None and (total == last.total or (stage and number == 2))):
+                return False
+            first_total = total if begins_stage else self._first_total
+            triggers = total - first_total
+            words = " ".join(match["text"].split())
+            place = self._place(stage, number, triggers)
+            is_trigger = 1 < number <= 1 + triggers
+            if place is not None and not is_trigger and place.keyword != words.split(" ", 1)[0].upper():
+                return False
+            self._style, self._stage, self._first_total = style, stage, first_total
+            self._begin(Step(number, total, words, int(named) if named else None), place)
+            return True
+        return False
+
+    def _place(self, stage: int, number: int, triggers: int) -> Instruction | None:
+        """The instruction of a step: the FROM for a trigger of its image, None for what the engine added."""
+        own = [each for each in self._instructions if each.stage == stage] if stage else self._instructions
+        index = max(number - 1 - triggers, 0)
+        return own[index] if index < len(own) else None
+
+    def _begin(self, step: Step, place: Instruction | None) -> None:
         self.end_step()
-        step = Step(int(number), int(total), " ".join(instruction.split()), stage=int(stage) if stage else None)
-        step.line = self._line(step.instruction)
+        step.line = place.line if place is not None else None
+        if place is not None and step.number == 1 and _IMAGE_ID.search(step.instruction):
+            step.instruction = place.text  # FROM a stage; the engine names its image's id
+        self.output = ""
         self.steps.append(step)
         self._started = time.monotonic()
         self.on_step(step)
@@ -75,42 +154,73 @@ class BuildLog:
         if self.steps and self.steps[-1].seconds is None:
             self.steps[-1].seconds = round(time.monotonic() - self._started, 2)
 
-    def _line(self, instruction: str) -> int | None:
-        keyword = instruction.split(" ", 1)[0].upper()
-        for exact in (True, False):
-            for index in range(self._cursor, len(self._places)):
-                line, text = self._places[index]
-                if text == instruction if exact else text.split(" ", 1)[0].upper() == keyword:
-                    self._cursor = index + 1
-                    return line
-        return None
+    @property
+    def failed_step(self) -> Step | None:
+        """The step that the error is about: the last that began, or one that the engine refused before it could."""
+        refused = self._refused()
+        if refused is not None:
+            number = self._instructions.index(refused) + 1
+            return Step(number, len(self._instructions), refused.text, line=refused.line)
+        return self.steps[-1] if self.steps else None
+
+    def _refused(self) -> Instruction | None:
+        found: list[Instruction] = []
+        if not self.steps and (match := _REFUSED_LINE.search(self.error)) is not None:
+            found = [each for each in self._instructions if each.line <= int(match[1])][-1:]
+        elif not self.steps and (match := _REFUSED_KEYWORD.search(self.error)) is not None:
+            found = [each for each in self._instructions if each.keyword == match[1]]
+        elif _REFUSED_FROM.search(self.error) and not (self.steps and self.steps[-1].instruction.startswith("FROM ")):
+            found = [each for each in self._instructions if each.keyword == "FROM" and "$" in each.text]
+        return found[0] if len(found) == 1 else None
 
 
-def instructions(dockerfile: str) -> list[tuple[int, str]]:
-    """The instructions of a Dockerfile with the line each begins on, from 1; continuation lines joined, heredoc bodies
-    and comments left out."""
-    found: list[tuple[int, str]] = []
-    lines = dockerfile.splitlines()
-    index = 0
+_DIRECTIVE = re.compile(r"#\s*([a-z][a-z0-9]*)\s*=\s*(.+?)\s*\Z", re.IGNORECASE)
+_WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*'|["'\\])+""")
+_HEREDOC = re.compile(r"\d*<<(-?)([\"']?)([^<\s\"']+)\2\Z")
+_WITH_HEREDOCS = frozenset({"RUN", "COPY", "ADD"})
+
+
+def instructions(dockerfile: str) -> list[Instruction]:
+    """The instructions of a Dockerfile as both engines read it: continuation lines joined (the `escape` directive says
+    by what), white space made single, comments and heredoc bodies left out."""
+    lines = [line.removesuffix("\r") for line in dockerfile.removeprefix("\ufeff").split("\n")]
+    escape = _escape(lines)
+    continued = re.compile(rf"(?:(?<!{escape}){escape}|\A{escape})[ \t]*\Z")
+    found: list[Instruction] = []
+    stage = index = 0
     while index < len(lines):
-        begin, parts = index, []
-        while index < len(lines):
-            line = lines[index].strip()
-            index += 1
-            if not line or line.startswith("#"):
-                if not parts:
-                    begin = index
-                continue
-            parts.append(line.removesuffix("\\").strip())
-            if not line.endswith("\\"):
-                break
-        if not parts:
-            break
-        text = " ".join(" ".join(parts).split())
-        found.append((begin + 1, text))
-        if text.split(" ", 1)[0].upper() in ("RUN", "COPY", "ADD"):
-            for word in _HEREDOC.findall(text):
-                while index < len(lines) and lines[index].strip() != word:
-                    index += 1
+        line = lines[index].strip()
+        index += 1
+        if not line or line.startswith("#"):
+            continue
+        begin, parts = index, [line]
+        while (end := continued.search(parts[-1])) is not None and index < len(lines):
+            parts[-1] = parts[-1][: end.start()]
+            while index < len(lines) and (not lines[index].strip() or lines[index].lstrip().startswith("#")):
                 index += 1
+            if index < len(lines):
+                parts.append(lines[index])
+                index += 1
+        text = " ".join("".join(parts).split())
+        keywords = text.upper().split(" ", 2)
+        stage += keywords[0] == "FROM"
+        heredocs = []
+        if keywords[0] in _WITH_HEREDOCS or (keywords[0] == "ONBUILD" and keywords[1:2] and keywords[1] in _WITH_HEREDOCS):
+            heredocs = [match for word in _WORD.findall(text) if (match := _HEREDOC.match(word)) is not None]
+        for match in heredocs:
+            while index < len(lines) and (lines[index].lstrip("\t") if match[1] else lines[index]) != match[3]:
+                index += 1
+            index += 1
+        found.append(Instruction(begin, text, stage, bool(heredocs)))
     return found
+
+
+def _escape(lines: list[str]) -> str:
+    """The escape character, for a pattern: a backslash unless a directive at the top says a backtick."""
+    for line in lines:
+        match = _DIRECTIVE.match(line.strip())
+        if match is None:
+            break
+        if match[1].lower() == "escape":
+            return "`" if match[2] == "`" else r"\\"
+    return r"\\"

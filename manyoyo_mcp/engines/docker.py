@@ -2,12 +2,23 @@
 
 from manyoyo_mcp.engines.api import BuildCall, DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec
+from manyoyo_mcp.engines.buildlog import instructions
+from manyoyo_mcp.errors import InvalidArgument
 
 
 class DockerEngine(DockerApiEngine):
     """dockerd 26."""
 
     name = "docker"
+
+    def _check_dockerfile(self, text: str) -> None:
+        # The classic builder runs `RUN <<EOF` as an empty command and reports success; on a Dockerfile of ARGs alone it hangs up.
+        found = instructions(text)
+        for each in found:
+            if each.heredoc:
+                raise InvalidArgument(f"error on line {each.line}: the heredoc requires BuildKit")
+        if not any(each.keyword == "FROM" for each in found):
+            raise InvalidArgument("no build stage in current context")
 
     async def _stop_build(self, spec: BuildSpec, call: BuildCall) -> None:
         # Hanging up ends the build and, after a grace, the step's container; the cgroup needs no grace.

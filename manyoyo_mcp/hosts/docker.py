@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.from_thread
@@ -482,7 +482,7 @@ def _connect_unix(path: Path) -> SocketLike:
     except OSError:
         sock.close()
         raise
-    return sock
+    return cast(SocketLike, sock)
 
 
 def _tar(files: dict[str, bytes]) -> bytes:

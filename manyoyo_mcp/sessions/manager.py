@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import current_token
 
 from manyoyo_mcp.config import EngineName, Settings
-from manyoyo_mcp.engines.base import Built, BuildSpec, ExecSpec, RunSpec, Step
+from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec, RunSpec, Step
 from manyoyo_mcp.errors import (
     CapExceeded,
     CapsUnenforced,
@@ -29,7 +29,8 @@ from manyoyo_mcp.errors import (
 )
 from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec
 from manyoyo_mcp.hosts.docker import DockerHost
-from manyoyo_mcp.image import bases, outer
+from manyoyo_mcp.image import bases
+from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.sessions import reaper, sweep, trust
 from manyoyo_mcp.sessions.identity import Identity
@@ -117,7 +118,7 @@ class Manager:
         engine = engine or self.settings.engine
         info = await self.host.info()
         caps = self._sandbox_caps(info, cpus, memory, pids)
-        image = await outer.ensure(self.host, self.settings, progress)
+        image = await outer_image.ensure(self.host, self.settings, progress)
         progress(0, None, f"starting a {engine} sandbox ({caps.describe()})")
         self._ensure_reaper()
         sandbox_id = f"sb-{secrets.token_hex(8)}"

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from manyoyo_mcp.engines.base import Built, BuildSpec, Step
+from manyoyo_mcp.engines.base import BuildSpec, Built, Step
 from manyoyo_mcp.errors import Reason
 from manyoyo_mcp.sessions import context
 from manyoyo_mcp.sessions.jobs import Job

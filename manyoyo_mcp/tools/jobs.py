@@ -174,8 +174,7 @@ async def read_log(call: Call, arguments: ReadInput) -> ToolOutput:
     length = len(page.data)
     text = sanitise(page.data)
     while length > 64:
-        short, omitted = shorten(text, tokens)
-        if not omitted:
+        if not shorten(text, tokens)[1]:
             break
         length = length * 3 // 4
         text = sanitise(page.data[:length])

@@ -1,8 +1,9 @@
 """Helpers of the tests: an image to run, a look into a sandbox from outside, a build in one line."""
 
 import io
-import re
+import os
 import secrets
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -133,21 +134,29 @@ class Box:
             seen.append,
         )
 
+    def kill(self, marker: str) -> int:
+        """SIGKILL those processes; how many there were."""
+        found = self._find(marker)
+        for pid, _ in found:
+            os.kill(pid, signal.SIGKILL)
+        return len(found)
+
     def processes(self, marker: str) -> list[str]:
-        """The cgroups of the processes in the sandbox whose command line contains `marker`, as seen from the outer container."""
-        host = docker.from_env()
-        try:
-            rows = host.containers.get(self.sandbox.outer.container_id).top(ps_args="-eo pid,args")["Processes"]
-        finally:
-            host.close()
-        pids = [pid for pid, args in rows if marker in args and "runc" not in args]
-        cgroups = []
-        for pid in pids:
+        """The cgroups of the processes in the sandbox whose command line contains `marker`, as this machine's kernel has them."""
+        return [cgroup for _, cgroup in self._find(marker)]
+
+    def _find(self, marker: str) -> list[tuple[int, str]]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
             try:
-                lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-                state = re.search(r"^State:\s+(\w)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+                cgroups = (entry / "cgroup").read_text()
+                if self.sandbox.outer.container_id not in cgroups:
+                    continue
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if state and state[1] != "Z":
-                cgroups.append(next((line for line in lines if "pids" in line or line.startswith("0::/")), lines[0]))
-        return cgroups
+            if marker in words and not words.startswith(("/usr/bin/conmon", "/usr/bin/containerd-shim", "runc", "crun")):
+                lines = cgroups.splitlines()
+                cgroup = next((line for line in lines if ":pids:" in line or line.startswith("0::/")), lines[0])
+                found.append((int(entry.name), cgroup))
+        return found

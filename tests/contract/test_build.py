@@ -12,6 +12,7 @@ from tests.support import BUSYBOX, MIB, Box
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.smoke
 async def test_success_and_cache(box: Box) -> None:
     dockerfile = f"FROM {BUSYBOX}\nRUN echo once > /once\nCOPY a.txt /a.txt\n"
     steps: list[Step] = []
@@ -51,6 +52,7 @@ async def test_failure_names_step_line_and_exit_code(box: Box) -> None:
     assert b"last words" in b"".join(output)
 
 
+@pytest.mark.smoke
 async def test_memory_cap_binds_on_a_run_step(box: Box) -> None:
     built = await box.build(f"FROM {BUSYBOX}\nRUN tail /dev/zero\n", caps=box.caps(memory=32 * MIB))
     assert (built.reason, built.exit_code) == (Reason.OOM_KILLED, 137)
@@ -88,6 +90,7 @@ async def test_timeout_ends_the_step_inside(box: Box) -> None:
     assert box.processes("sleep 7501") == []
 
 
+@pytest.mark.smoke
 async def test_cancellation_ends_the_step_inside(box: Box) -> None:
     dockerfile = f"FROM {BUSYBOX}\nRUN trap '' TERM INT; sleep 7502; sleep 7502\nRUN sleep 7502\n"
     with anyio.move_on_after(3):

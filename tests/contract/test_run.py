@@ -11,6 +11,7 @@ from tests.support import MIB, Box
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.smoke
 async def test_exit_code_and_both_streams(box: Box) -> None:
     output: list[bytes] = []
     ended = await box.run("sh", "-c", "echo out; echo err >&2; exit 3", output=output)
@@ -54,6 +55,7 @@ async def test_networks(box: Box) -> None:
     assert "eth0" not in await box.output("ip", "addr", network="none")
 
 
+@pytest.mark.smoke
 async def test_memory_cap_binds_and_is_named(box: Box) -> None:
     ended = await box.run("tail", "/dev/zero", caps=box.caps(memory=32 * MIB))
     assert (ended.exit_code, ended.reason) == (137, Reason.OOM_KILLED)
@@ -71,6 +73,7 @@ async def test_sigkill_alone_is_not_called_oom(box: Box) -> None:
     assert (ended.exit_code, ended.reason) == (137, Reason.EXIT_NONZERO)
 
 
+@pytest.mark.smoke
 async def test_pids_cap_binds_and_is_named(box: Box) -> None:
     ended = await box.run(
         "sh", "-c", "i=0; while [ $i -lt 60 ]; do sleep 3 & i=$((i+1)); done; wait", caps=box.caps(pids=20)
@@ -78,6 +81,7 @@ async def test_pids_cap_binds_and_is_named(box: Box) -> None:
     assert ended.reason is Reason.PIDS_LIMIT
 
 
+@pytest.mark.smoke
 async def test_cpu_cap_binds(box: Box) -> None:
     quota = await box.output(
         "sh", "-c", "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null; true",
@@ -91,6 +95,7 @@ async def test_full_file_system_is_named(box: Box) -> None:
     assert ended.reason is Reason.DISK_FULL
 
 
+@pytest.mark.smoke
 async def test_timeout_ends_the_process_inside(box: Box) -> None:
     begun = time.monotonic()
     ended = await box.run("sh", "-c", "trap '' TERM INT; echo begun; sleep 7301", timeout_s=1)

@@ -39,6 +39,8 @@ class Allowed:
     body: dict[str, Any] | None
 
 
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+
 Rule = Callable[[Request, Limits], Allowed]
 
 
@@ -62,8 +64,9 @@ def _pass(request: Request, limits: Limits) -> Allowed:
 
 
 def _only(kind: str, given: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    # Null alone says nothing: an empty list can mean much (no MaskedPaths, no ReadonlyPaths).
     for name, value in given.items():
-        if name not in allowed and value not in (None, "", 0, False, [], {}):
+        if name not in allowed and value is not None:
             raise PolicyRefused(f"{kind} may not set {name}.", f"Allowed: {', '.join(sorted(allowed))}.")
 
 
@@ -80,6 +83,7 @@ _HOST_CONFIG = frozenset(
         "Init", "LogConfig", "Tmpfs", "ShmSize", "RestartPolicy",
     }
 )  # fmt: skip
+_OUTER_NETWORKS = frozenset({"host", "pasta", "slirp4netns"})
 _LOG_DRIVERS = frozenset({"none", "json-file", "k8s-file", "local"})
 _RESTARTS = frozenset({"", "no", "on-failure", "unless-stopped", "always"})
 
@@ -91,7 +95,7 @@ def _container_create(request: Request, limits: Limits) -> Allowed:
     host = dict(body.get("HostConfig") or {})
     _only("a nested container's HostConfig", host, _HOST_CONFIG)
     mode = str(host.get("NetworkMode") or "default")
-    if mode == "host" or mode.startswith(("container:", "ns:")) or mode == "slirp4netns":
+    if mode in _OUTER_NETWORKS or not re.fullmatch(_NAME, mode):
         raise PolicyRefused(
             f"network {mode!r} would join a network namespace outside the nested container.",
             'Use "default", "none", or a nested network\'s name.',
@@ -194,7 +198,6 @@ def _image_create(request: Request, limits: Limits) -> Allowed:
     return Allowed(request.query, request.body)
 
 
-_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _IMAGE = r"[A-Za-z0-9][A-Za-z0-9_.:/@-]*"
 
 _ENDPOINTS: list[tuple[frozenset[str], re.Pattern[str], Rule]] = [

@@ -1,0 +1,114 @@
+"""Every engine: what is refused on the way to it, and what a nested container is held by."""
+
+import json
+from typing import Any
+
+import docker
+import pytest
+
+from manyoyo_mcp.errors import CapExceeded, PolicyRefused
+from tests.support import BUSYBOX, MIB, Box
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    "host_config", [{"Privileged": True}, {"Binds": ["/:/x"]}, {"PidMode": "host"}, {"MaskedPaths": []}, {"CapAdd": ["ALL"]}]
+)
+async def test_the_transport_refuses(box: Box, host_config: dict[str, Any]) -> None:
+    body = {"Image": BUSYBOX, "Cmd": ["true"], "HostConfig": host_config}
+    with pytest.raises(PolicyRefused):
+        await box.engine._ask(lambda client: client.create_container_from_config(body))
+
+
+async def test_a_repeated_key_hides_nothing(box: Box) -> None:
+    """Go merges repeated keys, Python keeps the last: the request is written anew, so the engine sees what was decided."""
+    raw = f'{{"Image": "{BUSYBOX}", "Cmd": ["true"], "HostConfig": {{"Privileged": true}}, "HostConfig": {{"Memory": {64 * MIB}}}}}'
+
+    def create(client: Any) -> str:
+        answer = client._post(client._url("/containers/create"), data=raw, headers={"Content-Type": "application/json"})
+        client._raise_for_status(answer)
+        return str(answer.json()["Id"])
+
+    container = await box.engine._ask(create)
+    try:
+        inspected = await box.engine._ask(lambda client: client.inspect_container(container))
+        assert inspected["HostConfig"]["Privileged"] is False
+        assert inspected["HostConfig"]["Memory"] == 64 * MIB
+    finally:
+        await box.engine.remove(container)
+
+
+async def test_caps_are_set_where_a_client_sets_none(box: Box) -> None:
+    container = await box.engine._ask(
+        lambda client: client.create_container_from_config({"Image": BUSYBOX, "Cmd": ["true"]})["Id"]
+    )
+    try:
+        host_config = (await box.engine._ask(lambda client: client.inspect_container(container)))["HostConfig"]
+        default = box.sandbox.limits.default
+        assert (host_config["Memory"], host_config["NanoCpus"], host_config["PidsLimit"]) == (
+            default.memory, round(default.cpus * 1e9), default.pids,
+        )  # fmt: skip
+        with pytest.raises(CapExceeded):
+            await box.engine._ask(
+                lambda client: client._result(
+                    client._post_json(client._url("/containers/{0}/update", container), data={"Memory": 1 << 40})
+                )
+            )
+    finally:
+        await box.engine.remove(container)
+
+
+HELD = """
+grep -E '^(CapEff|Seccomp|NoNewPrivs)' /proc/self/status
+ls /dev | grep -E '^(sd|vd|nvme|loop|kmsg|mem|kvm)' | sed 's/^/device /'
+cat /proc/sys/kernel/core_pattern >/dev/null && echo x > /proc/sys/kernel/core_pattern && echo wrote core_pattern
+echo 1 > /proc/sysrq-trigger && echo wrote sysrq
+mkdir /tmp/m && mount -t tmpfs none /tmp/m && echo mounted
+mknod /tmp/disk b 254 0 && cat /tmp/disk >/dev/null && echo read a device
+ls /run/manyoyo/engine.sock && echo saw the engine
+ip addr
+echo done
+"""
+
+
+def held(text: str) -> dict[str, str]:
+    assert "done" in text
+    for word in ("device ", "wrote ", "mounted", "read a device", "saw the engine"):
+        assert word not in text, text
+    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+
+
+async def test_a_run_is_held(box: Box) -> None:
+    text = await box.output("sh", "-c", f"({HELD}) 2>/dev/null")
+    status = held(text)
+    assert address(box) not in text
+    assert status["Seccomp"] == "2"
+    assert not int(status["CapEff"], 16) & (1 << 21 | 1 << 12 | 1 << 16 | 1 << 19), "no SYS_ADMIN, NET_ADMIN, SYS_MODULE, SYS_PTRACE"
+
+
+async def test_a_run_step_is_held_just_so(box: Box) -> None:
+    output: list[bytes] = []
+    script = json.dumps(["sh", "-c", f"({HELD}) 2>/dev/null"])
+    built = await box.build(f"FROM {BUSYBOX}\nRUN {script}\n", no_cache=True, output=output)
+    assert built.image_id, built
+    text = b"".join(output).decode()
+    status = held(text.split("STEP 2/2", 1)[-1].split("Running in", 1)[-1].split("\n", 1)[-1])
+    assert status["Seccomp"] == "2"
+    assert not int(status["CapEff"], 16) & (1 << 21 | 1 << 12 | 1 << 16 | 1 << 19)
+    assert address(box) not in text, "a RUN step has a network of its own"
+
+
+def address(box: Box) -> str:
+    """The outer container's own address."""
+    host = docker.from_env()
+    try:
+        networks = host.containers.get(box.sandbox.outer.container_id).attrs["NetworkSettings"]["Networks"]
+    finally:
+        host.close()
+    return str(next(iter(networks.values()))["IPAddress"])
+
+
+async def test_the_guard_is_the_only_client(box: Box) -> None:
+    adapters = {type(adapter).__name__ for prefix, adapter in box.engine._client.adapters.items() if "docker" in prefix}
+    assert adapters == {"GuardedAdapter"}

@@ -86,3 +86,24 @@ def check_pids(value: int) -> int:
     if not 1 <= value <= 1 << 22:
         raise InvalidArgument(f"pids_limit={value} is not a number of processes.", "Write a whole number from 1, e.g. 512.")
     return value
+
+
+_IMAGE = re.compile(
+    r"(?:(?=[^:/]{1,253}(?::[0-9]+)?/)[A-Za-z0-9.-]+(?::[0-9]+)?/)?"
+    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+_IMAGE_ID = re.compile(r"(?:sha256:)?[0-9a-f]{12,64}")
+
+
+def check_image(value: str) -> str:
+    """An image reference as the distribution specification writes it (host/name:tag@digest), or an image id.
+
+    Raises InvalidArgument for anything else.
+    """
+    if len(value) > 500 or not (_IMAGE.fullmatch(value) or _IMAGE_ID.fullmatch(value)):
+        raise InvalidArgument(
+            f"{value[:60]!r} is not an image reference.",
+            "Write name[:tag], lower case, e.g. localhost/app:1 or python:3.13.",
+        )
+    return value

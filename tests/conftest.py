@@ -15,6 +15,9 @@ import docker
 import pytest
 from mcp import Client, StdioServerParameters
 
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.sessions.manager import Manager, open_manager
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,6 +41,13 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
     """A client over stdio to a server of its own, started in an empty project directory."""
     async with Client(server_parameters(tmp_path)) as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+async def manager(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Manager]:
+    settings = Settings(state_dir=tmp_path_factory.mktemp("state"), runtime_dir=tmp_path_factory.mktemp("run"))
+    async with open_manager(settings) as opened:
+        yield opened
 
 
 def _ours(host: docker.DockerClient) -> set[str]:

@@ -1,36 +1,26 @@
-"""The command line: `manyoyo-mcp`."""
+"""Entry point of the console script. MCP clients start `manyoyo-mcp serve`: for that no command line is loaded."""
 
-from pathlib import Path
-from typing import Annotated
+import sys
 
-import typer
-
-app = typer.Typer(name="manyoyo-mcp", help="A container host of its own for an AI agent.", no_args_is_help=False)
-
-
-@app.callback(invoke_without_command=True)
-def _default(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        serve()
-
-
-@app.command()
-def serve() -> None:
-    """Serve MCP over stdio (the default)."""
-    from manyoyo_mcp.server import serve as run
-
-    run()
-
-
-@app.command()
-def schemas(directory: Annotated[Path, typer.Argument(help="Where to write NAME.json.")] = Path("tool_schemas")) -> None:
-    """Write one JSON file a tool: name, description, annotations, input and output schema."""
-    from manyoyo_mcp.cli.schemas import write
-
-    for path in write(directory):
-        typer.echo(path)
+from manyoyo_mcp.cli.exits import reported
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """`manyoyo-mcp`, with the arguments of this process."""
+    with reported():
+        if sys.argv[1:] in ([], ["serve"]):
+            serve()
+        else:
+            from manyoyo_mcp.cli.app import app
+
+            app(prog_name="manyoyo-mcp")
+
+
+def serve() -> None:
+    """Serve MCP over stdio until the client closes it."""
+    from manyoyo_mcp.cli.connect import load_settings
+
+    settings = load_settings()  # said in two lines where one is wrong, before the server is loaded
+    from manyoyo_mcp.server import serve as run
+
+    run(settings)

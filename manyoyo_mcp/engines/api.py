@@ -33,6 +33,7 @@ from manyoyo_mcp.engines.base import (
     Step,
 )
 from manyoyo_mcp.engines.buildlog import BuildLog
+from manyoyo_mcp.engines.complaints import unechoed
 from manyoyo_mcp.engines.diagnosis import Cause, diagnose
 from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, from_answer, verdict
 from manyoyo_mcp.engines.streams import Attached, hang_up, json_lines
@@ -448,7 +449,7 @@ class DockerApiEngine:
         return params
 
     def _check_dockerfile(self, text: str) -> None:
-        """Raise InvalidArgument for what this engine's builder would take for something else. Engines say what that is."""
+        """Raise InvalidArgument for what the engine's builder would take for something else. Engines say what."""
 
     async def _stop_build(self, spec: BuildSpec, call: "BuildCall") -> None:
         """End the step that runs and the build with it. Engines say what more it takes than hanging up."""
@@ -457,7 +458,9 @@ class DockerApiEngine:
     async def _build_failed(self, spec: BuildSpec, log: BuildLog, seconds: float) -> Built:
         step = log.failed_step
         code = log.exit_code
-        output_end = (log.output + log.error).encode()
+        output = sanitise(log.output)
+        instruction = step.instruction if step else ""
+        output_end = (unechoed(output, instruction) if code is not None else log.error).encode(errors="replace")
         caps = spec.caps or self._default_caps()
         record = ""
         if step is not None and (code == SIGKILLED or _suspicious(output_end)):
@@ -473,8 +476,7 @@ class DockerApiEngine:
         reason = told.reason if told.reason is not Reason.EXIT_NONZERO else Reason.BUILD_FAILED
         cause: Cause | None = Cause(reason, told.explanation, told.hint)
         if reason is Reason.BUILD_FAILED:
-            words = sanitise(log.output), sanitise(log.error), step.instruction if step else ""
-            cause = diagnose(*words, code, network=spec.network)
+            cause = diagnose(output, sanitise(log.error), instruction, code, network=spec.network)
         return Built(reason, seconds, log.steps, failed_step=step, exit_code=code, error=sanitise(log.error),
                      cause_code=cause.code if cause else "", cause=cause.cause if cause else "",
                      mend=cause.mend if cause else "", evidence=told.evidence)  # fmt: skip

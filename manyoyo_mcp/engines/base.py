@@ -109,8 +109,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """How a build ended. Where it failed, `failed_step` and `exit_code` say where, `cause` and `mend` why and what to do;
-    `cause_code` is the cause's stable name. The exit code is None where no command ran."""
+    """How a build ended. Where it failed, `failed_step` and `exit_code` (None where no command ran) say where, `cause`
+    and `mend` why and what to do; `cause_code` is the cause's stable name."""
 
     reason: Reason
     seconds: float

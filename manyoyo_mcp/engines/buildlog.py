@@ -4,31 +4,32 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from manyoyo_mcp.engines.base import Step
 from manyoyo_mcp.text import sanitise
 
-_STEPS = (
-    # podman counts within a stage, and names it where there are several
-    re.compile(r"(?:\[(?P<stage>\d+)/\d+\] )?STEP (?P<number>\d+)/(?P<total>\d+): (?P<text>.*)", re.DOTALL),
-    # dockerd counts through the Dockerfile
-    re.compile(r"Step (?P<number>\d+)/(?P<total>\d+) : (?P<text>.*)", re.DOTALL),
-)
+# Podman counts within a stage, and names it where there are several; dockerd counts through the Dockerfile.
+_PODMAN_STEP = re.compile(r"(?:\[(?P<stage>\d+)/\d+\] )?STEP (?P<number>\d+)/(?P<total>\d+): (?P<text>.*)", re.DOTALL)
+_DOCKER_STEP = re.compile(r"Step (?P<number>\d+)/(?P<total>\d+) : (?P<text>.*)", re.DOTALL)
+_STEPS = (_PODMAN_STEP, _DOCKER_STEP)
+_DOCKER_NOTE = re.compile(r" ---> (?:Running in |Removed intermediate container |[0-9a-f]{12}\b)")
 _CACHED = re.compile(r"\s*-+> Using cache")
 _EXIT = re.compile(r"(?:exit status|returned a non-zero code:) (\d+)\s*\Z")
 # Buildah's words for a RUN step that the OCI runtime could not start, and for one that a signal ended; both are
 # output here, and the error that follows says "exit status 1" whatever happened.
 _NOT_STARTED = re.compile(
-    r"(?:\A|\n)error running container: from \S+ creating container for (?P<why>.+?)\s*: exit status \d+\s*\Z", re.DOTALL
+    r"(?:\A|\n)error running container: from \S+ creating container for (?P<why>.+?)\s*: exit status \d+\s*\Z",
+    re.DOTALL,
 )
 _SIGNALLED = re.compile(r"(?:\A|\n)container exited on ([a-z ]+)\s*\Z")
 _SIGNALS = {(signal.strsignal(each) or "").lower(): each.value for each in signal.Signals}
 
-_REFUSED_LINE = re.compile(r"\bon line (\d+)\b")
-_REFUSED_KEYWORD = re.compile(r"(?:\A|: )([A-Z]+) (?:requires|must have)\b")
-_REFUSED_FROM = re.compile(r"\Acreating build container: parsing reference|\Adetermining starting point for build")
+# Where an error is about an instruction that did not begin: by its line, its keyword, or a FROM with a variable.
+_AT_LINE = re.compile(r"\berror on line (\d+)\b|\bStartLine:(\d+)\b")
+_AT_KEYWORD = re.compile(r"(?:\A|: )([A-Z]+) (?:requires|must have)\b")
+_AT_FROM = re.compile(r"\Acreating build container: parsing reference|\Adetermining starting point for build")
 _IMAGE_ID = re.compile(r"\b[0-9a-f]{64}\b")
 
 _OUTPUT_END = 64 << 10
@@ -37,12 +38,13 @@ _OUTPUT_END = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction of a Dockerfile. `line` is where it begins, from 1; `stage` counts the FROMs up to it, 0 before any."""
+    """One instruction of a Dockerfile. `line` is where it begins, from 1; `stage` counts the FROMs up to it, 0 before
+    any; `heredoc` is the word that ends its first heredoc, empty for none."""
 
     line: int
     text: str
     stage: int = 0
-    heredoc: bool = False
+    heredoc: str = ""
 
     @property
     def keyword(self) -> str:
@@ -89,7 +91,7 @@ class BuildLog:
             pass
         elif self.steps and not self.output.strip() and _CACHED.match(text):
             self.steps[-1].cached = True
-        else:
+        elif self._style is not _DOCKER_STEP or not _DOCKER_NOTE.match(text):
             self.output = (self.output + text)[-_OUTPUT_END:]
         return text
 
@@ -97,7 +99,7 @@ class BuildLog:
         self.error = message
         match = _EXIT.search(message)
         self.exit_code = code if isinstance(code, int) else int(match[1]) if match else None
-        if self.exit_code != 1 or self._style is not _STEPS[0]:
+        if self.exit_code != 1 or self._style is not _PODMAN_STEP:
             return
         output = sanitise(self.output)
         if (not_started := _NOT_STARTED.search(output)) is not None:
@@ -107,43 +109,40 @@ class BuildLog:
             self.exit_code = 128 + _SIGNALS[signalled[1].strip()]
 
     def _begins_step(self, text: str) -> bool:
-        """Whether the text announces a step, which then begins. What only looks so (a build's own output may) does not."""
+        """Whether the text announces a step, which then begins. What only looks so is a RUN step's output."""
         for style in (self._style,) if self._style is not None else _STEPS:
             match = style.match(text)
-            if match is None:
-                continue
-            number, total = int(match["number"]), int(match["total"])
-            named = match.groupdict().get("stage")
-            stage = int(named or 1) if style is _STEPS[0] else 0
-            last = self.steps[-1] if self.steps else None
-            begins_stage = number == 1 and (last is None or stage > self._stage)
-            follows = last is not None and stage == self._stage and number == last.number + 1 <= total
-            # Triggers that a base image brings (ONBUILD) are counted once it is known.
-            if not begins_stage and not (follows and last is not None and (total == last.total or (stage and number == 2))):
-                return False
-            first_total = total if begins_stage else self._first_total
-            triggers = total - first_total
-            words = " ".join(match["text"].split())
-            place = self._place(stage, number, triggers)
-            is_trigger = 1 < number <= 1 + triggers
-            if place is not None and not is_trigger and place.keyword != words.split(" ", 1)[0].upper():
-                return False
-            self._style, self._stage, self._first_total = style, stage, first_total
-            self._begin(Step(number, total, words, int(named) if named else None), place)
-            return True
+            if match is not None:
+                return self._begins(style, match)
         return False
 
-    def _place(self, stage: int, number: int, triggers: int) -> Instruction | None:
-        """The instruction of a step: the FROM for a trigger of its image, None for what the engine added."""
+    def _begins(self, style: re.Pattern[str], match: re.Match[str]) -> bool:
+        number, total = int(match["number"]), int(match["total"])
+        named = match.groupdict().get("stage")
+        stage = int(named or 1) if style is _PODMAN_STEP else 0
+        last = self.steps[-1] if self.steps else None
+        first_total = self._first_total
+        if number == 1 and (last is None or stage > self._stage):
+            first_total = total
+        elif last is None or stage != self._stage or number != last.number + 1 or number > total:
+            return False
+        elif total != last.total and not (stage and number == 2):
+            return False  # podman counts the triggers (ONBUILD) of a base image once it is known; else totals stay
+        triggers = total - first_total
         own = [each for each in self._instructions if each.stage == stage] if stage else self._instructions
         index = max(number - 1 - triggers, 0)
-        return own[index] if index < len(own) else None
+        place = own[index] if index < len(own) else None  # none: the engine added a step
+        words = " ".join(match["text"].split())
+        if place is not None and not 1 < number <= 1 + triggers and place.keyword != words.split(" ", 1)[0].upper():
+            return False
+        self._style, self._stage, self._first_total = style, stage, first_total
+        if place is not None and number == 1 and _IMAGE_ID.search(words):
+            words = place.text  # FROM a stage: podman names the image's id
+        self._begin(Step(number, total, words, int(named) if named else None, place.line if place else None))
+        return True
 
-    def _begin(self, step: Step, place: Instruction | None) -> None:
+    def _begin(self, step: Step) -> None:
         self.end_step()
-        step.line = place.line if place is not None else None
-        if place is not None and step.number == 1 and _IMAGE_ID.search(step.instruction):
-            step.instruction = place.text  # FROM a stage; the engine names its image's id
         self.output = ""
         self.steps.append(step)
         self._started = time.monotonic()
@@ -157,19 +156,24 @@ class BuildLog:
     @property
     def failed_step(self) -> Step | None:
         """The step that the error is about: the last that began, or one that the engine refused before it could."""
+        last = self.steps[-1] if self.steps else None
         refused = self._refused()
-        if refused is not None:
-            number = self._instructions.index(refused) + 1
-            return Step(number, len(self._instructions), refused.text, line=refused.line)
-        return self.steps[-1] if self.steps else None
+        if refused is None:
+            return last
+        if last is not None and last.line == refused.line:
+            return replace(last, instruction=refused.text)
+        return Step(self._instructions.index(refused) + 1, len(self._instructions), refused.text, line=refused.line)
 
     def _refused(self) -> Instruction | None:
         found: list[Instruction] = []
-        if not self.steps and (match := _REFUSED_LINE.search(self.error)) is not None:
-            found = [each for each in self._instructions if each.line <= int(match[1])][-1:]
-        elif not self.steps and (match := _REFUSED_KEYWORD.search(self.error)) is not None:
+        if self.exit_code is not None or self.error.startswith("building at STEP"):
+            return None
+        if (match := _AT_LINE.search(self.error)) is not None:
+            line = int(match[1] or match[2])
+            found = [each for each in self._instructions if each.line <= line][-1:]
+        elif not self.steps and (match := _AT_KEYWORD.search(self.error)) is not None:
             found = [each for each in self._instructions if each.keyword == match[1]]
-        elif _REFUSED_FROM.search(self.error) and not (self.steps and self.steps[-1].instruction.startswith("FROM ")):
+        elif _AT_FROM.search(self.error) is not None:
             found = [each for each in self._instructions if each.keyword == "FROM" and "$" in each.text]
         return found[0] if len(found) == 1 else None
 
@@ -177,7 +181,8 @@ class BuildLog:
 _DIRECTIVE = re.compile(r"#\s*([a-z][a-z0-9]*)\s*=\s*(.+?)\s*\Z", re.IGNORECASE)
 _WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*'|["'\\])+""")
 _HEREDOC = re.compile(r"\d*<<(-?)([\"']?)([^<\s\"']+)\2\Z")
-_WITH_HEREDOCS = frozenset({"RUN", "COPY", "ADD"})
+_TAKES_HEREDOCS = re.compile(r"(?:ONBUILD )?(?:RUN|COPY|ADD) ", re.IGNORECASE)
+_FROM = re.compile(r"FROM(?: |\Z)", re.IGNORECASE)
 
 
 def instructions(dockerfile: str) -> list[Instruction]:
@@ -185,7 +190,7 @@ def instructions(dockerfile: str) -> list[Instruction]:
     by what), white space made single, comments and heredoc bodies left out."""
     lines = [line.removesuffix("\r") for line in dockerfile.removeprefix("\ufeff").split("\n")]
     escape = _escape(lines)
-    continued = re.compile(rf"(?:(?<!{escape}){escape}|\A{escape})[ \t]*\Z")
+    continued = re.compile(rf"(?<!{escape}){escape}[ \t]*\Z")
     found: list[Instruction] = []
     stage = index = 0
     while index < len(lines):
@@ -202,16 +207,14 @@ def instructions(dockerfile: str) -> list[Instruction]:
                 parts.append(lines[index])
                 index += 1
         text = " ".join("".join(parts).split())
-        keywords = text.upper().split(" ", 2)
-        stage += keywords[0] == "FROM"
-        heredocs = []
-        if keywords[0] in _WITH_HEREDOCS or (keywords[0] == "ONBUILD" and keywords[1:2] and keywords[1] in _WITH_HEREDOCS):
-            heredocs = [match for word in _WORD.findall(text) if (match := _HEREDOC.match(word)) is not None]
+        stage += _FROM.match(text) is not None
+        takes = _TAKES_HEREDOCS.match(text) is not None
+        heredocs = [match for word in _WORD.findall(text) if (match := _HEREDOC.match(word))] if takes else []
         for match in heredocs:
             while index < len(lines) and (lines[index].lstrip("\t") if match[1] else lines[index]) != match[3]:
                 index += 1
             index += 1
-        found.append(Instruction(begin, text, stage, bool(heredocs)))
+        found.append(Instruction(begin, text, stage, heredocs[0][3] if heredocs else ""))
     return found
 
 

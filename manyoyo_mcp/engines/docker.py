@@ -12,11 +12,11 @@ class DockerEngine(DockerApiEngine):
     name = "docker"
 
     def _check_dockerfile(self, text: str) -> None:
-        # The classic builder runs `RUN <<EOF` as an empty command and reports success; on a Dockerfile of ARGs alone it hangs up.
+        # The classic builder takes `RUN <<EOF` for an empty command and reports success; ARGs alone make it hang up.
         found = instructions(text)
         for each in found:
             if each.heredoc:
-                raise InvalidArgument(f"error on line {each.line}: the heredoc requires BuildKit")
+                raise InvalidArgument(f"error on line {each.line}: the heredoc <<{each.heredoc} requires BuildKit")
         if not any(each.keyword == "FROM" for each in found):
             raise InvalidArgument("no build stage in current context")
 

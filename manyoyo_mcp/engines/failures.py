@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from manyoyo_mcp.engines.complaints import last_complaint
 from manyoyo_mcp.errors import (
     EngineFailed,
     InvalidArgument,
@@ -15,7 +16,8 @@ from manyoyo_mcp.errors import (
 )
 
 SIGKILLED = 137
-_NO_SPACE = re.compile(rb"no space left on device|disk quota exceeded", re.IGNORECASE)
+_NO_SPACE = re.compile(r"[:\])(] ?(?:no space left on device|disk quota exceeded)", re.IGNORECASE)
+_NO_SPACE_TRAILER = re.compile(r"^(?:tar|cp|npm|E|dpkg|make|error)\b|^Errors were encountered|^compilation terminated")
 _NO_FORK = re.compile(
     rb"resource temporarily unavailable|can't fork|cannot fork|fork: retry|unable to create.{0,20}thread", re.IGNORECASE
 )
@@ -62,7 +64,7 @@ def verdict(exit_code: int, *, oom_flag: bool, record: str, cgroup: str, output_
             "Ask for more with pids_limit=…, or run fewer in parallel (make -j, workers).",
             "kernel: fork rejected by pids controller",
         )
-    if _NO_SPACE.search(output_end):
+    if last_complaint(output_end.decode(errors="replace"), _NO_SPACE, _NO_SPACE_TRAILER):
         return Verdict(
             Reason.DISK_FULL,
             "A file system that the command wrote to is full.",

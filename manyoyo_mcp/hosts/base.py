@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from manyoyo_mcp.policy.transport import Dial
 from manyoyo_mcp.values import Caps
@@ -77,7 +76,8 @@ class Host(Protocol):
     ) -> None:
         """Build from a tar; `say` gets a line a step. Raises ImageUnavailable."""
 
-    async def import_image(self, tar: Path, reference: str) -> None: ...
+    async def import_image(self, tar: IO[bytes], reference: str) -> None:
+        """An image of a root file system, from the beginning of the file `tar`. Raises ImageUnavailable."""
 
     async def volume_exists(self, name: str) -> bool: ...
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import anyio
 import anyio.from_thread
@@ -136,18 +136,18 @@ class DockerHost:
         except docker.errors.APIError as error:
             raise ImageUnavailable(f"The host could not build {reference}: {error}", "See the host engine's log.") from error
 
-    async def import_image(self, tar: Path, reference: str) -> None:
+    async def import_image(self, tar: IO[bytes], reference: str) -> None:
         repository, _, tag = reference.rpartition(":")
 
         def load(client: docker.APIClient) -> None:
-            with tar.open("rb") as file:
-                answer = client.post(
-                    client._url("/images/create"),
-                    params={"fromSrc": "-", "repo": repository, "tag": tag},
-                    data=file,
-                    headers={"Content-Type": "application/x-tar"},
-                    timeout=600,
-                )
+            tar.seek(0)
+            answer = client.post(
+                client._url("/images/create"),
+                params={"fromSrc": "-", "repo": repository, "tag": tag},
+                data=tar,
+                headers={"Content-Type": "application/x-tar"},
+                timeout=600,
+            )
             client._raise_for_status(answer)
 
         try:
@@ -315,7 +315,7 @@ class DockerHost:
                     )
                 except docker.errors.APIError:
                     break  # it runs no longer
-                if listening.exit_code == 0:
+                if listening.exit_code == 0 and not (self._may_share() and _listens(path)):
                     self._transport = "relay"
                     return "relay", lambda: relay(self.client, outer.container_id, engine)
             await anyio.sleep(pause)

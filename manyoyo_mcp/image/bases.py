@@ -19,6 +19,7 @@ One process at a time makes images: the maintenance sandbox has a fixed name, an
 import contextlib
 import hashlib
 import json
+import os
 import re
 import tarfile
 import tempfile
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from pathlib import Path
+from typing import IO
 
 import anyio
 
@@ -153,7 +154,9 @@ def parse_manifest(raw: bytes | None) -> list[Base]:
         if match is not None:
             labels = row.get("Labels") or {}
             found.append(
-                Base(match[1], tags, row["Id"], int(row["Size"]), float(row["Created"]), labels.get(f"{LABEL}recipe", ""))
+                Base(
+                    match[1], tags, row["Id"], int(row["Size"]), float(row["Created"]), labels.get(f"{LABEL}recipe", "")
+                )
             )
     return sorted(found, key=lambda base: base.name)
 
@@ -179,8 +182,8 @@ async def make(
     *,
     again: bool = False,
 ) -> list[Base]:
-    """See that every new sandbox has the bases `names` and those they stand on; these. Makes those that are missing or whose
-    recipe changed, with `again` all of them, newer packages included.
+    """See that every new sandbox has the bases `names` and those they stand on, which are returned. Makes those that are
+    missing or whose recipe changed, with `again` all of them, from today's packages.
 
     Raises InvalidArgument for an unknown name, ImageUnavailable where one can't be made (those before it stay).
     """
@@ -224,16 +227,14 @@ async def _maker(
     created = await _create_alone(host, spec, maintenance, progress)
     try:
         _, dial = await host.dialer(created)
-        async with anyio.create_task_group() as group:
-            engine = ENGINES["podman"](
-                client=guarded_client(dial, lambda: Limits(spec.caps, spec.caps)),
-                maintain=partial(host.maintain, created),
-                spawn=lambda name, work: group.start_soon(work, name=name),
-                default_caps=lambda: spec.caps,
-            )
-            await engine.ping()
-            yield _Maker(host, created, engine)
-            await engine.settle()
+        engine = ENGINES["podman"](
+            client=guarded_client(dial, lambda: Limits(spec.caps, spec.caps)),
+            maintain=partial(host.maintain, created),
+            spawn=lambda name, work: None,  # what would be removed later goes with the whole sandbox
+            default_caps=lambda: spec.caps,
+        )
+        await engine.ping()
+        yield _Maker(host, created, engine)
     finally:
         with anyio.CancelScope(shield=True):
             await host.remove(created)
@@ -284,8 +285,7 @@ class _Maker:
         text = context["Containerfile"].decode() + f'LABEL {LABEL}recipe="{recipe.digest()}"\n'
         context["Containerfile"] = text.encode()
         output = bytearray()
-        with tempfile.TemporaryDirectory(prefix="manyoyo-base-") as scratch:
-            root = Path(scratch) / "root.tar"
+        with tempfile.TemporaryFile() as root:
             if recipe.packages:
                 say("assembling packages")
                 await debian.assemble(recipe.packages, root, say, [_FORGET_MACHINE], recipe.variant)
@@ -329,22 +329,22 @@ class _Maker:
         return done.output
 
 
-def _stream(context: dict[str, bytes], root: Path | None) -> Iterator[bytes]:
+def _stream(context: dict[str, bytes], root: IO[bytes] | None) -> Iterator[bytes]:
     """A build context as a tar, a large `root.tar` in it piece by piece."""
     for name, content in context.items():
-        yield _entry(name, len(content), 0o755 if content.startswith(b"#!") else 0o644) + content
+        yield _header(name, len(content), 0o755 if content.startswith(b"#!") else 0o644) + content
         yield b"\0" * (-len(content) % tarfile.BLOCKSIZE)
     if root is not None:
-        size = root.stat().st_size
-        yield _entry("root.tar", size, 0o644)
-        with root.open("rb") as file:
-            while piece := file.read(1 << 20):
-                yield piece
+        size = root.seek(0, os.SEEK_END)
+        root.seek(0)
+        yield _header("root.tar", size, 0o644)
+        while piece := root.read(1 << 20):
+            yield piece
         yield b"\0" * (-size % tarfile.BLOCKSIZE)
     yield b"\0" * 2 * tarfile.BLOCKSIZE
 
 
-def _entry(name: str, size: int, mode: int) -> bytes:
+def _header(name: str, size: int, mode: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, mode
     return info.tobuf(tarfile.PAX_FORMAT)

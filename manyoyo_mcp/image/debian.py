@@ -1,13 +1,13 @@
-"""Root file systems assembled from Debian's packages with mmdebstrap, from the mirror this machine is configured for."""
+"""Root file systems assembled from Debian's packages with mmdebstrap, from the mirrors this machine is configured for."""
 
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import anyio
-import anyio.to_thread
 
 from manyoyo_mcp.errors import ImageUnavailable
 
@@ -16,6 +16,8 @@ SUITE = "trixie"
 
 _SLIM = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*")
 _APT_SETTINGS = re.compile(r'^(Acquire::(?:https?::[^ ]*|Retries|ForceIPv[46])) "(.*)";$', re.MULTILINE)
+_MEMORY_WANTED = 3 << 30
+"""Available memory, in bytes, from which on packages are unpacked there."""
 
 
 def available() -> bool:
@@ -46,7 +48,11 @@ def settings() -> list[str]:
 
 
 def _uris() -> list[str]:
-    etc = Path("/etc/apt")
+    return uris(Path("/etc/apt"))
+
+
+def uris(etc: Path) -> list[str]:
+    """The addresses of the sources that apt is configured with in `etc`, one-line or deb822."""
     found: list[str] = []
     for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))] if etc.is_dir() else []:
         try:
@@ -61,10 +67,14 @@ def _uris() -> list[str]:
 
 
 async def assemble(
-    packages: Sequence[str], target: Path, say: Callable[[str], None], hooks: Sequence[str] = (), variant: str = "minbase"
+    packages: Sequence[str],
+    target: IO[bytes],
+    say: Callable[[str], None],
+    hooks: Sequence[str] = (),
+    variant: str = "minbase",
 ) -> None:
-    """Write a root file system with `packages` (and what they need) to `target`, a tar; `hooks` are mmdebstrap's
-    customize hooks, `variant` is one of mmdebstrap's. Raises ImageUnavailable with the last lines where it fails."""
+    """Write a root file system with `packages` (and what they need) to the file `target`, as a tar; `hooks` are
+    mmdebstrap's customize hooks, `variant` is one of its variants. Raises ImageUnavailable with the last lines where it fails."""
     lists = sources()
     if not lists or shutil.which("mmdebstrap") is None:
         raise ImageUnavailable(
@@ -72,19 +82,23 @@ async def assemble(
             "Install it (`apt-get install mmdebstrap`), or use a registry.",
         )
     command = [
+        *_in_memory(),
         "mmdebstrap",
         f"--variant={variant}",
         *([f"--include={','.join(packages)}"] if packages else []),
         *(f"--dpkgopt=path-exclude={path}" for path in _SLIM),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        "--dpkgopt=force-unsafe-io",  # what is interrupted is thrown away: nothing is won by waiting for the disk
         *(f"--aptopt={line}" for line in settings()),
         *(f"--customize-hook={hook}" for hook in hooks),
         SUITE,
-        str(target),
+        "-",
         *lists,
     ]
     lines: list[str] = []
-    async with await anyio.open_process(command, stdin=subprocess.DEVNULL, stdout=None, stderr=subprocess.PIPE) as process:
+    async with await anyio.open_process(
+        command, stdin=subprocess.DEVNULL, stdout=target, stderr=subprocess.PIPE
+    ) as process:
         assert process.stderr is not None
         try:
             pending = ""
@@ -99,7 +113,18 @@ async def assemble(
             raise
         code = await process.wait()
     if code != 0:
-        target.unlink(missing_ok=True)
         raise ImageUnavailable(
             "mmdebstrap failed:\n" + "\n".join(lines[-8:]), "Check that `apt-get update` works on this machine."
         )
+
+
+def _in_memory() -> list[str]:
+    """Words before a command that give it, and nobody else, a /tmp in memory that goes when it ends: unpacking packages
+    is mostly waiting for the disk. None where memory is short or mounting not allowed."""
+    words = ["unshare", "--mount", "sh", "-euc", 'mount -t tmpfs tmpfs /tmp; export TMPDIR=/tmp; exec "$@"', "sh"]
+    try:
+        available = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        allowed = subprocess.run([*words, "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0
+    except OSError:
+        return []
+    return words if allowed and available is not None and int(available[1]) << 10 > _MEMORY_WANTED else []

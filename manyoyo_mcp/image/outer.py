@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Literal
 
 from manyoyo_mcp import __version__
@@ -96,8 +95,7 @@ async def _assemble_base(host: Host, progress: Progress) -> str:
     if await host.image_exists(name):
         return name
     progress(0, None, "assembling the outer image from Debian's packages (about half a minute)")
-    with tempfile.TemporaryDirectory(prefix="manyoyo-image-") as scratch:
-        tar = Path(scratch) / "root.tar"
+    with tempfile.TemporaryFile() as tar:
         await debian.assemble(packages(), tar, lambda line: progress(0, None, line))
         await host.import_image(tar, name)
     return name

@@ -11,7 +11,7 @@ from manyoyo_mcp.errors import InvalidArgument, ManyoyoError
 from manyoyo_mcp.sessions.jobs import Job
 from manyoyo_mcp.text import fence, sanitise, shorten
 from manyoyo_mcp.tools.base import Call, ToolInput
-from manyoyo_mcp.values import Caps, check_cpus, check_pids, parse_memory
+from manyoyo_mcp.values import Caps, check_cpus, check_image, check_pids, parse_memory
 
 MAX_ENV = 1000
 """Most environment variables of a run, exec or build argument list."""
@@ -75,24 +75,7 @@ def _command(value: list[str]) -> list[str]:
 
 Command = Annotated[list[str], AfterValidator(_command)]
 
-_IMAGE = re.compile(
-    r"(?:(?=[^:/]{1,253}(?::[0-9]+)?/)[A-Za-z0-9.-]+(?::[0-9]+)?/)?"
-    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
-    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
-)
-_IMAGE_ID = re.compile(r"(?:sha256:)?[0-9a-f]{12,64}")
-
-
-def image_reference(value: str) -> str:
-    """An image reference as the distribution specification writes it (host/name:tag@digest), or an image id."""
-    if len(value) > 500 or not (_IMAGE.fullmatch(value) or _IMAGE_ID.fullmatch(value)):
-        raise ValueError(
-            f"{value[:60]!r} is not an image reference. Write name[:tag], lower case, e.g. localhost/app:1 or python:3.13."
-        )
-    return value
-
-
-Image = Annotated[str, AfterValidator(image_reference)]
+Image = Annotated[str, AfterValidator(_value_errors(check_image))]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 

@@ -1,30 +1,69 @@
-# Sourced by the scripts: the repository's root, its virtual environment, an engine.
+# shellcheck shell=bash
+# Sourced by the scripts: the repository's root, Debian's packages, the virtual environment, an engine.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-cd "$root"
+cd "$root" || exit
 
 say() { echo "${0##*/}: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+# Programs of the system that a user's PATH may lack (`su` keeps the user's).
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 # install PACKAGE…: Debian's packages, said before it is done.
 install() {
-  [ "$(id -u)" = 0 ] || { say "not root: ask the administrator for $*"; exit 1; }
+  command -v apt-get >/dev/null || die "not Debian or Ubuntu: install what these packages bring, then run this again: $*"
+  [ "$(id -u)" = 0 ] || die "not root: run \`sudo apt-get install $*\`, then this again"
   say "installing $* (Debian's packages)"
-  apt-get update -qq >/dev/null
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  local log; log=$(mktemp)
+  if ! { [ -n "${MANYOYO_APT_UPDATED:-}" ] || apt update; } >"$log" 2>&1 ||
+    ! apt install --yes --no-install-recommends "$@" >>"$log" 2>&1; then
+    tail -n 15 "$log" >&2; rm -f "$log"
+    die "apt-get could not install $*: see above, put it right, then run this again"
+  fi
+  rm -f "$log"
+  export MANYOYO_APT_UPDATED=1
 }
 
-# environment EXTRA…: .venv with the project and its extras, made again when pyproject.toml or the interpreter changes.
+# apt-get, which waits up to five minutes for another one at work (it does so itself for some of its locks alone).
+apt() {
+  local code output
+  for _ in {1..60}; do
+    code=0
+    output=$(DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" 2>&1 </dev/null) || code=$?
+    case $code:$output in 0:*) break ;; *"Could not get lock"*) sleep 5 ;; *) break ;; esac
+  done
+  printf '%s\n' "$output"
+  return "$code"
+}
+
+# need PROGRAM[=PACKAGE]…: the packages of those programs that are missing, in one go.
+need() {
+  local each want=()
+  for each; do command -v "${each%%=*}" >/dev/null || want+=("${each#*=}"); done
+  [ ${#want[@]} -eq 0 ] || install "${want[@]}"
+}
+
+# environment EXTRA…: .venv with the project and its extras; brought up to date when pyproject.toml changes, made again
+# when the interpreter or the checkout's place does.
 environment() {
-  local python stamp
-  command -v python3 >/dev/null || install python3 python3-venv
-  python=${PYTHON:-python3}
+  local python=${PYTHON:-python3} made wanted
+  [ -n "${PYTHON:-}" ] || command -v python3 >/dev/null || install python3 python3-venv
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "$python is not Python 3.11 or newer: set PYTHON to one that is"
   "$python" -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
-  stamp=$({ "$python" -VV; cat pyproject.toml; echo "$*"; } | cksum)
-  [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ] || return 0
-  say "making the virtual environment (.venv)"
-  rm -rf .venv
-  "$python" -m venv .venv
-  .venv/bin/pip install --quiet --disable-pip-version-check -e ".[$(IFS=,; echo "$*")]"
-  echo "$stamp" > .venv/stamp
+  made=$({ pwd; "$python" -VV; } | cksum)
+  wanted="$* $({ echo "$*"; cat pyproject.toml; } | cksum)"
+  if [ "$(cat .venv/made 2>/dev/null)" != "$made" ]; then
+    say "making the virtual environment (.venv)"
+    rm -rf .venv
+    "$python" -m venv .venv
+    echo "$made" > .venv/made
+  fi
+  ! grep -qsxF "$wanted" .venv/installed || return 0
+  say "installing the project's Python packages into .venv"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${*:+[$(IFS=,; echo "$*")]}" ||
+    die "pip could not install them: see above; does this machine reach a Python package index?"
+  echo "$wanted" >> .venv/installed
 }
 
 # engine: an engine to work on; the user's own where one answers. It stays up, for the next time.

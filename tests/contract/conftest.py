@@ -4,16 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from manyoyo_mcp.config import Settings
-from manyoyo_mcp.sessions.manager import Manager, open_manager
+from manyoyo_mcp.sessions.manager import Manager
 from tests.support import BUSYBOX, Box, busybox_context
-
-
-@pytest.fixture(scope="session")
-async def manager(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Manager]:
-    settings = Settings(state_dir=tmp_path_factory.mktemp("state"), runtime_dir=tmp_path_factory.mktemp("run"))
-    async with open_manager(settings) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="session", params=["podman", "docker"])

@@ -38,12 +38,12 @@ async def test_read_only_and_dropped_capabilities(box: Box) -> None:
 
 async def test_files_in_and_outputs_out(box: Box) -> None:
     ended = await box.run(
-        "sh", "-c", "sh /work/run.sh", workdir="/work",
-        files={"/work/run.sh": b"#!/bin/sh\ncat data > out.txt; printf '\\000\\001' > /tmp/raw\n", "/work/data": b"42"},
+        "sh", "-c", "sh /job/run.sh", workdir="/job",
+        files={"/job/run.sh": b"#!/bin/sh\ncat data > out.txt; printf '\\000\\001' > /tmp/raw\n", "/job/data": b"42"},
         outputs=["out.txt", "/tmp/raw", "/tmp/none", "/tmp"],
     )  # fmt: skip
     assert [(file.path, file.content) for file in ended.outputs] == [
-        ("/work/out.txt", b"42"),
+        ("/job/out.txt", b"42"),
         ("/tmp/raw", b"\0\1"),
         ("/tmp/none", None),
         ("/tmp", None),

@@ -1,0 +1,24 @@
+# The scripts by name; each says more about itself at its top.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fresh cgroup2 bench
+
+help: ## list these
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## the main job, live: a sandbox, a build, a run killed by its cap, everything removed
+	scripts/demo
+
+test: ## the whole test suite, on an engine of its own
+	scripts/test
+
+lint: ## format, types, import directions, shell scripts, tool_schemas/
+	scripts/lint
+
+fresh: ## demo and test on minimal Debian 12 and 13 machines made new
+	scripts/fresh
+
+cgroup2: ## the contract suite on a cgroup v2 kernel, in qemu
+	scripts/cgroup2
+
+bench: ## measure against the host's own Docker; writes bench/results/latest.json
+	scripts/bench

@@ -1,0 +1,1 @@
+"""How fast it is, beside the host's own Docker: `scripts/bench`."""

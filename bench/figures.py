@@ -1,0 +1,185 @@
+"""What is measured, against what, and the limits. Every figure is made of pairs of runs, ours and theirs in turn."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal
+
+from bench.host import HostDocker
+from bench.sandbox import Session
+
+ONE_STEP = "FROM {image}\nRUN true\n"
+_MIB = 1 << 20
+
+Side = Callable[[], Awaitable[float]]
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Samples in milliseconds, in the order they were taken in; `value` for figures that are no ratio of the two."""
+
+    ours: Sequence[float] = ()
+    theirs: Sequence[float] = ()
+    value: float | None = None
+    more: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What the measurements work on."""
+
+    session: Session
+    host: HostDocker
+
+
+Measure = Callable[[Bench, int, Tick], Awaitable[Measured]]
+"""`await measure(bench, runs, tick)`; `tick()` after every pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row. `limit` bounds `ours / theirs` (unit "x") or the value itself ("ms", "MiB"); None: reported only."""
+
+    name: str
+    ours: str
+    theirs: str
+    limit: float | None
+    runs: int
+    measure: Measure
+    unit: Literal["x", "ms", "MiB"] = "x"
+
+    def value(self, measured: Measured) -> float:
+        """The number that the limit bounds."""
+        return measured.value if measured.value is not None else median(measured.ours) / median(measured.theirs)
+
+
+async def _pairs(ours: Side, theirs: Side, runs: int, tick: Tick) -> Measured:
+    """`runs` pairs after one that does not count; who goes first alternates, so that drift hits both."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for number in range(-1, runs):
+        sides = ((0, ours), (1, theirs)) if number % 2 else ((1, theirs), (0, ours))
+        for which, side in sides:
+            spent = await side()
+            if number >= 0:
+                taken[which].append(spent)
+        tick()
+    return Measured(*taken)
+
+
+def _start(engine: str) -> Measure:
+    async def measure(bench: Bench, runs: int, tick: Tick) -> Measured:
+        async def theirs() -> float:
+            return bench.host.start()
+
+        return await _pairs(lambda: bench.session.start(engine), theirs, runs, tick)
+
+    return measure
+
+
+def _run(engine: str, network: str, way: Literal["cli", "py", "kept"] = "cli") -> Measure:
+    async def measure(bench: Bench, runs: int, tick: Tick) -> Measured:
+        call = {"cli": bench.host.run, "py": bench.host.py_run, "kept": bench.host.run_kept}[way]
+
+        async def theirs() -> float:
+            return call("bridge" if way == "py" and network == "default" else network)
+
+        return await _pairs(lambda: bench.session.run(engine, network), theirs, runs, tick)
+
+    return measure
+
+
+def _runs_in_a_row(engine: str, network: str, count: int) -> Measure:
+    async def measure(bench: Bench, runs: int, tick: Tick) -> Measured:
+        async def theirs() -> float:
+            return sum(bench.host.run(network) for _ in range(count)) / count
+
+        return await _pairs(lambda: bench.session.runs_in_a_row(engine, network, count), theirs, runs, tick)
+
+    return measure
+
+
+def _exec(engine: str, way: Literal["cli", "py"] = "cli") -> Measure:
+    async def measure(bench: Bench, runs: int, tick: Tick) -> Measured:
+        async with bench.session.service(engine) as nested:
+            with bench.host.service() as plain:
+
+                async def theirs() -> float:
+                    return bench.host.exec(plain) if way == "cli" else bench.host.py_exec(plain)
+
+                return await _pairs(lambda: bench.session.exec(engine, nested), theirs, runs, tick)
+
+    return measure
+
+
+def _build(engine: str, network: str) -> Measure:
+    async def measure(bench: Bench, runs: int, tick: Tick) -> Measured:
+        async def theirs() -> float:
+            return bench.host.build(ONE_STEP, network)
+
+        return await _pairs(lambda: bench.session.build(engine, ONE_STEP, network), theirs, runs, tick)
+
+    return measure
+
+
+async def _own_part(bench: Bench, runs: int, tick: Tick) -> Measured:
+    """A nested_run by the client, less the same run asked of the bare engine: the median of the pairs' differences."""
+    bare = await bench.session.bare_engine("podman")
+    caps = (await bench.session.call("sandbox_status"))["sandboxes"][0]["caps"]
+    try:
+
+        async def theirs() -> float:
+            return bare.run(caps["memory_bytes"] // 2, caps["cpus"], 1024)
+
+        pairs = await _pairs(lambda: bench.session.run("podman", "default"), theirs, runs, tick)
+    finally:
+        bare.close()
+    difference = median(ours - theirs for ours, theirs in zip(pairs.ours, pairs.theirs, strict=True))
+    return Measured(pairs.ours, pairs.theirs, difference)
+
+
+async def _round_trip(bench: Bench, runs: int, tick: Tick) -> Measured:
+    taken = []
+    for _ in range(runs):
+        taken.append(await bench.session.refused("job_status", job_id="run-00000000"))
+        tick()
+    return Measured(taken, value=median(taken))
+
+
+async def _memory(bench: Bench, runs: int, tick: Tick) -> Measured:
+    """Resident memory once the sandbox has run and built something."""
+    await bench.session.run("podman", "default")
+    await bench.session.build("podman", ONE_STEP, "default")
+    resident = bench.session.processes()
+    tick()
+    return Measured(value=resident["server"] / _MIB, more={"reaper_mib": round(resident["reaper"] / _MIB, 1)})
+
+
+FIGURES = [
+    Figure("start_podman", "start_sandbox, cold, podman", "docker run -d", 1.7, 15, _start("podman")),
+    Figure("start_docker", "start_sandbox, cold, dockerd", "docker run -d", 2.5, 11, _start("docker")),
+    Figure("run", "nested_run", "docker run --rm", 0.5, 25, _run("podman", "default")),
+    Figure("run_no_network", "nested_run, no network", "docker run --rm, no network", 0.35, 25, _run("podman", "none")),
+    Figure("exec", "nested_exec", "docker exec", 1.4, 31, _exec("podman")),
+    Figure("build", "nested_build, one RUN step", "docker build, classic", 1.0, 15, _build("podman", "default")),
+    Figure("own_part", "nested_run", "the same run asked of the bare nested engine", 10, 31, _own_part, "ms"),
+    Figure("memory", "server's memory with one sandbox", "", 90, 1, _memory, "MiB"),
+]  # fmt: skip
+"""Each has a limit; one above it fails the bench."""
+
+EXTRAS = [
+    Figure("round_trip", "a call that needs no engine", "", None, 31, _round_trip, "ms"),
+    Figure("run_kept", "nested_run", "docker run, not removed", None, 11, _run("podman", "default", "kept")),
+    Figure("run_docker_py", "nested_run", "docker-py: run(remove=True)", None, 11, _run("podman", "default", "py")),
+    Figure("exec_docker_py", "nested_exec", "docker-py: exec_run", None, 15, _exec("podman", "py")),
+    Figure(
+        "run_in_a_row", "nested_run, 5 in a row", "docker run --rm", None, 3, _runs_in_a_row("podman", "default", 5)
+    ),
+    Figure(
+        "build_no_network", "nested_build, no network", "docker build, no network", None, 7, _build("podman", "none")
+    ),
+    Figure("dockerd_run", "nested_run, dockerd", "docker run --rm", None, 7, _run("docker", "default")),
+    Figure("dockerd_exec", "nested_exec, dockerd", "docker exec", None, 11, _exec("docker")),
+    Figure("dockerd_build", "nested_build, dockerd", "docker build, classic", None, 7, _build("docker", "default")),
+]
+"""Reported beside them, without limits."""

@@ -1,0 +1,142 @@
+"""What the commands share: settings, an event loop that ends cleanly on a signal, this owner's sandboxes by name."""
+
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import anyio
+from pydantic import ValidationError
+
+from manyoyo_mcp.cli.exits import Exit, complain
+from manyoyo_mcp.config import CONFIG_FILE, Settings
+from manyoyo_mcp.errors import InvalidArgument, NotFound, NotRunning, SandboxAmbiguous
+
+if TYPE_CHECKING:  # imported where they are used: a server's start needs none of them here
+    from manyoyo_mcp.hosts.base import Host, Outer
+    from manyoyo_mcp.hosts.docker import DockerHost
+    from manyoyo_mcp.sessions.manager import Manager
+    from manyoyo_mcp.sessions.sandbox import Sandbox
+
+T = TypeVar("T")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings. Raises InvalidArgument that names the setting that is wrong."""
+    where = f"Settings are MANYOYO_… variables and lines of {CONFIG_FILE}."
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise InvalidArgument(f"The setting {name} is wrong: {first['msg']}.", where, argument=name) from error
+    except (tomllib.TOMLDecodeError, OSError) as error:
+        raise InvalidArgument(f"The configuration {CONFIG_FILE} can't be read: {error}.", where) from error
+
+
+def run_async(work: Callable[[], Awaitable[T]]) -> T:
+    """Run `work()`. A signal cancels it and ends the process with 128 + its number once everything is cleaned up; a
+    second one ends it at once and leaves the rest to the reaper. Errors come out as raised, of a group the first."""
+    caught: list[int] = []
+
+    async def watched() -> list[T]:
+        results: list[T] = []
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                group.start_soon(_cancel_on_signal, scope, caught)
+                results.append(await work())
+            group.cancel_scope.cancel()
+        return results
+
+    try:
+        results = anyio.run(watched)
+    except BrokenPipeError:
+        _end_without_reader()
+    except BaseExceptionGroup as group:
+        error = _first(group)
+        if isinstance(error, BrokenPipeError):
+            _end_without_reader()
+        raise error from None
+    if caught:
+        raise SystemExit(128 + caught[0])
+    return results[0]
+
+
+def _end_without_reader() -> NoReturn:
+    """Whoever read our stdout has gone; the interpreter shall not complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(Exit.PIPE_CLOSED)
+
+
+async def _cancel_on_signal(scope: anyio.CancelScope, caught: list[int]) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for number in signals:
+            if caught:
+                os._exit(128 + number)
+            caught.append(number)
+            complain("interrupted: cleaning up", "")
+            scope.cancel()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@asynccontextmanager
+async def open_host(settings: Settings) -> "AsyncIterator[DockerHost]":
+    """The host of the settings."""
+    from manyoyo_mcp.hosts.docker import DockerHost
+
+    host = DockerHost(settings)
+    try:
+        yield host
+    finally:
+        await host.close()
+
+
+async def own_sandboxes(host: "Host") -> "list[Outer]":
+    """This owner's sandboxes on the host, of whichever session, the newest first."""
+    from manyoyo_mcp.sessions.identity import owner
+
+    found = await host.find({"owner": owner(), "kind": "sandbox"})
+    return sorted(found, key=lambda outer: outer.created, reverse=True)
+
+
+async def find_sandbox(host: "Host", name: str) -> "Outer":
+    """The sandbox with this id, or whose id begins so ("sb-" may be left out). Raises NotFound or SandboxAmbiguous."""
+    everything = await own_sandboxes(host)
+    found = [outer for outer in everything if name in (outer.sandbox_id, outer.sandbox_id.removeprefix("sb-"))]
+    found = found or [outer for outer in everything if name and outer.sandbox_id.startswith((name, f"sb-{name}"))]
+    if not found:
+        raise NotFound(f"There is no sandbox {name[:60]!r} of yours on this host.", code="SANDBOX_NOT_FOUND")
+    if len(found) > 1:
+        raise SandboxAmbiguous(
+            f"{len(found)} sandboxes begin with {name!r}.",
+            f"Write more of it: {', '.join(o.sandbox_id for o in found)}.",
+        )
+    return found[0]
+
+
+@asynccontextmanager
+async def open_sandbox(settings: Settings, name: str) -> "AsyncIterator[tuple[Manager, Sandbox]]":
+    """A sandbox that some server of this owner holds, to look into or work in; it is left as it is.
+
+    Raises NotFound, SandboxAmbiguous, NotRunning, HostUnavailable, EngineFailed.
+    """
+    from manyoyo_mcp.sessions.manager import open_manager
+
+    async with open_manager(settings, sweep_first=False) as manager:
+        found = await find_sandbox(manager.host, name)
+        if not found.running:
+            raise NotRunning(
+                f"The sandbox {found.sandbox_id} has stopped.",
+                f"`manyoyo-mcp logs {found.sandbox_id}` shows why; `manyoyo-mcp gc` removes it after its server.",
+                code="SANDBOX_NOT_RUNNING",
+            )
+        yield manager, await manager.adopt(found)

@@ -1,0 +1,255 @@
+"""Checks of the host: the container engine on which sandboxes live, and what it has."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import requests
+from docker.context import ContextAPI
+
+from manyoyo_mcp.cli.doctor.check import Check, fail, ok, warn
+from manyoyo_mcp.config import CONFIG_FILE, Settings
+from manyoyo_mcp.errors import ManyoyoError
+from manyoyo_mcp.hosts.docker import DockerHost
+from manyoyo_mcp.image import bases, outer
+from manyoyo_mcp.sessions import sweep
+from manyoyo_mcp.values import format_bytes
+from manyoyo_mcp.workers import in_thread
+
+API_VERSION = (1, 41)
+"""The first with private cgroup namespaces (Docker 20.10): caps in a sandbox can't be proven without."""
+REGISTRY_IMAGE = "docker.io/library/busybox"
+"""Asked for by name alone: nothing is downloaded."""
+_REGISTRY_TIMEOUT = 10
+_DISK_FEW, _DISK_TOO_FEW = 10 << 30, 2 << 30
+_DEFAULT_ENDPOINT = "unix:///var/run/docker.sock"
+
+# By number, as linux/capability.h has them.
+CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the host said of itself: docker's `info` and `version`. `here`: its engine runs on this machine's kernel."""
+
+    settings: Settings
+    host: DockerHost
+    info: Mapping[str, Any]
+    version: Mapping[str, Any]
+    here: bool
+
+
+def endpoint(settings: Settings, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The host engine's endpoint, and what named it."""
+    if settings.docker_host:
+        return settings.docker_host, "MANYOYO_DOCKER_HOST" if environ.get("MANYOYO_DOCKER_HOST") else str(CONFIG_FILE)
+    if environ.get("DOCKER_HOST"):
+        return environ["DOCKER_HOST"], "DOCKER_HOST"
+    context = ContextAPI.get_current_context()
+    if context is not None and context.Name != "default" and context.Host:
+        return context.Host, f"docker context {context.Name}"
+    return _DEFAULT_ENDPOINT, "docker's default"
+
+
+async def engine(settings: Settings, host: DockerHost) -> tuple[Check, Facts | None]:
+    """Whether the host answers; everything else that is asked of it needs that."""
+    url, named_by = endpoint(settings, os.environ)
+    try:
+        info = await in_thread(lambda: dict(host.client.info()))
+        version = await in_thread(lambda: dict(host.client.version()))
+    except ManyoyoError as error:
+        return fail(
+            "host engine",
+            f"{url} (from {named_by}): {error.message}",
+            error.hint.split("; `manyoyo-mcp doctor`")[0] + ".",
+        ), None
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        return fail(
+            "host engine", f"{url} (from {named_by}) answers with an error: {error}", "See the engine's own log."
+        ), None
+    here = sys.platform == "linux" and url.startswith("unix://") and info.get("KernelVersion") == platform.release()
+    words = (
+        f"{info.get('ServerVersion')} at {url} (from {named_by}), {info.get('NCPU')} CPUs, "
+        f"{format_bytes(info.get('MemTotal', 0))} memory, {info.get('OperatingSystem')}"
+    )
+    return ok("host engine", words), Facts(settings, host, info, version, here)
+
+
+async def api_version(facts: Facts) -> Check:
+    words = str(facts.version.get("ApiVersion", "0"))
+    found = tuple(int(part) for part in words.split(".") if part.isdigit())
+    if found < API_VERSION:
+        return fail("api version", f"{words}; 1.41 is needed", "Update the host's engine to Docker 20.10 or newer.")
+    return ok("api version", words)
+
+
+async def rootful(facts: Facts) -> Check:
+    if any("rootless" in option for option in facts.info.get("SecurityOptions") or []):
+        return warn(
+            "engine mode",
+            "the host's engine is rootless; sandboxes may not start in it, or without caps",
+            "`manyoyo-mcp doctor --try` tells; a rootful engine works (another docker context, or DOCKER_HOST).",
+        )
+    return ok("engine mode", "rootful")
+
+
+async def cgroups(facts: Facts) -> Check:
+    info = facts.info
+    words = f"version {info.get('CgroupVersion', '1')}, driver {info.get('CgroupDriver', '?')}"
+    missing = [
+        cap
+        for cap, key in (("memory", "MemoryLimit"), ("pids", "PidsLimit"), ("cpu", "CpuCfsQuota"))
+        if not info.get(key)
+    ]
+    if missing:
+        return fail(
+            "cgroups",
+            f"{words}; no controller for {', '.join(missing)}",
+            "Enable it at the kernel's command line (e.g. cgroup_enable=memory swapaccount=1) and boot again.",
+        )
+    return ok("cgroups", f"{words}; memory, cpu and pids can be capped")
+
+
+async def capabilities(facts: Facts) -> Check:
+    if not facts.here:
+        return runtime_only(facts.settings.host_runtime, facts.info.get("Runtimes") or {}) or ok(
+            "capabilities", "the engine is not on this machine; `manyoyo-mcp doctor --try` tells"
+        )
+    status = dict(line.split(":\t", 1) for line in _read("/proc/self/status").splitlines() if ":\t" in line)
+    last = int(_read("/proc/sys/kernel/cap_last_cap"))
+    return bounding_set(int(status["CapBnd"], 16), last, facts.settings.host_runtime, facts.info.get("Runtimes") or {})
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text()
+
+
+def runtime_only(host_runtime: str | None, runtimes: Mapping[str, Any]) -> Check | None:
+    """The failure of a configured runtime that the host does not have."""
+    if host_runtime is None or host_runtime in runtimes:
+        return None
+    return fail(
+        "capabilities",
+        f"MANYOYO_HOST_RUNTIME is {host_runtime}, which the host's engine does not have (it has {', '.join(runtimes)})",
+        "Register it there (dockerd --add-runtime NAME=PATH), or unset the variable.",
+    )
+
+
+def bounding_set(bounding: int, last: int, host_runtime: str | None, runtimes: Mapping[str, Any]) -> Check:
+    """`--privileged` asks for every capability: what this machine's bounding set lacks a runtime must leave out."""
+    unknown = runtime_only(host_runtime, runtimes)
+    if unknown is not None:
+        return unknown
+    missing = [CAPABILITIES[i] if i < len(CAPABILITIES) else str(i) for i in range(last + 1) if not bounding >> i & 1]
+    if not missing:
+        return ok("capabilities", "complete, as --privileged needs them")
+    words = f"this machine's bounding set lacks {', '.join(missing)}"
+    if host_runtime is None:
+        return warn(
+            "capabilities",
+            f"{words}: plain runc refuses --privileged here",
+            'Use an engine with a runtime that leaves them out: `scripts/engine up; eval "$(scripts/engine env)"`.',
+        )
+    return ok("capabilities", f"{words}; the runtime {host_runtime} (MANYOYO_HOST_RUNTIME) leaves them out")
+
+
+async def overlay(facts: Facts) -> Check:
+    driver = str(facts.info.get("Driver"))
+    if "overlay" in driver or (facts.here and "\toverlay" in _read("/proc/filesystems")):
+        return ok("overlay", f"the kernel has it (host's storage driver: {driver})")
+    return warn(
+        "overlay",
+        f"not seen (host's storage driver: {driver}); without it nested images take long and much space",
+        "modprobe overlay on the host, or use a kernel that has it.",
+    )
+
+
+async def disk(facts: Facts) -> Check:
+    root = Path(str(facts.info.get("DockerRootDir", "")))
+    if not facts.here or not os.access(root, os.X_OK):
+        return ok(
+            "disk", f"the host's data ({root}) can't be seen from here; sandbox_status shows what a sandbox has free"
+        )
+    return disk_free(str(root), shutil.disk_usage(root).free)
+
+
+def disk_free(root: str, free: int) -> Check:
+    words = f"{format_bytes(free)} free for images and sandboxes ({root})"
+    mend = "Free some (`manyoyo-mcp gc`, `docker system df`), or move the engine's data root."
+    if free < _DISK_TOO_FEW:
+        return fail("disk", words, mend)
+    return warn("disk", words, mend) if free < _DISK_FEW else ok("disk", words)
+
+
+async def outer_image(facts: Facts) -> Check:
+    name = outer.reference(facts.settings)
+    if await facts.host.image_exists(name):
+        return ok("sandbox image", name)
+    return warn(
+        "sandbox image",
+        f"{name} is not there yet: the first sandbox waits for it (half a minute or more)",
+        f"manyoyo-mcp image {'build' if facts.settings.outer_image is None else 'show'}",
+    )
+
+
+async def base_images(facts: Facts) -> Check:
+    if await facts.host.volume_exists(bases.VOLUME):
+        return ok("base images", f"made from packages, in every new sandbox (volume {bases.VOLUME})")
+    return ok(
+        "base images", "none made here; needed only where no registry is reachable (`manyoyo-mcp image base NAME`)"
+    )
+
+
+async def registry(facts: Facts) -> Check:
+    """Asked from the host: sandboxes reach what it reaches."""
+
+    def ask() -> int | str:
+        client: Any = facts.host.client
+        try:
+            answer = client.get(client._url("/distribution/{0}/json", REGISTRY_IMAGE), timeout=_REGISTRY_TIMEOUT)
+        except requests.exceptions.RequestException:
+            return f"no answer within {_REGISTRY_TIMEOUT} s"
+        return (
+            answer.status_code
+            if answer.ok or answer.status_code == 404
+            else str(answer.json().get("message", answer.text))[:160]
+        )
+
+    found = await in_thread(ask)
+    if found == 404:
+        return ok("registry", "this host's engine can't be asked; `docker pull busybox` on it tells")
+    if isinstance(found, int):
+        return ok("registry", f"the host reaches {REGISTRY_IMAGE}")
+    return warn(
+        "registry",
+        f"the host does not reach {REGISTRY_IMAGE}: {found}",
+        "Without one, make base images from packages: `manyoyo-mcp image base debian|python|node|busybox`; they are "
+        "in every new sandbox as localhost/manyoyo/NAME.",
+    )
+
+
+async def orphans(facts: Facts) -> Check:
+    found = await sweep.sweep(facts.host, dry_run=True)
+    if not found.sandboxes:
+        return ok("orphans", "none: no sandbox of yours without a server")
+    names = ", ".join(each.sandbox_id for each in found.sandboxes[:5])
+    return warn("orphans", f"{len(found.sandboxes)} sandboxes whose server has ended: {names}", "manyoyo-mcp gc")
+
+
+CHECKS = (
+    api_version, rootful, cgroups, capabilities, overlay, disk, outer_image, base_images, registry, orphans
+)  # fmt: skip
+"""In the order in which they are shown."""

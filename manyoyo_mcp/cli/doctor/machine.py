@@ -1,0 +1,130 @@
+"""Checks of this machine and this user: what the server needs before it asks a host for anything."""
+
+import grp
+import ipaddress
+import os
+import pwd
+import stat
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from manyoyo_mcp.cli.doctor.check import Check, fail, ok, warn
+from manyoyo_mcp.config import CONFIG_FILE, Settings
+from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.sessions import trust
+
+SOCKET_PATH_MAX = 107
+"""Longest path of a unix socket on Linux, in bytes (unix(7): 108 with the null byte)."""
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+def python(found: tuple[int, int, int] = sys.version_info[:3]) -> Check:
+    words = ".".join(map(str, found))
+    if found < (3, 11):
+        return fail("python", words, "manyoyo-mcp needs Python 3.11 or newer: install it with one.")
+    return ok("python", f"{words} ({sys.executable})")
+
+
+def mcp() -> Check:
+    try:
+        found = version("mcp")
+    except PackageNotFoundError:
+        return fail("mcp", "not installed", "Install manyoyo-mcp anew: `pip install --force-reinstall manyoyo-mcp`.")
+    return mcp_version(found)
+
+
+def mcp_version(found: str) -> Check:
+    major, minor = (int("".join(filter(str.isdigit, part)) or 0) for part in (*found.split("."), "0")[:2])
+    if (major, minor) < (2, 3) or major > 2:
+        return fail("mcp", f"SDK {found}; it takes 2.3 or a later 2.x", "pip install 'mcp>=2.3,<3'")
+    return ok("mcp", f"SDK {found}")
+
+
+def configuration(settings: Settings) -> Check:
+    """The settings themselves were read before; here is what was changed, and where."""
+    changed = sorted(settings.model_fields_set)
+    where = f" ({CONFIG_FILE})" if CONFIG_FILE.exists() else ""
+    return ok("configuration", f"set: {', '.join(changed)}{where}" if changed else f"all defaults{where}")
+
+
+def access(endpoint: str) -> Check | None:
+    """Whether this user may use the host's socket; None where that is not the question (a network, no socket yet)."""
+    path = Path(urlsplit(endpoint).path)
+    if not endpoint.startswith("unix://") or not path.exists():
+        return None
+    user = pwd.getpwuid(os.getuid()).pw_name
+    status = path.stat()
+    group = grp.getgrgid(status.st_gid).gr_name
+    if os.access(path, os.R_OK | os.W_OK):
+        how = "root" if os.getuid() == 0 else f"group {group}" if status.st_gid in os.getgroups() else "its owner"
+        return ok("access", f"{user} may use {path} (as {how})")
+    if not status.st_mode & stat.S_IWGRP:
+        return fail(
+            "access", f"{user} may not use {path}; only its owner may", "Run an engine of your own, or set DOCKER_HOST."
+        )
+    return fail(
+        "access",
+        f"{user} may not use {path}, which is for the group {group}",
+        f"sudo usermod -aG {group} {user}, then log out and in. (Whoever is in that group is as good as root.)",
+    )
+
+
+def socket_path(runtime_dir: Path) -> Check:
+    """Whether sandboxes' sockets can lie in the runtime directory: short enough for a socket's path, and writable."""
+    longest = runtime_dir / "sandboxes" / f"sb-{'0' * 16}" / "engine.sock"
+    length = len(os.fsencode(longest))
+    mend = "Set MANYOYO_RUNTIME_DIR to a short path of yours, e.g. /tmp/m. Until then the slower relay is used."
+    if length > SOCKET_PATH_MAX:
+        return warn(
+            "runtime directory", f"{runtime_dir}: sockets in it have {length} bytes, {SOCKET_PATH_MAX} at most", mend
+        )
+    existing = next(path for path in (runtime_dir, *runtime_dir.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return fail(
+            "runtime directory", f"{existing} is not writable", "Set MANYOYO_RUNTIME_DIR to a directory of yours."
+        )
+    return ok("runtime directory", f"{runtime_dir} ({length} of {SOCKET_PATH_MAX} bytes)")
+
+
+def certificates(settings: Settings) -> Check:
+    """Certificates beyond a distribution's own, which nested runs and builds are given."""
+    try:
+        bundle = trust.files(settings).get("/etc/manyoyo/ca-certificates.crt")
+    except InvalidArgument as error:
+        return fail("certificates", error.message, error.hint)
+    if bundle is None:
+        off = "switched off" if settings.ca_bundle == "off" else "none beyond the system's own"
+        return ok("certificates", f"{off}; nothing to hand to nested containers")
+    count = bundle.count(b"BEGIN CERTIFICATE")
+    return ok("certificates", f"this machine has its own; a bundle of {count} is handed to nested runs and builds")
+
+
+def proxy(environ: Mapping[str, str]) -> Check:
+    """A proxy at this machine's own localhost is none to a nested container."""
+    found = {}
+    for name in _PROXIES:
+        value = environ.get(name) or environ.get(name.upper())
+        if value:
+            found[name] = urlsplit(value if "://" in value else f"http://{value}").hostname or ""
+    local = [name for name, host in found.items() if _is_loopback(host)]
+    if local:
+        return warn(
+            "proxy",
+            f"{', '.join(local)} names this machine's own localhost, which nested containers can't reach",
+            "Let the proxy listen on the engine's bridge too (`docker network inspect bridge`), and name that address.",
+        )
+    if not found:
+        return ok("proxy", "none set")
+    return ok("proxy", f"{', '.join(sorted(found))}: handed to nested runs and builds")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

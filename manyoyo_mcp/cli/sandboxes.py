@@ -1,0 +1,158 @@
+"""ps, logs, exec, gc: a look at this owner's sandboxes, and into one."""
+
+import json
+import sys
+import time
+from typing import Any, BinaryIO
+
+import anyio.to_thread
+
+from manyoyo_mcp.cli.connect import find_sandbox, load_settings, open_host, open_sandbox, own_sandboxes
+from manyoyo_mcp.cli.exits import code_of, complain, hint_of
+from manyoyo_mcp.cli.screen import Screen, age, print_table
+from manyoyo_mcp.engines.base import Ended, ExecSpec, Sink
+from manyoyo_mcp.errors import Reason
+from manyoyo_mcp.hosts.base import Outer
+from manyoyo_mcp.sessions import sweep
+from manyoyo_mcp.sessions.identity import answers_for
+from manyoyo_mcp.text import sanitise
+from manyoyo_mcp.values import format_bytes
+
+
+async def ps(*, as_json: bool) -> None:
+    """Print this owner's sandboxes."""
+    async with open_host(load_settings()) as host:
+        rows = [describe(outer) for outer in await own_sandboxes(host)]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif not rows:
+        Screen().say("No sandbox of yours on this host.")
+    else:
+        print_table(
+            ("SANDBOX", "ENGINE", "STATE", "AGE", "CAPS", "SESSION"),
+            [
+                (
+                    row["sandbox_id"],
+                    row["engine"],
+                    row["state"],
+                    age(row["age_seconds"]),
+                    f"{row['caps']['cpus']:g} CPUs, {format_bytes(row['caps']['memory_bytes'])}, "
+                    f"{row['caps']['pids_limit']} pids",
+                    f"{row['session']} (pid {row['server_pid']})"
+                    if row["session"] == "alive"
+                    else "orphan (gc removes it)",
+                )
+                for row in rows
+            ],
+        )
+
+
+def describe(outer: Outer) -> dict[str, Any]:
+    """A sandbox as `ps --json` shows it."""
+    return {
+        "sandbox_id": outer.sandbox_id,
+        "engine": outer.labels.get("engine", ""),
+        "state": "running" if outer.running else "stopped",
+        "created": round(outer.created, 3),
+        "age_seconds": round(time.time() - outer.created, 1),
+        "caps": {"cpus": outer.caps.cpus, "memory_bytes": outer.caps.memory, "pids_limit": outer.caps.pids},
+        "session": "alive" if answers_for(outer.labels) else "orphan",
+        "server_pid": int(outer.labels.get("server-pid") or 0),
+    }
+
+
+async def ps_nested(name: str, *, as_json: bool) -> None:
+    """Print the containers in one sandbox."""
+    async with open_sandbox(load_settings(), name) as (manager, sandbox):
+        found = await manager.ask(sandbox, sandbox.engine.containers)
+    if as_json:
+        rows = [
+            {
+                "id": each.container_id,
+                "name": each.name,
+                "image": each.image,
+                "state": each.state,
+                "created": each.created,
+                "command": each.command,
+                "exit_code": each.exit_code,
+            }
+            for each in found
+        ]
+        print(json.dumps(rows, indent=2))
+    elif not found:
+        Screen().say(f"No container in {sandbox.sandbox_id}.")
+    else:
+        print_table(
+            ("CONTAINER", "NAME", "IMAGE", "STATE", "AGE", "COMMAND"),
+            [
+                (
+                    each.container_id[:12],
+                    each.name,
+                    each.image,
+                    each.state,
+                    age(time.time() - each.created),
+                    each.command[:60],
+                )
+                for each in found
+            ],
+        )
+
+
+async def logs(name: str, container: str | None, tail: int | None) -> None:
+    """Print what a nested container wrote; without one, what the sandbox's entrypoint and its engine wrote."""
+    settings = load_settings()
+    if container is None:
+        async with open_host(settings) as host:
+            found = await find_sandbox(host, name)
+            raw = (await host.last_words(found, tail or 1000)).encode()
+        raw += b"\n" if raw else b""
+    else:
+        async with open_sandbox(settings, name) as (manager, sandbox):
+            raw = await manager.ask(sandbox, lambda: sandbox.engine.logs(container, tail, None))
+    if sys.stdout.isatty():
+        print(sanitise(raw), end="")  # what ran inside shall not steer this terminal
+    else:
+        writer(sys.stdout.buffer)(raw)
+
+
+async def execute(name: str, spec: ExecSpec) -> int:
+    """Run a command in a nested container, its output on stdout as it comes; the exit code."""
+    async with open_sandbox(load_settings(), name) as (manager, sandbox):
+        ended = await manager.ask(sandbox, lambda: sandbox.engine.exec(spec, writer(sys.stdout.buffer)))
+    return finish(ended)
+
+
+async def read_stdin(wanted: bool) -> bytes | None:
+    """All of stdin, where it is wanted."""
+    return await anyio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True) if wanted else None
+
+
+def writer(stream: BinaryIO) -> Sink:
+    """A sink that passes on at once."""
+
+    def write(data: bytes) -> None:
+        stream.write(data)
+        stream.flush()
+
+    return write
+
+
+def finish(ended: Ended) -> int:
+    """The exit code of a command that ended; on stderr, why it ended so where its own exit code would not say it."""
+    if ended.reason not in (Reason.OK, Reason.EXIT_NONZERO):
+        complain(f"{ended.reason}: {ended.explanation}", hint_of(ended.reason, ended.hint))
+    return code_of(ended.reason, ended.exit_code)
+
+
+async def gc(*, dry_run: bool, as_json: bool, screen: Screen) -> None:
+    """Remove what servers that ended left behind."""
+    async with open_host(load_settings()) as host:
+        with screen.working("looking for sandboxes whose server has ended"):
+            swept = await sweep.sweep(host, dry_run=dry_run)
+    if as_json:
+        print(json.dumps({"dry_run": dry_run, "sandboxes": [describe(each) for each in swept.sandboxes]}, indent=2))
+        return
+    for outer in swept.sandboxes:
+        print(f"{'would remove' if dry_run else 'removed'} {outer.sandbox_id} ({age(time.time() - outer.created)} old)")
+    if not swept.sandboxes:
+        screen.say("Nothing to remove.")

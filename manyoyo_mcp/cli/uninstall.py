@@ -1,0 +1,142 @@
+"""`manyoyo-mcp uninstall`: everything of ours on this host, found by our labels and names, listed, then removed."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import docker
+import typer
+
+from manyoyo_mcp.cli.connect import load_settings, open_host
+from manyoyo_mcp.cli.exits import Exit, complain
+from manyoyo_mcp.cli.screen import Screen, print_table
+from manyoyo_mcp.config import CONFIG_FILE, Settings
+from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.hosts.base import LABEL
+from manyoyo_mcp.image.bases import VOLUME
+from manyoyo_mcp.sessions.identity import answers_for, owner
+from manyoyo_mcp.values import format_bytes
+from manyoyo_mcp.workers import in_thread
+
+IMAGES = "localhost/manyoyo/"
+"""What the names of our images on a host begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """Something of ours: what it is, its name, a word about it, and how it is removed."""
+
+    kind: str
+    name: str
+    note: str
+    remove: Callable[[], object]
+
+
+async def uninstall(*, yes: bool, dry_run: bool, as_json: bool, screen: Screen) -> int:
+    """List everything, ask, remove it; the exit code: 1 where the answer is no or something could not be removed."""
+    settings = load_settings()
+    async with open_host(settings) as host:
+        with screen.working("looking for everything of ours on this host"):
+            await host.info()  # the host answers, or this says why not
+            things = await in_thread(lambda: [*on_host(host.client, owner()), *on_disk(settings)])
+        if as_json:
+            print(json.dumps([{"kind": each.kind, "name": each.name, "note": each.note} for each in things], indent=2))
+        else:
+            _show(things, screen)
+        if dry_run or not things:
+            return Exit.OK
+        if not yes and not _agreed(len(things), screen):
+            return Exit.FAILED
+        kept = await in_thread(_remove, things, screen)
+    screen.say(f"Removed {len(things) - kept} of {len(things)}.")
+    if CONFIG_FILE.exists():
+        screen.say(f"Kept: your configuration, {CONFIG_FILE}.")
+    screen.say("The program itself: `pip uninstall manyoyo-mcp` (or as you installed it).")
+    return Exit.FAILED if kept else Exit.OK
+
+
+def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
+    """What `whose` has on the host, and what all users of it share (images, the volume of base images)."""
+    mine = {"label": f"{LABEL}owner={whose}"}
+    for row in client.containers(all=True, filters=mine):
+        labels = {key.removeprefix(LABEL): value for key, value in row["Labels"].items() if key.startswith(LABEL)}
+        held = answers_for(labels) and row["State"] == "running"
+        note = f"{row['State']}; a server holds it (pid {labels.get('server-pid')})" if held else row["State"]
+        remove = partial(client.remove_container, row["Id"], force=True, v=True)
+        yield Thing(labels.get("kind", "container"), row["Names"][0].lstrip("/"), note, remove)
+    volumes = {each["Name"]: "" for each in client.volumes(filters=mine)["Volumes"] or []}
+    volumes |= {each["Name"]: "base images" for each in client.volumes()["Volumes"] or [] if each["Name"] == VOLUME}
+    for name, note in volumes.items():
+        yield Thing("volume", name, note, partial(client.remove_volume, name))
+    for row in client.networks(filters=mine):
+        yield Thing("network", row["Name"], "", partial(client.remove_network, row["Id"]))
+    ours = {row["Id"] for row in client.images(filters={"label": f"{LABEL}kind=image"})}
+    for row in client.images():
+        tags = [tag for tag in row.get("RepoTags") or [] if tag != "<none>:<none>"]
+        names = [tag for tag in tags if tag.startswith(IMAGES)] or (
+            [row["Id"]] if row["Id"] in ours and not tags else []
+        )
+        for name in names:
+            yield Thing("image", name, format_bytes(row["Size"]), partial(client.remove_image, name))
+
+
+def on_disk(settings: Settings) -> Iterator[Thing]:
+    """What the servers keep in files: nothing but the entries that they make, whatever the directories are set to."""
+    for path in (
+        settings.state_dir / "sessions",
+        settings.state_dir / "probes.json",
+        settings.runtime_dir / "sandboxes",
+    ):
+        if path.is_dir() and not path.is_symlink():
+            yield Thing("directory", str(path), "", partial(_remove_directory, path))
+        elif path.exists():
+            yield Thing("file", str(path), "", partial(_remove_file, path))
+
+
+def _remove_directory(path: Path) -> None:
+    shutil.rmtree(path)
+    _remove_if_empty(path.parent)
+
+
+def _remove_file(path: Path) -> None:
+    path.unlink()
+    _remove_if_empty(path.parent)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    if not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def _show(things: list[Thing], screen: Screen) -> None:
+    if not things:
+        screen.say("Nothing of ours on this host.")
+    else:
+        print_table(("KIND", "NAME", "NOTE"), [(each.kind, each.name, each.note) for each in things])
+
+
+def _agreed(count: int, screen: Screen) -> bool:
+    if not sys.stdin.isatty():
+        raise InvalidArgument("Nobody is there to say yes: nothing was removed.", "Add --yes to remove what is listed.")
+    return typer.confirm(f"Remove these {count}? They can't be brought back.", default=False, err=True)
+
+
+def _remove(things: list[Thing], screen: Screen) -> int:
+    """Remove them in order; how many had to stay, each said with the reason."""
+    kept = 0
+    for index, each in enumerate(things):
+        with screen.working(f"removing {each.name}") as progress:
+            progress(index, len(things), f"removing {each.name}")
+            try:
+                each.remove()
+            except docker.errors.NotFound:
+                continue
+            except (docker.errors.APIError, OSError) as error:
+                kept += 1
+                reason = error.explanation if isinstance(error, docker.errors.APIError) else str(error)
+                complain(f"{each.kind} {each.name} stays: {reason}", "Another user of this host may be using it.")
+    return kept

@@ -1,0 +1,125 @@
+"""doctor's judgements, each a pure function of what was found."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from manyoyo_mcp.cli.doctor import host, machine
+from manyoyo_mcp.cli.doctor.check import Check, State
+from manyoyo_mcp.config import Settings
+
+GIB = 1 << 30
+FULL = (1 << 41) - 1
+WITHOUT_SYS_RESOURCE = FULL & ~(1 << 24)
+
+
+def well(check: Check) -> bool:
+    """Every check that is not well says how to mend it."""
+    assert (check.state is State.OK) == (not check.mend)
+    return check.state is State.OK
+
+
+def test_python() -> None:
+    assert well(machine.python((3, 11, 0))) and well(machine.python((3, 14, 2)))
+    assert machine.python((3, 10, 9)).state is State.FAIL
+    assert well(machine.python())
+
+
+@pytest.mark.parametrize(
+    ("version", "good"),
+    [("2.3.0", True), ("2.10.1", True), ("2.3", True), ("2.2.9", False), ("3.0.0", False), ("1.9", False)],
+)
+def test_mcp_version(version: str, good: bool) -> None:
+    assert well(machine.mcp_version(version)) is good
+
+
+def test_socket_path(tmp_path: Path) -> None:
+    assert well(machine.socket_path(Path("/tmp/m")))
+    assert machine.socket_path(Path("/tmp") / ("x" * 90)).state is State.WARN
+    longest = Path("/tmp") / ("x" * (machine.SOCKET_PATH_MAX - len("/tmp//sandboxes/sb-0123456789abcdef/engine.sock")))
+    assert well(machine.socket_path(longest)) and not well(machine.socket_path(Path(f"{longest}x")))
+
+
+def test_the_limit_of_a_socket_path_is_the_kernels(tmp_path: Path) -> None:
+    room = machine.SOCKET_PATH_MAX - len(str(tmp_path)) - 1
+    if room < 1:
+        tmp_path = Path("/tmp")
+        room = machine.SOCKET_PATH_MAX - len("/tmp/")
+    path = tmp_path / ("s" * room)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener, pytest.raises(OSError, match="too long"):
+        listener.bind(f"{path}s")
+
+
+@pytest.mark.parametrize(
+    ("environ", "good"),
+    [
+        ({}, True),
+        ({"http_proxy": "http://proxy.example:3128"}, True),
+        ({"HTTPS_PROXY": "http://10.0.0.7:3128"}, True),
+        ({"http_proxy": "http://localhost:3128"}, False),
+        ({"HTTPS_PROXY": "http://127.0.0.1:3128"}, False),
+        ({"https_proxy": "127.1.2.3:3128"}, False),
+        ({"all_proxy": "socks5://user:secret@[::1]:1080"}, False),
+    ],
+)
+def test_proxy(environ: dict[str, str], good: bool) -> None:
+    check = machine.proxy(environ)
+    assert well(check) is good
+    assert "secret" not in check.found
+
+
+def test_certificates(tmp_path: Path) -> None:
+    bundle = tmp_path / "own.pem"
+    bundle.write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
+    assert "bundle of 1" in machine.certificates(Settings(ca_bundle=bundle)).found
+    assert "switched off" in machine.certificates(Settings(ca_bundle="off")).found
+    assert machine.certificates(Settings(ca_bundle=tmp_path / "none.pem")).state is State.FAIL
+
+
+def test_access(tmp_path: Path) -> None:
+    path = tmp_path / "docker.sock"
+    path.touch()
+    check = machine.access(f"unix://{path}")
+    assert check is not None and well(check)
+    assert machine.access("tcp://10.0.0.1:2376") is None
+    assert machine.access(f"unix://{tmp_path}/none") is None
+
+
+def test_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = Settings(docker_host="tcp://a:1")
+    assert (
+        host.endpoint(settings, {"MANYOYO_DOCKER_HOST": "tcp://a:1", "DOCKER_HOST": "tcp://b:1"})[1]
+        == "MANYOYO_DOCKER_HOST"
+    )
+    assert host.endpoint(Settings(docker_host=None), {"DOCKER_HOST": "tcp://b:1"}) == ("tcp://b:1", "DOCKER_HOST")
+
+
+def test_capabilities() -> None:
+    assert well(host.bounding_set(FULL, 40, None, {"runc": {}}))
+    lacking = host.bounding_set(WITHOUT_SYS_RESOURCE, 40, None, {"runc": {}})
+    assert lacking.state is State.WARN and "SYS_RESOURCE" in lacking.found
+    assert well(host.bounding_set(WITHOUT_SYS_RESOURCE, 40, "shim", {"runc": {}, "shim": {}}))
+    assert host.bounding_set(FULL, 40, "shim", {"runc": {}}).state is State.FAIL
+    assert "42" in host.bounding_set(FULL, 42, None, {}).found, "a capability newer than our names"
+
+
+def test_capability_names_are_the_kernels() -> None:
+    header = Path("/usr/include/linux/capability.h")
+    if header.exists():
+        for number, name in enumerate(host.CAPABILITIES):
+            assert f"#define CAP_{name}" in header.read_text(), (number, name)
+    assert host.CAPABILITIES.index("SYS_ADMIN") == 21 and host.CAPABILITIES.index("SYS_RESOURCE") == 24
+    assert len(host.CAPABILITIES) == 41 and host.CAPABILITIES[-1] == "CHECKPOINT_RESTORE"
+
+
+@pytest.mark.parametrize(("free", "state"), [(100 * GIB, State.OK), (5 * GIB, State.WARN), (GIB, State.FAIL)])
+def test_disk(free: int, state: State) -> None:
+    check = host.disk_free("/var/lib/docker", free)
+    well(check)
+    assert check.state is state

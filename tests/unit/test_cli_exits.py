@@ -1,0 +1,107 @@
+"""Exit codes and messages of the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from manyoyo_mcp.cli.exits import Exit, code_of, code_of_error, complain, hint_of, reported
+from manyoyo_mcp.errors import (
+    CapExceeded,
+    EngineFailed,
+    HostUnavailable,
+    InvalidArgument,
+    ManyoyoError,
+    NotFound,
+    NotRunning,
+    Reason,
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "exit_code", "expected"),
+    [
+        (Reason.OK, 0, 0),
+        (Reason.EXIT_NONZERO, 7, 7),
+        (Reason.EXIT_NONZERO, None, 125),
+        (Reason.EXIT_NONZERO, -1, 125),
+        (Reason.OOM_KILLED, 137, 137),
+        (Reason.OOM_KILLED, 1, 137),
+        (Reason.SANDBOX_OOM, 137, 137),
+        (Reason.TIMEOUT, 137, 124),
+        (Reason.CANCELLED, 137, 130),
+        (Reason.COMMAND_NOT_FOUND, 126, 126),
+        (Reason.COMMAND_NOT_FOUND, 127, 127),
+        (Reason.COMMAND_NOT_FOUND, None, 127),
+        (Reason.PIDS_LIMIT, 2, 2),
+        (Reason.DISK_FULL, 1, 1),
+        (Reason.BUILD_FAILED, 1, 125),
+    ],
+)
+def test_how_a_command_ended(reason: Reason, exit_code: int | None, expected: int) -> None:
+    assert code_of(reason, exit_code) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (InvalidArgument("x"), Exit.USAGE),
+        (CapExceeded("x"), Exit.USAGE),
+        (NotFound("x", code="SANDBOX_NOT_FOUND"), Exit.SANDBOX),
+        (NotFound("x", code="COMMAND_NOT_FOUND"), Exit.NOT_FOUND),
+        (NotRunning("x"), Exit.SANDBOX),
+        (HostUnavailable("x"), Exit.SANDBOX),
+        (EngineFailed("x"), Exit.SANDBOX),
+    ],
+)
+def test_what_could_not_be_done(error: ManyoyoError, expected: int) -> None:
+    assert code_of_error(error) == expected
+
+
+def test_hints_speak_of_options_not_of_tools() -> None:
+    assert "--memory" in hint_of(Reason.OOM_KILLED, "Ask for more with memory=…")
+    assert hint_of(Reason.DISK_FULL, "Remove something.") == "Remove something."
+
+
+def test_messages_are_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("from \x1b]0;inside\x07 a \x1b[31mcontainer\x1b[0m", "do\x07 this")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "manyoyo-mcp: from  a container\n  do this\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "first", "second"),
+    [
+        (InvalidArgument("it is wrong", "make it right"), 2, "INVALID_ARGUMENT: it is wrong", "make it right"),
+        (NotFound("none", "start_sandbox", code="SANDBOX_NOT_FOUND"), 125, "SANDBOX_NOT_FOUND: none", "manyoyo-mcp ps"),
+        (RuntimeError("a bug"), 125, "INTERNAL: RuntimeError: a bug", "MANYOYO_TRACEBACK"),
+        (KeyboardInterrupt(), 130, "interrupted", ""),
+    ],
+)
+def test_errors_end_in_two_lines(
+    error: BaseException, code: int, first: str, second: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, reported():
+        raise error
+    assert ended.value.code == code
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert captured.out == "" and first in lines[0] and len(lines) == (2 if second else 1)
+    assert second in lines[-1]
+
+
+def test_a_bug_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANYOYO_TRACEBACK", "1")
+    with pytest.raises(RuntimeError), reported():
+        raise RuntimeError("a bug")
+
+
+def test_a_server_loads_no_command_line() -> None:
+    """What `manyoyo-mcp serve` imports before the server itself: neither typer nor rich, which cost a tenth of a second."""
+    code = "import sys, manyoyo_mcp.cli.main; print(sorted({'typer', 'rich', 'click', 'docker', 'mcp'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    assert done.stdout.strip() == "[]"

@@ -17,7 +17,7 @@ from manyoyo_mcp import __version__
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import NotFound
 from manyoyo_mcp.sessions.manager import Manager, open_manager
-from manyoyo_mcp.text import sanitise
+from manyoyo_mcp.text import fence, sanitise
 from manyoyo_mcp.tools import TOOLS
 
 INSTRUCTIONS = """\
@@ -57,7 +57,7 @@ def build_server(settings: Settings | None = None) -> MCPServer[Manager]:
             job = manager.jobs.get(job_id)
         except NotFound as error:
             raise ResourceNotFoundError(str(error)) from error
-        return sanitise(job.log.read(-_LOG_RESOURCE_BYTES, _LOG_RESOURCE_BYTES).data)
+        return fence(sanitise(job.log.read(-_LOG_RESOURCE_BYTES, _LOG_RESOURCE_BYTES).data), job_id)
 
     return server
 

@@ -15,7 +15,7 @@ from typing import Any
 import docker
 
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.engines.base import Built, BuildSpec, Ended, ExecSpec, RunSpec, Step
+from manyoyo_mcp.engines.base import BuildSpec, Built, Ended, ExecSpec, RunSpec, Step
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions import context
 from manyoyo_mcp.sessions.manager import Manager

@@ -15,6 +15,7 @@ def render() -> dict[str, str]:
             "title": tool.title,
             "description": tool.description,
             "annotations": tool.annotations.model_dump(by_alias=True, exclude_none=True) if tool.annotations else {},
+            **({"_meta": tool.meta} if tool.meta else {}),
             "inputSchema": tool.parameters,
             "outputSchema": tool.output_schema,
         }

@@ -48,14 +48,14 @@ def verdict(exit_code: int, *, oom_flag: bool, record: str, cgroup: str, output_
                 Reason.SANDBOX_OOM,
                 "The whole sandbox ran out of memory, and the kernel chose this command to kill.",
                 "Grow the sandbox: start_sandbox on it with a larger memory; or stop what else runs in it (nested_list).",
-                f"kernel: oom_memcg={hit}",
+                f"kernel: oom_memcg={_short(hit)}",
             )
         if hit or oom_flag:
             return Verdict(
                 Reason.OOM_KILLED,
                 f"The command used more memory than its cap of {cap} and was killed by the kernel.",
                 "Ask for more with memory=…, or make the command use less.",
-                f"kernel: oom_memcg={hit}" if hit else "engine: OOMKilled=true",
+                f"kernel: oom_memcg={_short(hit)}" if hit else "engine: OOMKilled=true",
             )
     if "fork rejected by pids controller" in record or (_NO_FORK.search(output_end) and "pids" in record):
         return Verdict(
@@ -72,6 +72,11 @@ def verdict(exit_code: int, *, oom_flag: bool, record: str, cgroup: str, output_
             "output: no space left on device",
         )
     return Verdict(Reason.EXIT_NONZERO, f"The command ended with exit code {exit_code}.", _exit_hint(exit_code), "")
+
+
+def _short(cgroup: str) -> str:
+    """A cgroup's path with its 64-digit ids cut to Docker's 12."""
+    return re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", cgroup)
 
 
 def _exit_hint(exit_code: int) -> str:

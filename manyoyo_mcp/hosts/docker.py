@@ -446,7 +446,8 @@ def _connect(endpoint: str | None) -> docker.APIClient:
 def _unavailable(error: Exception) -> HostUnavailable:
     return HostUnavailable(
         f"The host's container engine does not answer: {error}",
-        "Start it (e.g. `systemctl start docker`), or name its endpoint in DOCKER_HOST or MANYOYO_DOCKER_HOST; "
+        "Start it (e.g. `systemctl start docker`), or name its endpoint in DOCKER_HOST or MANYOYO_DOCKER_HOST (in the "
+        "`env` of this server's entry in the client's configuration: some clients hand on nothing else); "
         "`manyoyo-mcp doctor` says what was tried.",
     )
 

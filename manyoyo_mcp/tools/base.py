@@ -52,6 +52,10 @@ class ToolOutput(BaseModel):
         """Pairs of URI and name."""
         return []
 
+    def data(self) -> dict[str, Any]:
+        """The result for programs. Some clients show their model this and no words, so what is empty is left out."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+
 
 In = TypeVar("In", bound=ToolInput)
 
@@ -106,7 +110,7 @@ class ManyoyoTool(Tool):
             return _refusal(error)
         content: list[ContentBlock] = [TextContent(type="text", text=output.words())]
         content += [ResourceLink(type="resource_link", uri=uri, name=name) for uri, name in output.links()]
-        return CallToolResult(content=content, structured_content=output.model_dump(mode="json", exclude_none=True))
+        return CallToolResult(content=content, structured_content=output.data())
 
     def _parse(self, arguments: dict[str, Any]) -> ToolInput:
         for name in arguments:
@@ -163,8 +167,10 @@ def tool(
     destructive: bool = False,
     idempotent: bool = False,
     open_world: bool = False,
+    always_load: bool = False,
 ) -> Callable[[Callable[[Call, In], Awaitable[ToolOutput]]], ManyoyoTool]:
-    """Make a handler a tool. The four hints are MCP's annotations."""
+    """Make a handler a tool. Four of the hints are MCP's annotations; `always_load` asks Claude Code to tell its model of
+    the tool at once, where it would otherwise have to search for it."""
 
     def make(handler: Callable[[Call, In], Awaitable[ToolOutput]]) -> ManyoyoTool:
         return ManyoyoTool(
@@ -186,6 +192,7 @@ def tool(
                 idempotent_hint=idempotent,
                 open_world_hint=open_world,
             ),
+            meta={"anthropic/alwaysLoad": True} if always_load else None,
         )
 
     return make

@@ -92,13 +92,14 @@ class BuildOutput(ToolOutput):
     omitted_bytes: int = 0
     job_id: str
     log: str
+    next: str | None = Field(None, description="Which tool goes on from here.")
     sandbox_started: bool | None = Field(None, description="This call started the sandbox.")
 
     def words(self) -> str:
         lines = [f"Started sandbox {self.sandbox_id} with the defaults."] if self.sandbox_started else []
         match self.state:
             case "running":
-                lines.append(f"Still building after {self.seconds:.0f} s, as job {self.job_id}: job_status waits for it, job_cancel ends it.")
+                lines.append(f"Still building after {self.seconds:.0f} s, as job {self.job_id}.")
             case "cancelled":
                 lines.append(f"Cancelled after {self.seconds:.1f} s.")
             case _ if self.reason is Reason.OK:
@@ -121,7 +122,8 @@ class BuildOutput(ToolOutput):
         elif self.output:
             lines.append(self.output)
         if self.omitted_bytes:
-            lines.append(f"({self.omitted_bytes:,} bytes left out; read_log with job_id={self.job_id} shows them.)")
+            lines.append(f"({self.omitted_bytes:,} bytes left out.)")
+        lines += [f"Next: {self.next}"] if self.next else []
         return "\n".join(lines)
 
     def links(self) -> list[tuple[str, str]]:
@@ -140,6 +142,7 @@ Where no registry is reachable, build FROM one of the base images that start_san
     BuildInput,
     BuildOutput,
     open_world=True,
+    always_load=True,
 )
 async def nested_build(call: Call, arguments: BuildInput) -> ToolOutput:
     manager = call.manager
@@ -185,6 +188,7 @@ def describe(job: Job, max_tokens: int) -> BuildOutput:
         omitted_bytes=omitted,
         job_id=job.job_id,
         log=log_uri(job.job_id),
+        next=_next(job, omitted, ok),
     )
     if built is not None:
         result.reason = built.reason
@@ -199,6 +203,14 @@ def describe(job: Job, max_tokens: int) -> BuildOutput:
         result.cause, result.mend = built.cause or None, built.mend or None
         result.evidence = built.evidence or None
     return result
+
+
+def _next(job: Job, omitted: int, ok: bool) -> str | None:
+    if job.state == "running":
+        return f"It goes on as job {job.job_id}: job_status waits for it, job_cancel ends it."
+    if ok:
+        return "nested_run runs it."
+    return f"read_log with job_id={job.job_id} shows the bytes left out (offset, or grep)." if omitted else None
 
 
 TOOLS = [nested_build]

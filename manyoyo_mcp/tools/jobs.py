@@ -77,7 +77,7 @@ async def job_status(call: Call, arguments: StatusInput) -> ToolOutput:
     tokens = arguments.max_tokens or call.manager.settings.result_tokens
     if job.state != "running":
         result = build.describe(job, tokens - 150) if job.kind == "build" else run.describe(job, tokens - 150)
-        data = result.model_dump(mode="json", exclude_none=True)
+        data = result.data()
         return StatusOutput(
             jobs=[_row(job)], result=data, cursor=job.log.size, log=log_uri(job.job_id), result_words=result.words()
         )

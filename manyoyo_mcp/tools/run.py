@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from manyoyo_mcp.engines.base import Ended, ExecSpec, OutputFile, RunSpec
 from manyoyo_mcp.errors import InvalidArgument, Reason
 from manyoyo_mcp.sessions.jobs import Job
-from manyoyo_mcp.text import estimate_tokens, sanitise, shorten
+from manyoyo_mcp.text import estimate_tokens, fence, sanitise, shorten
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
 from manyoyo_mcp.tools.common import (
     CapArguments,
@@ -59,7 +59,7 @@ class RunInput(CapArguments):
 class OutFile(BaseModel):
     path: str
     size: int | None = None
-    text: str | None = None
+    text: str | None = Field(None, description="Untrusted, fenced.")
     base64: str | None = None
     note: str | None = None
 
@@ -80,6 +80,7 @@ class RunOutput(ToolOutput):
     container: str | None = Field(None, description="Container id, for a detached run.")
     job_id: str | None = None
     log: str | None = Field(None, description="URI of the whole output; read_log pages it.")
+    next: str | None = Field(None, description="Which tool goes on from here.")
     sandbox_started: bool | None = Field(None, description="This call started the sandbox.")
 
     def words(self) -> str:
@@ -88,9 +89,9 @@ class RunOutput(ToolOutput):
             lines.append(f"Started sandbox {self.sandbox_id} with the defaults.")
         match self.state:
             case "started":
-                lines.append(f"Container {self.container} runs. nested_logs shows its output, nested_exec enters, nested_stop ends it.")
+                lines.append(f"Container {self.container} runs.")
             case "running":
-                lines.append(f"Still running after {self.seconds:.0f} s, as job {self.job_id}: job_status waits for it, job_cancel ends it.")
+                lines.append(f"Still running after {self.seconds:.0f} s, as job {self.job_id}.")
             case "cancelled":
                 lines.append(f"Cancelled after {self.seconds:.1f} s.")
             case _:
@@ -100,7 +101,8 @@ class RunOutput(ToolOutput):
         if self.output:
             lines.append(self.output)
         if self.omitted_bytes:
-            lines.append(f"({self.omitted_bytes:,} of {self.output_bytes:,} bytes left out; read_log with job_id={self.job_id} shows them.)")
+            lines.append(f"({self.omitted_bytes:,} of {self.output_bytes:,} bytes left out.)")
+        lines += [f"Next: {self.next}"] if self.next else []
         for file in self.outputs or []:
             what = f"{file.size} bytes" if file.note is None else file.note
             lines.append(f"{file.path}: {what}" + (f"\n{file.text}" if file.text is not None else ""))
@@ -122,6 +124,7 @@ For a command in a container that runs already use nested_exec; to make an image
     RunInput,
     RunOutput,
     open_world=True,
+    always_load=True,
 )
 async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
     manager = call.manager
@@ -157,6 +160,7 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
     if arguments.detach:
         container = await manager.start_detached(sandbox, spec)
         return RunOutput(sandbox_id=sandbox.sandbox_id, state="started", seconds=0, container=container[:12],
+                         next="nested_logs shows its output, nested_exec runs a command in it, nested_stop ends it.",
                          sandbox_started=started or None)  # fmt: skip
     job = manager.run(sandbox, spec)
     return await _finish(call, job, arguments.wait_s, arguments.max_tokens, started)
@@ -226,6 +230,7 @@ def describe(job: Job, max_tokens: int) -> RunOutput:
         job_id=job.job_id,
         log=log_uri(job.job_id),
         outputs=files or None,
+        next=_next(job, omitted),
     )
     if ended is not None:
         result.reason = ended.reason
@@ -234,6 +239,12 @@ def describe(job: Job, max_tokens: int) -> RunOutput:
         result.hint = ended.hint or None
         result.evidence = ended.evidence or None
     return result
+
+
+def _next(job: Job, omitted: int) -> str | None:
+    if job.state == "running":
+        return f"It goes on as job {job.job_id}: job_status waits for it, job_cancel ends it."
+    return f"read_log with job_id={job.job_id} shows the bytes left out (offset, or grep)." if omitted else None
 
 
 def _out_file(file: OutputFile, tokens: int) -> OutFile:
@@ -246,7 +257,7 @@ def _out_file(file: OutputFile, tokens: int) -> OutFile:
         text = None
     if text is not None and "\0" not in text:
         short, omitted = shorten(sanitise(text), tokens)
-        return OutFile(path=file.path, size=size, text=short, note=f"{omitted} bytes left out" if omitted else None)
+        return OutFile(path=file.path, size=size, text=fence(short, file.path), note=f"{omitted} bytes left out" if omitted else None)
     encoded = base64.b64encode(file.content).decode()
     if estimate_tokens(encoded) > tokens:
         return OutFile(path=file.path, size=size, note="binary, too large for the result: raise max_tokens")

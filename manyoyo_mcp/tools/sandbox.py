@@ -13,7 +13,7 @@ from manyoyo_mcp.tools.common import Cpus, Limits, Memory, Pids, SandboxArgument
 from manyoyo_mcp.values import format_bytes
 
 PRIVILEGED_NOTE = (
-    "Isolation: privileged. Nested containers are held by the nested engine's namespaces, capabilities and policy; the "
+    "privileged. Nested containers are held by the nested engine's namespaces, capabilities and policy; the "
     "outer container itself is privileged and is no wall against code that breaks out of the nested one."
 )
 
@@ -35,7 +35,7 @@ class SandboxInfo(BaseModel):
     nested_default: Limits = Field(description="Caps of a run or build that asks for none.")
     caps_enforced: Literal["enforced", "unenforced"]
     evidence: str
-    isolation: str = "privileged"
+    isolation: str
     transport: str
     images: list[str] = Field(description="Images that are there already.")
 
@@ -49,6 +49,7 @@ class SandboxInfo(BaseModel):
             nested_default=Limits.of(sandbox.limits.default),
             caps_enforced="enforced" if sandbox.evidence and sandbox.evidence.enforced else "unenforced",
             evidence=sandbox.evidence.words if sandbox.evidence else "not probed",
+            isolation=PRIVILEGED_NOTE,
             transport=sandbox.transport,
             images=[tag for image in images for tag in image.tags][:30],
         )
@@ -70,7 +71,7 @@ class StartOutput(ToolOutput):
 
     def words(self) -> str:
         what = "grown" if self.grown else f"started in {self.seconds:.2f} s"
-        return f"{self.sandbox.sandbox_id} ({self.sandbox.engine}) {what}.\n{self.sandbox.describe()}\n{PRIVILEGED_NOTE}"
+        return f"{self.sandbox.sandbox_id} ({self.sandbox.engine}) {what}.\n{self.sandbox.describe()}\nIsolation: {PRIVILEGED_NOTE}"
 
 
 @tool(
@@ -108,7 +109,7 @@ class StatusItem(BaseModel):
     caps: Limits
     caps_enforced: str
     evidence: str
-    isolation: str = "privileged"
+    isolation: str
     transport: str
     age_seconds: float
     memory_used_bytes: int | None = None
@@ -179,6 +180,7 @@ async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
         caps=Limits.of(sandbox.limits.largest),
         caps_enforced="enforced" if sandbox.evidence and sandbox.evidence.enforced else "unenforced",
         evidence=sandbox.evidence.words if sandbox.evidence else "not probed",
+        isolation="privileged",
         transport=sandbox.transport,
         age_seconds=sandbox.age,
         jobs=[job.job_id for job in manager.jobs.of(sandbox.sandbox_id) if job.state == "running"],

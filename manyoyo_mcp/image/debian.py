@@ -97,7 +97,7 @@ async def assemble(
     ]
     lines: list[str] = []
     async with await anyio.open_process(
-        command, stdin=subprocess.DEVNULL, stdout=target, stderr=subprocess.PIPE
+        command, stdin=subprocess.DEVNULL, stdout=target, stderr=subprocess.PIPE, cwd="/"
     ) as process:
         assert process.stderr is not None
         try:
@@ -119,9 +119,9 @@ async def assemble(
 
 
 def _in_memory() -> list[str]:
-    """Words before a command that give it, and nobody else, a /tmp in memory that goes when it ends: unpacking packages
-    is mostly waiting for the disk. None where memory is short or mounting not allowed."""
-    words = ["unshare", "--mount", "sh", "-euc", 'mount -t tmpfs tmpfs /tmp; export TMPDIR=/tmp; exec "$@"', "sh"]
+    """Words before a command that give it, and nobody else, a TMPDIR in memory that goes when it ends: unpacking packages
+    is mostly waiting for the disk. None where memory is short or mounting not allowed. It hides what lies in /mnt."""
+    words = ["unshare", "--mount", "sh", "-euc", 'mount -t tmpfs tmpfs /mnt; export TMPDIR=/mnt; exec "$@"', "sh"]
     try:
         available = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         allowed = subprocess.run([*words, "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0

@@ -14,9 +14,13 @@ install() {
   command -v apt-get >/dev/null || die "not Debian or Ubuntu: install what these packages bring, then run this again: $*"
   [ "$(id -u)" = 0 ] || die "not root: run \`sudo apt-get install $*\`, then this again"
   say "installing $* (Debian's packages)"
-  local log; log=$(mktemp)
+  local log each packages=(); log=$(mktemp)
+  for each; do  # docker's client is a package of its own since Debian 13
+    [ "$each" != docker-cli ] || ! grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release || each=docker.io
+    packages+=("$each")
+  done
   if ! { [ -n "${MANYOYO_APT_UPDATED:-}" ] || apt update; } >"$log" 2>&1 ||
-    ! apt install --yes --no-install-recommends "$@" >>"$log" 2>&1; then
+    ! apt install --yes --no-install-recommends "${packages[@]}" >>"$log" 2>&1; then
     tail -n 15 "$log" >&2; rm -f "$log"
     die "apt-get could not install $*: see above, put it right, then run this again"
   fi

@@ -59,10 +59,13 @@ MAX_OUTPUT_FILE = 4 << 20
 _END = 64 << 10
 
 _NO_COMMAND = re.compile(
-    r"executable file.*not found|no such file or directory: OCI runtime attempted to invoke|permission denied: OCI|"
+    r"executable file.*not found|no such file or directory: OCI runtime attempted to invoke|"
+    r"(?:permission denied|operation not permitted): OCI|"
     r"exec: \"[^\"]*\": (?:stat [^:]*: )?(?:no such file|permission denied)|exec format error",
     re.IGNORECASE,
 )
+_EXEC_REFUSED = re.compile(rb"\A(?:OCI runtime exec failed: |Error: (?:nested|crun|runc): )")
+"""How an engine begins what it writes into an exec's stream when the command never began."""
 
 
 class DockerApiEngine:
@@ -132,7 +135,8 @@ class DockerApiEngine:
             except NotFound as error:
                 if error.instance_code != "COMMAND_NOT_FOUND":
                     raise
-                return Ended(127, Reason.COMMAND_NOT_FOUND, _since(begun), error.message, error.hint, container=container)
+                code = 126 if re.search("permission|permitted", error.message, re.IGNORECASE) else 127  # as a shell has it
+                return Ended(code, Reason.COMMAND_NOT_FOUND, _since(begun), error.message, error.hint, container=container)
             with anyio.move_on_after(spec.timeout_s) as limit:
                 await self._converse(attached, spec.stdin, end)
                 code = await self._wait(container)
@@ -362,7 +366,7 @@ class DockerApiEngine:
         code = code if code is not None else -1
         if code == 0:
             return Ended(0, Reason.OK, seconds, container=spec.container)
-        if code in (126, 127) and _NO_COMMAND.search(output_end.decode(errors="replace")):
+        if code in (126, 127) and _EXEC_REFUSED.match(output_end):
             words = _runtime_words(sanitise(output_end))
             return Ended(code, Reason.COMMAND_NOT_FOUND, seconds, f"The command could not be started: {words}",
                          'command is an argv list; for shell syntax write ["sh", "-c", "…"].', container=spec.container)  # fmt: skip

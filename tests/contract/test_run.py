@@ -121,6 +121,11 @@ async def test_command_that_is_not_there(box: Box) -> None:
     assert "no-such-program" in ended.explanation
 
 
+async def test_file_that_is_no_program(box: Box) -> None:
+    ended = await box.run("/etc/passwd")
+    assert (ended.exit_code, ended.reason) == (126, Reason.COMMAND_NOT_FOUND)
+
+
 async def test_image_that_is_not_there(box: Box) -> None:
     with pytest.raises(NotFound) as caught:
         await box.run("true", image="localhost/nowhere/nothing:1")

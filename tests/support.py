@@ -7,11 +7,13 @@ import signal
 import subprocess
 import tarfile
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import anyio
 import docker
 
 from manyoyo_mcp.config import Settings
@@ -75,6 +77,22 @@ def busybox_context() -> dict[str, bytes]:
     }
 
 
+class Stopwatch:
+    """A sink that notes when the first output came: what is timed after that is not the start of a container."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def append(self, data: bytes) -> None:
+        if self._first is None:
+            self._first = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        assert self._first is not None, "there was no output"
+        return time.monotonic() - self._first
+
+
 @dataclass
 class Box:
     """A live sandbox with shortcuts, for tests of one engine."""
@@ -89,7 +107,7 @@ class Box:
     def caps(self, memory: int = 256 * MIB, cpus: float = 1, pids: int = 200) -> Caps:
         return Caps(cpus, memory, pids)
 
-    async def run(self, *command: str, output: list[bytes] | None = None, **spec: Any) -> Ended:
+    async def run(self, *command: str, output: list[bytes] | Stopwatch | None = None, **spec: Any) -> Ended:
         chunks = output if output is not None else []
         spec.setdefault("image", BUSYBOX)
         return await self.engine.run(RunSpec(command=list(command), **spec), chunks.append)
@@ -100,7 +118,7 @@ class Box:
         assert ended.exit_code == 0, (ended, chunks)
         return b"".join(chunks).decode()
 
-    async def exec(self, container: str, *command: str, output: list[bytes] | None = None, **spec: Any) -> Ended:
+    async def exec(self, container: str, *command: str, output: list[bytes] | Stopwatch | None = None, **spec: Any) -> Ended:
         chunks = output if output is not None else []
         return await self.engine.exec(ExecSpec(container=container, command=list(command), **spec), chunks.append)
 
@@ -112,7 +130,7 @@ class Box:
         dockerfile: str | None = None,
         files: dict[str, bytes] | None = None,
         *,
-        output: list[bytes] | None = None,
+        output: list[bytes] | Stopwatch | None = None,
         steps: list[Step] | None = None,
         **spec: Any,
     ) -> Built:
@@ -140,6 +158,13 @@ class Box:
         for pid, _ in found:
             os.kill(pid, signal.SIGKILL)
         return len(found)
+
+    async def seen(self, marker: str) -> str:
+        """Wait until such a process runs; its cgroup."""
+        with anyio.fail_after(30):
+            while not (found := self.processes(marker)):
+                await anyio.sleep(0.02)
+        return found[0]
 
     def processes(self, marker: str) -> list[str]:
         """The cgroups of the processes in the sandbox whose command line contains `marker`, as this machine's kernel has them."""

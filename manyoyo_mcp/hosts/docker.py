@@ -41,6 +41,10 @@ T = TypeVar("T")
 SOCKET_DIR = "/run/manyoyo"
 READY_TIMEOUT = 30.0
 """Seconds that a nested engine may take until it listens."""
+_LISTEN_INTERVAL = 0.005
+"""Seconds between tries to connect to an engine that is starting; a try costs some ten microseconds."""
+_LOOK_INTERVAL = 0.5
+"""Seconds between looks whether its outer container runs still."""
 _SOCKET_PATIENCE = 2.0
 """Seconds after which an engine that listens, yet not at our end of the shared directory, is asked through the relay."""
 
@@ -209,11 +213,12 @@ class DockerHost:
         shared = self._socket_dir(spec.sandbox_id) if self._may_share() else None
         if shared is not None:
             shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _lay(spec.files, shared / "files")
         name = f"manyoyo-{spec.sandbox_id}"
         try:
             created = await self._call(lambda client: client.create_container_from_config(self._body(spec, shared), name))
             container_id = str(created["Id"])
-            if spec.files:
+            if spec.files and shared is None:
                 archive = _tar(spec.files)
                 await self._call(lambda client: client.put_archive(container_id, "/", archive))
             await self._call(lambda client: client.start(container_id))
@@ -258,8 +263,9 @@ class DockerHost:
                     "Source": spec.bases_volume,
                     "Target": target,
                     "ReadOnly": not spec.bases_writable,
-                    # Should it have gone a moment ago: what the host then makes in its place is labelled too.
-                    "VolumeOptions": {"Labels": {f"{LABEL}kind": "bases"}},
+                    # Should it have gone a moment ago, what the host then makes in its place is labelled too. Nothing of
+                    # the image belongs in it; looking for that would cost a mount.
+                    "VolumeOptions": {"NoCopy": True, "Labels": {f"{LABEL}kind": "bases"}},
                 }
             )
         uid, gid = (os.getuid(), os.getgid()) if hasattr(os, "getuid") else (0, 0)
@@ -300,8 +306,7 @@ class DockerHost:
     async def dialer(self, outer: Outer) -> tuple[str, Dial]:
         path = self._socket_dir(outer.sandbox_id) / "engine.sock"
         engine = outer.labels["engine"]
-        started = time.monotonic()
-        pause = 0.005
+        started = looked = time.monotonic()
         while time.monotonic() - started < READY_TIMEOUT:
             if self._may_share() and _listens(path):
                 self._transport = "socket"
@@ -318,9 +323,9 @@ class DockerHost:
                 if listening.exit_code == 0 and not (self._may_share() and _listens(path)):
                     self._transport = "relay"
                     return "relay", lambda: relay(self.client, outer.container_id, engine)
-            await anyio.sleep(pause)
-            pause = min(pause * 1.3, 0.1)
-            if pause >= 0.05:
+            await anyio.sleep(_LISTEN_INTERVAL)
+            if time.monotonic() - looked > _LOOK_INTERVAL:
+                looked = time.monotonic()
                 now = await self.inspect(outer)
                 if now is None or not now.running:
                     break
@@ -484,6 +489,17 @@ def _connect_unix(path: Path) -> SocketLike:
         sock.close()
         raise
     return cast(SocketLike, sock)
+
+
+def _lay(files: dict[str, bytes], root: Path) -> None:
+    """Put files where the entrypoint finds them: some milliseconds, where the engine takes a hundred for an archive."""
+    for name, content in files.items():
+        path = root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{path.name}.new")
+        scratch.write_bytes(content)
+        scratch.chmod(0o644)
+        scratch.replace(path)
 
 
 def _tar(files: dict[str, bytes]) -> bytes:

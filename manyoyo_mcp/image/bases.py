@@ -185,7 +185,8 @@ async def make(
     """See that every new sandbox has the bases `names` and those they stand on, which are returned. Makes those that are
     missing or whose recipe changed, with `again` all of them, from today's packages.
 
-    Raises InvalidArgument for an unknown name, ImageUnavailable where one can't be made (those before it stay).
+    Raises InvalidArgument for an unknown name, ImageUnavailable (BASE_IMAGE_UNAVAILABLE) where one can't be made; those
+    before it stay.
     """
     wanted = with_parents(names)
     before = {base.name: base for base in await present(host, settings, maintenance, progress)}
@@ -274,10 +275,13 @@ class _Maker:
             def say(words: str, number: int = number, recipe: Recipe = recipe) -> None:
                 progress(number, len(todo), f"{recipe.name}: {words}")
 
-            await self._build(recipe, say)
-            version = await self._version(recipe)
-            say("sharing it with the sandboxes")
-            await self._ctl("bases-add", f"{PREFIX}{recipe.name}", version)
+            try:
+                await self._build(recipe, say)
+                version = await self._version(recipe)
+                say("sharing it with the sandboxes")
+                await self._ctl("bases-add", f"{PREFIX}{recipe.name}", version)
+            except ImageUnavailable as error:
+                raise ImageUnavailable(error.message, error.hint, code="BASE_IMAGE_UNAVAILABLE") from error
         progress(len(todo), len(todo), "done")
 
     async def _build(self, recipe: Recipe, say: Callable[[str], None]) -> None:

@@ -109,7 +109,9 @@ async def assemble(
                     if line.startswith("I: "):
                         say(line.removeprefix("I: "))
         except BaseException:
-            process.terminate()  # it removes its scratch directory on SIGTERM
+            process.terminate()  # it removes its scratch directory then, given the time
+            with anyio.CancelScope(shield=True), anyio.move_on_after(15):
+                await process.wait()
             raise
         code = await process.wait()
     if code != 0:

@@ -102,5 +102,6 @@ class GuardedAdapter(BaseHTTPAdapter):  # type: ignore[misc]
 def guarded_client(dial: Dial, limits: Callable[[], Limits], timeout: float = 60) -> docker.APIClient:
     """A docker-py client for a nested engine. `timeout` bounds each request in seconds where the call names none."""
     client = docker.APIClient(base_url="unix:///nested-engine", version=API_VERSION, timeout=timeout)
+    client.trust_env = False  # no proxy and no .netrc of the user's, nor the time to look for them
     client.mount("http+docker://", GuardedAdapter(dial, limits, timeout))
     return client

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import docker
@@ -223,6 +224,30 @@ async def test_a_maker_that_is_killed_is_in_nobodys_way(made: dict[str, Base]) -
     [base] = json.loads(after.stdout)
     assert base["current"] and base["image_id"] != before.image_id
     assert not makers()
+
+
+async def test_an_interrupted_maker_cleans_up(made: dict[str, Base]) -> None:
+    async with await anyio.open_process(
+        command_line("base", "busybox", "--again"), stdout=subprocess.DEVNULL
+    ) as process:
+        assert process.stderr is not None
+        said = b""
+        while b"apt-get update" not in said:  # packages are being assembled
+            said += await process.stderr.receive()
+        below = descendants(process.pid)
+        assert len(below) > 2
+        process.send_signal(signal.SIGINT)
+        async for _ in process.stderr:
+            pass
+        assert await process.wait() == 130
+    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    assert not makers()
+    assert set(await ensure_bases()) == set(made)
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(each) for path in Path(f"/proc/{pid}/task").glob("*/children") for each in path.read_text().split()]
+    return children + [each for child in children for each in descendants(child)]
 
 
 @ENGINES

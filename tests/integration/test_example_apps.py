@@ -125,10 +125,11 @@ async def test_certificates_and_proxies_reach_a_build_and_stay_out_of_its_image(
     settings = Settings(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", ca_bundle=bundle)
     async with open_manager(settings) as manager:
         box = Box(manager, await manager.start(engine))
+        touch = "touch /dev/made-$((40 + 2)) /tmp/made-$((40 + 2))"  # the image's history quotes it
         for name, install in {"python": "pip install idna", "node": "npm install --prefix /app ms"}.items():
             output: list[bytes] = []
             built = await box.build(
-                f"FROM localhost/manyoyo/{name}\nRUN {install}\nRUN env; head -n 1 $SSL_CERT_FILE; touch /dev/x /tmp/y\n",
+                f"FROM localhost/manyoyo/{name}\nRUN {install}\nRUN env; head -n 1 $SSL_CERT_FILE; {touch}\n",
                 tags=[f"localhost/{name}:1"],
                 output=output,
             )
@@ -138,8 +139,8 @@ async def test_certificates_and_proxies_reach_a_build_and_stay_out_of_its_image(
             base = _inspect(box, f"localhost/manyoyo/{name}:latest")
             assert _inspect(box, built.image_id)["Config"]["Env"] == base["Config"]["Env"]
             # A whole image, as an archive: configuration, history, layers. A file that a step made shows; nothing of ours does.
-            traces = ("tmp/y", "dev/x", marker, "manyoyo-ca", "SSL_CERT_FILE=")
-            assert _found_in_image(box, f"localhost/{name}:1", *traces) == {"tmp/y"}
+            traces = ("tmp/made-42", "dev/made-42", marker, "manyoyo-ca", "SSL_CERT_FILE=")
+            assert _found_in_image(box, f"localhost/{name}:1", *traces) == {"tmp/made-42"}
         seen = await box.output("sh", "-c", "echo $no_proxy $PIP_CERT", image="localhost/python:1", network="none")
         assert seen.split() == [marker, "/dev/manyoyo-ca.crt"]  # the run has them again
         mine = {"PIP_CERT": "/mine", "no_proxy": "mine"}

@@ -1,7 +1,7 @@
 """The table of known causes of failed builds: what each looks like, why that is, and how to mend it.
 
 Order matters: the first cause whose sign is there is the one, so the most specific stand first. docs/build-failures.md
-lists the codes; tests/contract/test_build_causes.py provokes them.
+lists the codes; tests/integration/test_build_causes.py provokes them.
 """
 
 import re

@@ -42,7 +42,8 @@ class OuterSpec:
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """An outer container that exists. `running` as of when it was looked at."""
+    """An outer container that exists. `running` as of when it was looked at; `socket_dir` is the directory of this machine
+    that it shares with its server, where it shares one."""
 
     container_id: str
     sandbox_id: str
@@ -50,6 +51,7 @@ class Outer:
     running: bool
     created: float
     caps: Caps
+    socket_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,11 +237,12 @@ class DockerHost:
         except BaseException:
             await self._discard(spec.sandbox_id)
             raise
-        return Outer(container_id, spec.sandbox_id, spec.labels, True, time.time(), spec.caps)
+        socket_dir = str(shared) if shared is not None else None
+        return Outer(container_id, spec.sandbox_id, spec.labels, True, time.time(), spec.caps, socket_dir)
 
     async def _discard(self, sandbox_id: str) -> None:
         with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
-            await self._remove(f"manyoyo-{sandbox_id}", sandbox_id)
+            await self._remove(f"manyoyo-{sandbox_id}", sandbox_id, str(self._socket_dir(sandbox_id)))
 
     def _body(self, spec: OuterSpec, shared: Path | None) -> dict[str, Any]:
         labels = {LABEL + key: value for key, value in spec.labels.items()}
@@ -374,6 +375,7 @@ class DockerHost:
             running=bool(raw["State"]["Running"]),
             created=created.timestamp(),
             caps=Caps(config["NanoCpus"] / 1e9, config["Memory"], config.get("PidsLimit") or 0),
+            socket_dir=next((each["Source"] for each in raw["Mounts"] if each["Destination"] == SOCKET_DIR), None),
         )
 
     async def last_words(self, outer: Outer, lines: int = 20) -> str:
@@ -399,9 +401,9 @@ class DockerHost:
     # -- ending one
 
     async def remove(self, outer: Outer) -> int:
-        return await self._remove(outer.container_id, outer.sandbox_id)
+        return await self._remove(outer.container_id, outer.sandbox_id, outer.socket_dir)
 
-    async def _remove(self, container: str, sandbox_id: str) -> int:
+    async def _remove(self, container: str, sandbox_id: str, socket_dir: str | None) -> int:
         def volume(client: docker.APIClient) -> None:
             for attempt in range(50):
                 try:
@@ -423,7 +425,8 @@ class DockerHost:
             await self._call(volume)
         except docker.errors.APIError as error:
             raise HostUnavailable(f"The host could not remove {container}: {error.explanation}", "Try again.") from error
-        shutil.rmtree(self._socket_dir(sandbox_id), ignore_errors=True)
+        if socket_dir is not None and Path(socket_dir).name == sandbox_id:
+            _remove_socket_dir(Path(socket_dir))
         return 0
 
     async def close(self) -> None:
@@ -471,6 +474,16 @@ def _exec(client: docker.APIClient, container_id: str, argv: list[str]) -> Compl
     exec_id = client.exec_create(container_id, argv)["Id"]
     output = client.exec_start(exec_id)
     return Completed(client.exec_inspect(exec_id)["ExitCode"] or 0, bytes(output).decode(errors="replace"))
+
+
+def _remove_socket_dir(path: Path) -> None:
+    """Only what we put there: the path comes from a container's configuration, which others may have written."""
+    with contextlib.suppress(OSError):
+        for socket_file in (path / "engine.sock", path / "engine.sock.new"):
+            socket_file.unlink(missing_ok=True)
+        if (path / "files").is_dir() and not (path / "files").is_symlink():
+            shutil.rmtree(path / "files")
+        path.rmdir()
 
 
 def _listens(path: Path) -> bool:

@@ -3,15 +3,16 @@
 Each is a Containerfile under `recipes/`; where it adds a `root.tar`, that is assembled from Debian's packages. They are
 built in a maintenance sandbox and loaded into one volume, which holds
 
-    podman/          an image store; sandboxes with podman have it as an additional store
-    docker/          a data root of dockerd
-    docker.tar       what a new dockerd begins with: the metadata of docker/, its layers as links into the volume
-    manifest.json    what there is, as `podman images --format json` says it
+    podman/, docker/    an image store of podman's, a data root of dockerd's
+    generations/N/      what there was at one time: podman/ (the store's metadata, its layers a link), docker.tar (what a
+                        new dockerd begins with: metadata, its layers links), manifest.json (as `podman images` says it)
+    current             a link to the last of them
 
-Sandboxes mount the volume read-only. **The stores only grow**: making an image again moves its names and leaves the old
-layers where they are, so a sandbox that uses them never notices. docker.tar and manifest.json are replaced by a rename,
-as the last step, so a sandbox that starts meanwhile sees the images of before, whole; podman reads its store under the
-store's own locks. Space comes back with `remove`, which the host refuses while a sandbox has the volume.
+Sandboxes mount the volume read-only and use the generation that is current when they start. **The stores only grow, and
+a generation never changes**: making an image again moves its names, in a new generation, and leaves the old layers where
+they are, so a sandbox that uses them never notices. A generation becomes current by a rename, as the last step: whoever
+starts meanwhile, or after a maker that died, has the images of before, whole. Space comes back with `remove`, which the
+host refuses while a sandbox has the volume.
 
 One process at a time makes images: the maintenance sandbox has a fixed name, and who finds it taken waits.
 """
@@ -142,7 +143,7 @@ async def present(host: Host, settings: Settings, maintenance: Maintenance, prog
         return []
     image = await outer.ensure(host, settings, progress)
     labels = {**maintenance.labels, "kind": "maintenance", "sandbox": f"{_MAKER}-reader"}
-    return parse_manifest(await host.read_volume(VOLUME, "manifest.json", image, labels))
+    return parse_manifest(await host.read_volume(VOLUME, "current/manifest.json", image, labels))
 
 
 def parse_manifest(raw: bytes | None) -> list[Base]:

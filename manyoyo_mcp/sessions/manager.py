@@ -259,6 +259,13 @@ class Manager:
         if self._reaper is None or self._reaper.poll() is not None:
             self._reaper = reaper.spawn(self.identity.session)
 
+    def _dismiss_reaper(self) -> None:
+        """Nothing is left for it to wait for."""
+        if self._reaper is not None:
+            self._reaper.kill()
+            self._reaper.wait()
+            self._reaper = None
+
     async def alive(self, sandbox: Sandbox) -> Outer | None:
         """The outer container as it is now; None where it is gone or stopped."""
         now = await self.host.inspect(sandbox.outer)
@@ -365,6 +372,7 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                     await job.cancel()
                 with contextlib.suppress(SandboxError):
                     await manager.remove_all()
+                    manager._dismiss_reaper()
                 shutil.rmtree(manager.directory, ignore_errors=True)
             group.cancel_scope.cancel()
     await host.close()

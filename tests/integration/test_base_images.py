@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
+import anyio.abc
 import docker
 import pytest
 
-from manyoyo_mcp.cli.image import make_bases
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.engines.base import RunSpec
 from manyoyo_mcp.errors import NameConflict, RequestError
@@ -171,83 +171,75 @@ async def test_making_them_again_needs_a_reason(made: dict[str, Base]) -> None:
 
 
 async def test_making_while_they_are_used(manager: Manager, made: dict[str, Base]) -> None:
-    """Two callers at once make an image again; sandboxes that use the old one go on with it, new ones have the new one."""
-    waited: list[str] = []
-    results: list[Base] = []
-
-    async def make() -> None:
-        results.extend(await make_bases(Settings(), ["busybox"], lambda _, __, words: waited.append(words), again=True))
-
+    """Two processes make an image again; the first is killed while it writes the shared stores, and the second, which
+    waited, does it. Sandboxes that use the old image go on with it, new ones have the new one."""
     old = (await ensure_bases(["busybox"]))["busybox"]
     async with sandbox(manager, "podman") as podman, sandbox(manager, "docker") as dockerd:
         sleeper = RunSpec(image="localhost/manyoyo/busybox", command=["sleep", "600"], network="none")
         services = {box.sandbox.sandbox_id: await box.engine.start(sleeper) for box in (podman, dockerd)}
-        async with anyio.create_task_group() as group:
-            group.start_soon(make)
-            group.start_soon(make)
-        assert any("waiting for another process" in words for words in waited)
+        again = command_line("base", "busybox", "--again", "--json")
+        async with await anyio.open_process(again) as first:
+            await said_by(first, "assembling packages")
+            async with await anyio.open_process(again) as second:
+                await said_by(second, "waiting for another process")
+                await said_by(first, "sharing it with the sandboxes")
+                await anyio.sleep(0.7)
+                first.kill()
+                assert await first.wait() == -signal.SIGKILL
+                await said_by(second, "done")
+                assert await second.wait() == 0
+                assert second.stdout is not None
+                [printed] = json.loads(await second.stdout.receive())
         for box in (podman, dockerd):
             assert await box.output("echo", "again", image=old.image_id, network="none") == "again\n"
             said: list[bytes] = []
             assert (await box.exec(services[box.sandbox.sandbox_id], "ls", "/bin/sh", output=said)).exit_code == 0, said
     assert not makers()
-    new = (await ensure_bases(["busybox"]))["busybox"]
-    assert new.image_id != old.image_id
-    assert new in results
+    there = await ensure_bases()
+    assert set(there) == set(made)
+    assert there["busybox"].image_id == printed["image_id"] != old.image_id
     for engine in ("podman", "docker"):
         async with sandbox(manager, engine) as later:
             [image] = [
                 image for image in await later.engine.images() if "localhost/manyoyo/busybox:latest" in image.tags
             ]
-            assert image.image_id.removeprefix("sha256:") == new.image_id
+            assert image.image_id.removeprefix("sha256:") == printed["image_id"]
             assert await later.output("echo", "hi", image="localhost/manyoyo/busybox:1.37", network="none") == "hi\n"
             python = await later.output("python", "-c", "print(1)", image="localhost/manyoyo/python", network="none")
             assert python == "1\n"
 
 
-async def test_a_maker_that_is_killed_is_in_nobodys_way(made: dict[str, Base]) -> None:
-    """Killed while it writes the shared stores, without a chance to clean up: the next one finds them in order."""
-    before = (await ensure_bases(["busybox"]))["busybox"]
-    async with await anyio.open_process(
-        command_line("base", "busybox", "--again"), stdout=subprocess.DEVNULL
-    ) as process:
-        assert process.stderr is not None
-        said = b""
-        while b"sharing it" not in said:
+async def said_by(process: anyio.abc.Process, words: str) -> None:
+    """Wait until a process has written `words` to stderr."""
+    assert process.stderr is not None
+    said = b""
+    with anyio.fail_after(600):
+        while words.encode() not in said:
             said += await process.stderr.receive()
-        await anyio.sleep(0.7)
-        process.kill()
-        assert await process.wait() == -signal.SIGKILL
-    assert set(await ensure_bases()) == set(made)
-    after = cli("base", "busybox", "--again", "--json", "--quiet")
-    assert after.returncode == 0, after.stderr
-    [base] = json.loads(after.stdout)
-    assert base["current"] and base["image_id"] != before.image_id
-    assert not makers()
 
 
 async def test_an_interrupted_maker_cleans_up(made: dict[str, Base]) -> None:
     async with await anyio.open_process(
-        command_line("base", "busybox", "--again"), stdout=subprocess.DEVNULL
+        command_line("base", "busybox", "--again"), stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        assert process.stderr is not None
-        said = b""
-        while b"apt-get update" not in said:  # packages are being assembled
-            said += await process.stderr.receive()
-        below = descendants(process.pid)
+        await said_by(process, "running apt-get update")
+        below = group_of(process.pid)
         assert len(below) > 2
         process.send_signal(signal.SIGINT)
-        async for _ in process.stderr:
-            pass
         assert await process.wait() == 130
-    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    assert not group_of(process.pid)
     assert not makers()
     assert set(await ensure_bases()) == set(made)
 
 
-def descendants(pid: int) -> list[int]:
-    children = [int(each) for path in Path(f"/proc/{pid}/task").glob("*/children") for each in path.read_text().split()]
-    return children + [each for child in children for each in descendants(child)]
+def group_of(session: int) -> list[str]:
+    """The processes of a session, by their command lines."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+    return found
 
 
 @ENGINES

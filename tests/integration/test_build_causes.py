@@ -1,24 +1,24 @@
 """Every engine: each known cause of a failed build provoked for real, and builds that fail for another reason.
 
-The cases are built side by side, once an engine, by the `built` fixture; each test looks at one of them.
+The cases are built side by side, once an engine, by the `results` fixture; each test looks at one of them.
 """
 
 import struct
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import pytest
 
+from manyoyo_mcp.config import Settings
 from manyoyo_mcp.engines.base import Built
 from manyoyo_mcp.engines.causes import KNOWN
 from manyoyo_mcp.errors import Reason
-from manyoyo_mcp.sessions.manager import Manager
+from manyoyo_mcp.sessions.manager import open_manager
 from tests.integration.bases import ensure_bases
 from tests.support import MIB, Box
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]  # the first test waits for the builds of all
 
 PYTHON = "localhost/manyoyo/python"
 NODE = "localhost/manyoyo/node"
@@ -271,49 +271,52 @@ ELSEWHERE = {"APK_PACKAGE_NOT_FOUND", "DNF_PACKAGE_NOT_FOUND"}
 """No image with apk or dnf can be had without a registry: unit tests hold these, with the tools' own words."""
 
 
-@pytest.fixture(scope="module")
-async def built(request: pytest.FixtureRequest, manager: Manager) -> AsyncIterator[dict[str, Built]]:
-    """Every case built on one engine, by name."""
-    await ensure_bases(("python", "node"))
-    sandbox = await manager.start(request.param, memory=2048 * MIB)
-    box = Box(manager, sandbox)
-    tools = await box.build(TOOLS_DOCKERFILE, {"serve.py": SERVE, "Packages": PACKAGES.encode()}, tags=[TOOLS])
-    assert tools.reason is Reason.OK, tools
-    found: dict[str, Built] = {}
-    limiter = anyio.CapacityLimiter(AT_ONCE)
+Results = dict[tuple[str, str], Built]
+"""By engine and case."""
 
-    async def build(case: Case) -> None:
+
+@pytest.fixture(scope="module")
+async def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Every case built on both engines."""
+    await ensure_bases(("python", "node"))
+    found: Results = {}
+
+    async def build_all(engine: str) -> None:
+        sandbox = await manager.start(engine, memory=2048 * MIB)
+        box = Box(manager, sandbox)
+        tools = await box.build(TOOLS_DOCKERFILE, {"serve.py": SERVE, "Packages": PACKAGES.encode()}, tags=[TOOLS])
+        assert tools.reason is Reason.OK, tools
+        limiter = anyio.CapacityLimiter(AT_ONCE)
+        async with anyio.create_task_group() as group:
+            for case in CASES:
+                group.start_soon(build, box, case, limiter)
+
+    async def build(box: Box, case: Case, limiter: anyio.CapacityLimiter) -> None:
         async with limiter:
-            caps = box.caps(memory=case.memory * MIB)
-            found[case.name] = await box.build(
-                case.dockerfile, case.files, caps=caps, network=case.network, target=case.target
+            found[box.sandbox.engine_name, case.name] = await box.build(
+                case.dockerfile,
+                case.files,
+                caps=box.caps(memory=case.memory * MIB),
+                network=case.network,
+                target=case.target,
             )
 
-    async with anyio.create_task_group() as group:
-        for case in CASES:
-            group.start_soon(build, case)
-    yield found
-    await manager.remove(sandbox)
+    settings = Settings(state_dir=tmp_path_factory.mktemp("state"), runtime_dir=tmp_path_factory.mktemp("run"))
+    async with open_manager(settings) as manager, anyio.create_task_group() as group:
+        for engine in BOTH:
+            group.start_soon(build_all, engine)
+    return found
 
 
-def of(cases: list[Case], engines: str) -> Any:
-    """Parametrises a test over cases and engines: those of the case, or the others."""
-    return pytest.mark.parametrize(
-        ("built", "case"),
-        [
-            pytest.param(engine, case, id=f"{engine}-{case.name}")
-            for engine in BOTH
-            for case in cases
-            if (engine in case.engines) == (engines == "its own")
-        ],
-        indirect=["built"],
-        scope="module",
-    )
+def of(cases: list[Case], *, elsewhere: bool = False) -> pytest.MarkDecorator:
+    """Parametrises a test over cases and their engines, or over the others."""
+    pairs = [(engine, case) for case in cases for engine in BOTH if (engine in case.engines) != elsewhere]
+    return pytest.mark.parametrize(("engine", "case"), pairs, ids=[f"{engine}-{case.name}" for engine, case in pairs])
 
 
-@of([case for case in CASES if case.code], "its own")
-async def test_cause(built: dict[str, Built], case: Case) -> None:
-    result = built[case.name]
+@of([case for case in CASES if case.code])
+async def test_cause(results: Results, engine: str, case: Case) -> None:
+    result = results[engine, case.name]
     assert result.cause_code == case.code, result
     assert result.reason is (Reason(case.code) if case.code in list(Reason) else Reason.BUILD_FAILED)
     assert result.cause.endswith(".") and "\n" not in result.cause and "{" not in result.cause + result.mend
@@ -325,17 +328,17 @@ async def test_cause(built: dict[str, Built], case: Case) -> None:
     assert result.error
 
 
-@of([case for case in CASES if not case.code], "its own")
-async def test_decoy(built: dict[str, Built], case: Case) -> None:
-    result = built[case.name]
+@of([case for case in CASES if not case.code])
+async def test_decoy(results: Results, engine: str, case: Case) -> None:
+    result = results[engine, case.name]
     assert (result.reason, result.cause_code, result.cause, result.mend) == (Reason.BUILD_FAILED, "", "", ""), result
     assert result.exit_code == case.exit_code
     assert result.failed_step is not None and result.failed_step.line == case.line
 
 
-@of(CASES, "the others")
-async def test_other_engine_builds_it(built: dict[str, Built], case: Case) -> None:
-    assert built[case.name].reason is Reason.OK, built[case.name]
+@of(CASES, elsewhere=True)
+async def test_the_other_engine_builds_it(results: Results, engine: str, case: Case) -> None:
+    assert results[engine, case.name].reason is Reason.OK, results[engine, case.name]
 
 
 def test_every_cause_is_provoked() -> None:

@@ -1,4 +1,4 @@
-"""Known causes from text: looks that tests/contract/test_build_causes.py does not provoke, order, and what is no evidence."""
+"""Known causes from text: looks that tests/integration/test_build_causes.py does not provoke, order, and what is no evidence."""
 
 import re
 import time

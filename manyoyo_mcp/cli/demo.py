@@ -166,7 +166,7 @@ async def _build(show: Show, application: Path) -> None:
         arguments["files"] = {"Dockerfile": _FROM_PACKAGES.sub(_FROM_REGISTRY, text)}
     built = await show.call("building", "nested_build", arguments)
     for step in built.get("steps", []) if show.screen.live else []:  # elsewhere they went by as lines
-        how = "cached" if step["cached"] else f"{step.get('seconds', 0):.1f} s"
+        how = "cached" if step.get("cached") else f"{step.get('seconds', 0):.1f} s"
         show.say(f"{step['step']:>5}  {step['instruction'][:90]}  ({how})")
     if built.get("reason") != "OK":
         show.output(built, "the build's log")

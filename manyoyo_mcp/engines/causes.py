@@ -193,7 +193,7 @@ KNOWN: tuple[Known, ...] = (
             _engine(r"failed to parse Dockerfile: (?P<what>.+)"),
             _engine(r"^parsing main Dockerfile: [^:]*: (?:EOF: )?(?P<what>.+)"),
             _engine(r"(?P<what>\b[A-Z]+ requires (?:at least|exactly|either) .+)"),
-            _engine(r"(?P<what>(?:Unknown type|Unknown flag|unexpected end of statement|Syntax error).*)"),
+            _engine(r"(?P<what>(?:Unknown type|Unknown flag|unexpected end of statement|Syntax error|Invalid (?:signal|containerPort)).*)"),
         ),
     ),
     # -- COPY, ADD, USER

@@ -26,6 +26,8 @@ from manyoyo_mcp.values import Caps
 
 BUSYBOX = "localhost/manyoyo-test/busybox:latest"
 MIB = 1 << 20
+SLACK = float(os.environ.get("MANYOYO_TEST_SLACK", "1"))
+"""By how much a machine is slower than a real one (scripts/cgroup2 emulates its processors): limits of time stretch by it."""
 
 
 @cache

@@ -186,14 +186,16 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         "DOCKERFILE_SYNTAX",
-        "The Dockerfile can't be parsed: {what}.",
+        "The Dockerfile is not valid: {what}.",
         "Correct that instruction; the failed step names it and its line where the engine says which.",
         (
             _engine(r"dockerfile parse error on line \d+: (?P<what>.+)"),
             _engine(r"failed to parse Dockerfile: (?P<what>.+)"),
             _engine(r"^parsing main Dockerfile: [^:]*: (?:EOF: )?(?P<what>.+)"),
             _engine(r"(?P<what>\b[A-Z]+ requires (?:at least|exactly|either) .+)"),
-            _engine(r"(?P<what>(?:Unknown type|Unknown flag|unexpected end of statement|Syntax error|Invalid (?:signal|containerPort)).*)"),
+            _engine(
+                r"(?P<what>(?:Unknown type|Unknown flag|unexpected end of statement|Syntax error|[Ii]nvalid (?:signal|containerPort)).*)"
+            ),
         ),
     ),
     # -- COPY, ADD, USER
@@ -256,6 +258,7 @@ KNOWN: tuple[Known, ...] = (
             _engine(r"exec: \"(?P<command>[^\"/]+)\": executable file not found"),
             _said({127}, _SHELL + r"(?P<command>[^\s:/]+): (?:command )?not found"),
             _said({127}, rf"^env: {_Q}(?P<command>[^'\u2019/\\]+){_Q}: No such file"),
+            _said({127}, r"^make(?:\[\d+\])?: (?P<command>[^\s:/]+): (?:Command not found|No such file or directory)"),
         ),
     ),
     Known(

@@ -56,7 +56,8 @@ def diagnose(
         for sign in known.signs:
             names = _names(sign, output, error, instruction, exit_code)
             if names is not None:
-                return _cause(_NETWORK_OFF if known.network and network == "none" else known, names, instruction)
+                offline = known.network and network == "none" and exit_code is not None  # ADD is the engine's own work
+                return _cause(_NETWORK_OFF if offline else known, names, instruction)
     return None
 
 

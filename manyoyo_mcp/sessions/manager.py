@@ -186,7 +186,7 @@ class Manager:
         evidence = self._probes.get(key)
         if evidence is None:
             progress(0, None, "first sandbox of this kind on this host: proving that caps bind")
-            evidence = judge(await self.host.maintain(sandbox.outer, "probe"))
+            evidence = judge(await self.host.maintain(sandbox.outer, "probe", timeout=120))
             self._probes.put(key, evidence)
         if not evidence.enforced and not self.settings.allow_unenforced_caps:
             raise CapsUnenforced(

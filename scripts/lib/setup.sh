@@ -47,6 +47,14 @@ need() {
   [ ${#want[@]} -eq 0 ] || install "${want[@]}"
 }
 
+# debian_sources RELEASE: the machine's own mirrors as apt reads them, as one-line sources of another release; nothing
+# where the machine is not a Debian.
+debian_sources() {
+  apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+    awk -v own="$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" -v release="$1" '
+      $3 == "main" && $2 ~ "^" own "(-updates|-security)?$" { sub(own, release, $2); print "deb", $1, $2, $3 }'
+}
+
 # environment EXTRA…: .venv with the project and its extras; brought up to date when pyproject.toml changes, made again
 # when the interpreter or the checkout's place does.
 environment() {

@@ -215,7 +215,10 @@ async def said_by(process: anyio.abc.Process, words: str) -> None:
     said = b""
     with anyio.fail_after(600):
         while words.encode() not in said:
-            said += await process.stderr.receive()
+            try:
+                said += await process.stderr.receive()
+            except anyio.EndOfStream:
+                pytest.fail(f"never said {words!r}, but: {said.decode()}")
 
 
 async def test_an_interrupted_maker_cleans_up(made: dict[str, Base]) -> None:

@@ -106,6 +106,8 @@ def said(output: str, code: int, instruction: str = "RUN ./build.sh", network: s
         ("BUILD_ARG_MISSING", "bash: line 1: VERSION: unbound variable\n", 1, "VERSION"),
         ("COMMAND_NOT_FOUND", "/bin/sh: 1: gcc: not found\nmake[1]: *** [Makefile:2: a] Error 127\nmake[1]: Leaving directory "
          "'/a'\nmake: *** [Makefile:1: all] Error 2\n", 2, "command gcc"),
+        ("COMMAND_NOT_FOUND", "gcc -c a.c\nmake: gcc: No such file or directory\nmake: *** [Makefile:2: a.o] Error 127\n", 2,
+         "command gcc"),
     ],
 )  # fmt: skip
 def test_looks(code: str, output: str, exit_code: int, words: str) -> None:
@@ -134,6 +136,9 @@ def test_looks(code: str, output: str, exit_code: int, words: str) -> None:
         ("BUILD_ARG_MISSING", "invalid from flag value ${X}: invalid reference format: repository name (library/${X}) must be "
          "lowercase", "COPY --from=${X} /a /b", "X has no value"),
         ("USER_NOT_FOUND", "unable to find user nosuch: no matching entries in passwd file", "RUN true", "nosuch"),
+        ("DOCKERFILE_SYNTAX", "invalid signal: nope", "STOPSIGNAL nope", "invalid signal"),
+        ("DOWNLOAD_REFUSED", 'building at STEP "ADD http://x/y /z": reading "http://x/y": invalid response status 404',
+         "ADD http://x/y /z", "404"),
         ("DOCKERFILE_SYNTAX", "parsing main Dockerfile: /x/Dockerfile: EOF: unterminated heredoc", "", "unterminated heredoc"),
     ],
 )  # fmt: skip
@@ -197,6 +202,9 @@ def test_no_network_explains_what_did_not_reach_it() -> None:
     output = "curl: (6) Could not resolve host: x.invalid\n"
     assert said(output, 6, network="none")[0] == "NETWORK_OFF"
     assert said("curl: (60) SSL certificate problem: self-signed\n", 60, network="none")[0] == "CERTIFICATE_NOT_TRUSTED"
+    add = 'ADD failed: Get "http://x.invalid/": dial tcp: lookup x.invalid: no such host'
+    cause = diagnose("", add, "ADD http://x.invalid/ /x", network="none")  # the engine fetches it, and has a network
+    assert cause is not None and cause.code == "NAME_RESOLUTION_FAILED"
 
 
 def test_a_host_that_the_tool_does_not_name() -> None:
@@ -217,6 +225,7 @@ def test_long_hostile_output_is_read_quickly() -> None:
         RETRY.format(0) * 2000,
         "--x--  http://a\n" * 20000,
         "    x\n" * 50000,
+        "make: *** [a] Error 1\n" * 9000 + "x",
         "npm ERR! code E404\n" * 9000,
         "'" * 99999,
     ):

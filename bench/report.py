@@ -79,25 +79,27 @@ def _side(words: str, samples: Sequence[float]) -> str:
 
 def table(rows: Sequence[Row], title: str) -> Table:
     """For the terminal."""
-    shown = Table(title=title, title_justify="left", caption="medians; [dim]min to max[/dim]", caption_justify="left")
-    for heading in ("figure", "ours", "theirs"):
-        shown.add_column(heading)
-    for heading in ("value", "limit", "runs"):
+    shown = Table(title=title, title_justify="left", caption="medians, min to max", caption_justify="left")
+    shown.add_column("figure")
+    for heading in ("ours, ms", "theirs, ms", "value", "limit", "runs"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for figure, measured in rows:
         number = figure.value(measured)
-        colour = "" if figure.limit is None else "green" if number <= figure.limit else "bold red"
+        colour = "none" if figure.limit is None else "green" if number <= figure.limit else "bold red"
+        against = f" / {figure.theirs}" if figure.theirs else ""
         shown.add_row(
-            figure.name,
-            *(
-                _side(words, samples) + (f" [dim]{min(samples):.0f} to {max(samples):.0f}[/dim]" if samples else "")
-                for words, samples in ((figure.ours, measured.ours), (figure.theirs, measured.theirs))
-            ),
-            f"[{colour}]{_value(figure, number)}[/]" if colour else _value(figure, number),
+            f"{figure.name}\n[dim]{figure.ours}{against}[/dim]",
+            _cell(measured.ours),
+            _cell(measured.theirs),
+            f"[{colour}]{_value(figure, number)}[/]",
             _limit(figure),
             str(max(len(measured.ours), 1)),
         )
     return shown
+
+
+def _cell(samples: Sequence[float]) -> str:
+    return f"{median(samples):.0f}\n[dim]{min(samples):.0f} to {max(samples):.0f}[/dim]" if samples else ""
 
 
 def markdown(rows: Sequence[Row], on: str) -> str:

@@ -63,12 +63,12 @@ def _labelled(labels: dict[str, str]) -> bool:
 
 
 def _processes() -> set[str]:
-    """Command lines of servers and reapers that run."""
+    """Command lines of servers and reapers of this environment that run."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if "manyoyo_mcp" in words and "pytest" not in words:
+            if "manyoyo_mcp" in words and sys.prefix in words and "pytest" not in words:
                 found.add(f"process {entry.parent.name}: {words[:120]}")
     return found
 

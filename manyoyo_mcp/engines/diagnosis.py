@@ -30,9 +30,7 @@ _NETWORK_OFF = Known(
 
 _STEP_PREFIX = re.compile(r"\Abuilding at STEP \".*?\": ", re.DOTALL)
 _COMMAND_FAILED = re.compile(r"(?:while running runtime: exit status|returned a non-zero code:) \d+\s*\Z")
-_MAKE = re.compile(
-    r"^make(?:\[\d+\])?: \*\*\* .* Error (\d+)\s*(?:^make(?:\[\d+\])?: (?:\*\*\* |Leaving ).*\s*)*\Z", re.MULTILINE
-)
+_MAKE = re.compile(r"make(?:\[\d+\])?: (?:\*\*\* \[.*\] Error (\d+)|\*\*\* Waiting for |Leaving directory )|\s*\Z")
 _URL_HOST = re.compile(r"\b(?:https?|ftp|ssh|git)://(?:[^/\s@]*@)?([\w.-]+)")
 _LONGEST_NAME = 120
 
@@ -49,9 +47,7 @@ def diagnose(
     if exit_code is None and _COMMAND_FAILED.search(error):
         return None
     error = _STEP_PREFIX.sub("", error.strip())
-    output = unechoed(output, instruction).rstrip()
-    if exit_code is not None and (made := _MAKE.search(output)) is not None:
-        exit_code, output = int(made[1]), output[: made.start()].rstrip()
+    output, exit_code = _without_make(unechoed(output, instruction), exit_code)
     for known in KNOWN:
         for sign in known.signs:
             names = _names(sign, output, error, instruction, exit_code)
@@ -59,6 +55,15 @@ def diagnose(
                 offline = known.network and network == "none" and exit_code is not None  # ADD is the engine's own work
                 return _cause(_NETWORK_OFF if offline else known, names, instruction)
     return None
+
+
+def _without_make(output: str, exit_code: int | None) -> tuple[str, int | None]:
+    """The output without what make adds at its end, and the exit code of the command that make ran."""
+    lines = output.split("\n")
+    while lines and (match := _MAKE.match(lines[-1])) is not None:
+        exit_code = int(match[1]) if match[1] and exit_code is not None else exit_code
+        lines.pop()
+    return "\n".join(lines), exit_code
 
 
 def _names(sign: Sign, output: str, error: str, instruction: str, exit_code: int | None) -> dict[str, str] | None:

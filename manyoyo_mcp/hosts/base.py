@@ -27,7 +27,8 @@ class HostInfo:
 
 @dataclass(frozen=True, slots=True)
 class OuterSpec:
-    """An outer container to be made. `files` (absolute path → content) are laid in before it starts."""
+    """An outer container to be made. `files` (absolute path → content) are laid in before it starts. `labels` has its
+    `sandbox`; a `name` of its own makes it the only one of that name on the host."""
 
     sandbox_id: str
     image: str
@@ -38,6 +39,7 @@ class OuterSpec:
     files: dict[str, bytes] = field(default_factory=dict)
     bases_volume: str | None = None
     bases_writable: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Host(Protocol):
     async def create(self, spec: OuterSpec) -> Outer:
         """Make an outer container and start it. Nothing of it is left where this raises or is cancelled.
 
-        Raises NameConflict, and leaves that one alone, where there is one with this `sandbox_id`.
+        Raises NameConflict, and leaves that one alone, where another has its name.
         """
 
     async def dialer(self, outer: Outer) -> tuple[str, Dial]:

@@ -214,7 +214,7 @@ class DockerHost:
         if shared is not None:
             shared.mkdir(mode=0o700, parents=True, exist_ok=True)
             _lay(spec.files, shared / "files")
-        name = f"manyoyo-{spec.sandbox_id}"
+        name = spec.name or f"manyoyo-{spec.sandbox_id}"
         try:
             created = await self._call(lambda client: client.create_container_from_config(self._body(spec, shared), name))
             container_id = str(created["Id"])
@@ -227,9 +227,11 @@ class DockerHost:
                 f"The outer image {spec.image} is not on the host.", "Build it: `manyoyo-mcp image build`."
             ) from error
         except docker.errors.APIError as error:
-            if error.status_code == 409:
-                raise NameConflict(f"There is an outer container {name} already.", "Remove it, or wait for its end.") from error
             await self._discard(spec.sandbox_id)
+            if error.status_code == 409:
+                raise NameConflict(
+                    f"There is an outer container {name} already.", "Remove it, or wait for its end."
+                ) from error
             if shared is not None and "bind source path does not exist" in str(error):
                 self._transport = "relay"  # a local socket, yet an engine in a virtual machine
                 return await self.create(spec)
@@ -241,8 +243,11 @@ class DockerHost:
         return Outer(container_id, spec.sandbox_id, spec.labels, True, time.time(), spec.caps, socket_dir)
 
     async def _discard(self, sandbox_id: str) -> None:
+        """Remove what there is of one that did not come to be; found by its label, for its name may be another's."""
         with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
-            await self._remove(f"manyoyo-{sandbox_id}", sandbox_id, str(self._socket_dir(sandbox_id)))
+            found = await self.find({}, sandbox_id)
+            container = found[0].container_id if found else sandbox_id
+            await self._remove(container, sandbox_id, str(self._socket_dir(sandbox_id)))
 
     def _body(self, spec: OuterSpec, shared: Path | None) -> dict[str, Any]:
         labels = {LABEL + key: value for key, value in spec.labels.items()}
@@ -417,8 +422,13 @@ class DockerHost:
                     time.sleep(0.1)
 
         def container_gone(client: docker.APIClient) -> None:
-            with contextlib.suppress(docker.errors.NotFound):
+            try:
                 client.remove_container(container, force=True, v=True)
+            except docker.errors.NotFound:
+                pass
+            except docker.errors.APIError as error:
+                if error.status_code != 409:  # another is removing it already: its volume tells when that is done
+                    raise
 
         try:
             await self._call(container_gone)

@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import tarfile
 import tempfile
 import time
@@ -37,7 +38,7 @@ import anyio
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.engines import ENGINES, DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec, RunSpec, Step
-from manyoyo_mcp.errors import EngineFailed, ImageUnavailable, InvalidArgument, NameConflict
+from manyoyo_mcp.errors import EngineFailed, ImageUnavailable, InvalidArgument, NameConflict, SandboxError
 from manyoyo_mcp.hosts.base import LABEL, Host, Outer, OuterSpec
 from manyoyo_mcp.image import debian, outer
 from manyoyo_mcp.policy.rules import Limits
@@ -50,7 +51,7 @@ VOLUME = "manyoyo-bases"
 PREFIX = "localhost/manyoyo/"
 """Registry and namespace of their names: fully qualified, so that both engines take the name as it is."""
 
-_MAKER = "bases-maker"
+_MAKER = "manyoyo-bases-maker"
 _PATIENCE = 900.0
 """Seconds to wait while another process makes base images."""
 _RECIPES = files("manyoyo_mcp.image").joinpath("recipes")
@@ -142,7 +143,7 @@ async def present(host: Host, settings: Settings, maintenance: Maintenance, prog
     if not await host.volume_exists(VOLUME):
         return []
     image = await outer.ensure(host, settings, progress)
-    labels = {**maintenance.labels, "kind": "maintenance", "sandbox": f"{_MAKER}-reader"}
+    labels = {**maintenance.labels, "kind": "maintenance", "sandbox": _new_id()}
     return parse_manifest(await host.read_volume(VOLUME, "current/manifest.json", image, labels))
 
 
@@ -215,16 +216,18 @@ async def _maker(
 ) -> "AsyncIterator[_Maker]":
     """The one maintenance sandbox that may write the volume; gone afterwards."""
     info = await host.info()
+    sandbox_id = _new_id()
     spec = OuterSpec(
-        sandbox_id=_MAKER,
+        sandbox_id=sandbox_id,
         image=image,
         engine="podman",
         caps=Caps(float(info.cpus), min(info.memory, 4 << 30), 4096),
         build_pids=4000,
-        labels={**maintenance.labels, "sandbox": _MAKER, "kind": "maintenance", "engine": "podman"},
+        labels={**maintenance.labels, "sandbox": sandbox_id, "kind": "maintenance", "engine": "podman"},
         files=maintenance.files,
         bases_volume=VOLUME,
         bases_writable=True,
+        name=_MAKER,
     )
     created = await _create_alone(host, spec, maintenance, progress)
     try:
@@ -242,6 +245,10 @@ async def _maker(
             await host.remove(created)
 
 
+def _new_id() -> str:
+    return f"bases-{secrets.token_hex(8)}"
+
+
 async def _create_alone(host: Host, spec: OuterSpec, maintenance: Maintenance, progress: Progress) -> Outer:
     """Its name is the lock: taken by making it, let go by removing it, and with it by the sweep where its process died."""
     begun = time.monotonic()
@@ -252,10 +259,11 @@ async def _create_alone(host: Host, spec: OuterSpec, maintenance: Maintenance, p
             if time.monotonic() - begun > _PATIENCE:
                 raise EngineFailed(
                     f"Another process has been making base images on this host for {_PATIENCE / 60:.0f} minutes.",
-                    f"If there is none, remove what it left: `docker rm -fv manyoyo-{_MAKER}`.",
+                    f"If there is none, remove what it left: `docker rm -fv {_MAKER}`.",
                 ) from None
         progress(0, None, "waiting for another process that makes base images")
-        await maintenance.sweep()
+        with contextlib.suppress(SandboxError):
+            await maintenance.sweep()
         await anyio.sleep(1)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -275,13 +276,25 @@ async def test_they_are_not_removed_while_a_sandbox_uses_them(box: Box, manager:
 
 
 async def test_an_outer_container_of_that_name_is_left_alone(box: Box, manager: Manager) -> None:
-    """The name is the lock: who does not get it must not take away what has it."""
+    """The name is the lock: who does not get it must not take away what has it, nor leave anything of its own."""
     held = box.sandbox.outer
-    spec = OuterSpec(held.sandbox_id, outer.reference(manager.settings), "podman", held.caps, 100, held.labels)
+    mine = f"sb-{secrets.token_hex(8)}"
+    spec = OuterSpec(
+        sandbox_id=mine,
+        image=outer.reference(manager.settings),
+        engine="podman",
+        caps=held.caps,
+        build_pids=100,
+        labels={**held.labels, "sandbox": mine},
+        name=f"manyoyo-{held.sandbox_id}",
+    )
     with pytest.raises(NameConflict):
         await manager.host.create(spec)
     assert await manager.host.inspect(held) is not None
     assert await box.output("echo", "alive", image="localhost/manyoyo/busybox", network="none") == "alive\n"
+    assert await manager.host.find({}, mine) == []
+    assert not await manager.host.volume_exists(f"manyoyo-{mine}")
+    assert not (manager.settings.runtime_dir / "sandboxes" / mine).exists()
 
 
 def test_the_command_line_lists_them(made: dict[str, Base]) -> None:

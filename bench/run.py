@@ -42,7 +42,7 @@ async def measure(figures: list[Figure], quick: bool, console: Console) -> tuple
                 for figure in figures:
                     runs = max(figure.runs // 3, 1) if quick else figure.runs
                     task = progress.add_task(figure.name, total=runs + 1)
-                    measured = await figure.measure(Bench(ours, host), runs, partial(progress.advance, task))
+                    measured = await figure.measure(Bench(ours, host, rootfs), runs, partial(progress.advance, task))
                     progress.remove_task(task)
                     rows.append((figure, measured))
             finally:

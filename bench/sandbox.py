@@ -5,11 +5,7 @@ else is measured: else it would slow down the other side.
 """
 
 import base64
-import contextlib
-import http.client
-import json
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +16,9 @@ from typing import Any
 import anyio
 from mcp import Client, StdioServerParameters
 
+from bench.stopwatch import WAITS, waited
+
+ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "localhost/manyoyo-bench/busybox:latest"
 
 
@@ -131,8 +130,11 @@ class Session:
             await anyio.sleep(0.02)
         raise RuntimeError(f"{sandbox} still has {rows}")
 
-    async def bare_engine(self, engine: str) -> "BareEngine":
-        return BareEngine(self._directory / "run" / "sandboxes" / await self.sandbox(engine) / "engine.sock")
+    async def own_part(self, engine: str) -> tuple[float, float]:
+        """A run as the caller sees it, and of that what the server spent waiting for its engine; needs a stopwatch."""
+        began = time.perf_counter()
+        spent = await self.run(engine, "default")
+        return spent, waited(self._directory / "waits", began) * 1000
 
     def processes(self) -> dict[str, int]:
         """Resident memory, in bytes, of the server and of the reaper that it started."""
@@ -141,66 +143,19 @@ class Session:
         return {"server": _resident(server), "reaper": _resident(reaper)}
 
 
-class BareEngine:
-    """The nested engine without the server: a run asked for as plainly as can be, over a connection that stays open."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection = self._connect()
-
-    def _connect(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(str(self._path))
-        return connection
-
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        self._connection.request(method, f"/v1.41{path}", json.dumps(body) if body is not None else None, headers)
-        answer = self._connection.getresponse()
-        text = answer.read()
-        assert answer.status < 400, text
-        return json.loads(text) if text.strip().startswith(b"{") else None
-
-    def run(self, memory: int, cpus: float, pids: int) -> float:
-        """Create, attach, start, wait: until output and exit code are there. Then, untimed, the removal."""
-        caps = {"Memory": memory, "MemorySwap": memory, "NanoCpus": round(cpus * 1e9), "PidsLimit": pids}
-        body = {"Image": IMAGE, "Cmd": ["echo", "hi"], "HostConfig": {"NetworkMode": "default", **caps}}
-        began = time.perf_counter()
-        container = self._ask("POST", "/containers/create", body)["Id"]
-        with contextlib.closing(self._connect()) as attached:
-            attached.putrequest("POST", f"/v1.41/containers/{container}/attach?stream=1&stdout=1&stderr=1")
-            attached.putheader("Connection", "Upgrade")
-            attached.putheader("Upgrade", "tcp")
-            attached.endheaders()
-            reader = attached.sock.makefile("rb")
-            while reader.readline().strip():  # the answer's headers
-                pass
-            self._ask("POST", f"/containers/{container}/start")
-            output = reader.read()
-        code = self._ask("POST", f"/containers/{container}/wait")["StatusCode"]
-        spent = _ms(began)
-        assert code == 0 and output.endswith(b"hi\n"), (code, output)
-        self._ask("DELETE", f"/containers/{container}?force=1&v=1")
-        return spent
-
-    def close(self) -> None:
-        self._connection.close()
-
-
 @asynccontextmanager
-async def session(directory: Path) -> AsyncIterator[Session]:
+async def session(directory: Path, *, stopwatch: bool = False) -> AsyncIterator[Session]:
     """A server of its own with its state in `directory`; its sandboxes end with it."""
     parameters = StdioServerParameters(
-        command=str(Path(sys.executable).with_name("manyoyo-mcp")),
-        args=["serve"],
+        command=sys.executable if stopwatch else str(Path(sys.executable).with_name("manyoyo-mcp")),
+        args=["-m", "bench.stopwatch", "serve"] if stopwatch else ["serve"],
         env={
             **os.environ,
             "MANYOYO_STATE_DIR": str(directory / "state"),
             "MANYOYO_RUNTIME_DIR": str(directory / "run"),
-            "MANYOYO_TRANSPORT": "auto",
+            WAITS: str(directory / "waits"),
         },
-        cwd=directory,
+        cwd=ROOT,
     )
     async with Client(parameters, read_timeout_seconds=900) as client:
         opened = Session(client, directory)

@@ -15,10 +15,11 @@ DIRS = PlatformDirs("manyoyo-mcp", appauthor=False)
 CONFIG_FILE = Path(os.environ.get("MANYOYO_CONFIG", DIRS.user_config_path / "config.toml"))
 
 
-
 def _runtime_dir() -> Path:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no XDG_RUNTIME_DIR (root, containers): a directory of this user's in /tmp does
+        warnings.simplefilter(
+            "ignore"
+        )  # no XDG_RUNTIME_DIR (root, containers): a directory of this user's in /tmp does
         return Path(DIRS.user_runtime_path)
 
 
@@ -64,9 +65,7 @@ class Settings(BaseSettings):
     result_tokens: int = Field(2000, ge=200, description="Longest result, in tokens.")
     log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")
     state_dir: Path = Field(default_factory=lambda: DIRS.user_state_path, description="Logs and the probe's memory.")
-    runtime_dir: Path = Field(
-        default_factory=lambda: _runtime_dir(), description="Sockets of the sandboxes' engines."
-    )
+    runtime_dir: Path = Field(default_factory=lambda: _runtime_dir(), description="Sockets of the sandboxes' engines.")
 
     @field_validator("roots")
     @classmethod

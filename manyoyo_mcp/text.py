@@ -17,7 +17,9 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U0
 # many consonants in a row: encoded data, identifiers) at two or fewer, digits in threes, punctuation nearly one by one,
 # everything else up to three tokens a character.
 _PIECES = re.compile(r"[A-Za-z]+|[0-9]+|[ \t]+|\n+|[!-/:-@\[-`{-~]+|[^\x00-\x7f]")
-_NO_WORD = re.compile(r"[a-z][A-Z]|[A-Z]{2}[a-z]|[bcdfghjklmnpqrstvwxzBCDFGHJKLMNPQRSTVWXZ]{4}|^[bcdfghjklmnpqrstvwxz]{3}")
+_NO_WORD = re.compile(
+    r"[a-z][A-Z]|[A-Z]{2}[a-z]|[bcdfghjklmnpqrstvwxzBCDFGHJKLMNPQRSTVWXZ]{4}|^[bcdfghjklmnpqrstvwxz]{3}"
+)
 
 
 def sanitise(raw: bytes | str) -> str:

@@ -84,7 +84,9 @@ def check_cpus(value: float) -> float:
 def check_pids(value: int) -> int:
     """Raises InvalidArgument unless `value` is a sensible number of processes."""
     if not 1 <= value <= 1 << 22:
-        raise InvalidArgument(f"pids_limit={value} is not a number of processes.", "Write a whole number from 1, e.g. 512.")
+        raise InvalidArgument(
+            f"pids_limit={value} is not a number of processes.", "Write a whole number from 1, e.g. 512."
+        )
     return value
 
 

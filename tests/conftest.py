@@ -76,7 +76,9 @@ def _processes() -> set[str]:
 def _files() -> set[str]:
     roots = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
     found = {f"directory {path}" for root in roots for path in root.glob("manyoyo-*")}
-    return found | {f"mount {line.split()[1]}" for line in Path("/proc/mounts").read_text().splitlines() if "manyoyo-image" in line}
+    return found | {
+        f"mount {line.split()[1]}" for line in Path("/proc/mounts").read_text().splitlines() if "manyoyo-image" in line
+    }
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,7 +98,9 @@ def nothing_left_behind() -> Iterator[None]:
     try:
         if bystander is not None:
             bystander.reload()
-            assert (bystander.attrs["State"]["Pid"], bystander.attrs["State"]["StartedAt"]) == state, "a bystander was touched"
+            assert (bystander.attrs["State"]["Pid"], bystander.attrs["State"]["StartedAt"]) == state, (
+                "a bystander was touched"
+            )
             assert host.volumes.get("bystander-of-the-tests")
         assert not left, f"left behind: {sorted(left)}"
     finally:

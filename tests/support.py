@@ -120,7 +120,9 @@ class Box:
         assert ended.exit_code == 0, (ended, chunks)
         return b"".join(chunks).decode()
 
-    async def exec(self, container: str, *command: str, output: list[bytes] | Stopwatch | None = None, **spec: Any) -> Ended:
+    async def exec(
+        self, container: str, *command: str, output: list[bytes] | Stopwatch | None = None, **spec: Any
+    ) -> Ended:
         chunks = output if output is not None else []
         return await self.engine.exec(ExecSpec(container=container, command=list(command), **spec), chunks.append)
 
@@ -182,7 +184,9 @@ class Box:
                 words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if marker in words and not words.startswith(("/usr/bin/conmon", "/usr/bin/containerd-shim", "runc", "crun")):
+            if marker in words and not words.startswith(
+                ("/usr/bin/conmon", "/usr/bin/containerd-shim", "runc", "crun")
+            ):
                 lines = cgroups.splitlines()
                 cgroup = next((line for line in lines if ":pids:" in line or line.startswith("0::/")), lines[0])
                 found.append((int(entry.name), cgroup))

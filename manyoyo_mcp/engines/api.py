@@ -135,8 +135,12 @@ class DockerApiEngine:
             except NotFound as error:
                 if error.instance_code != "COMMAND_NOT_FOUND":
                     raise
-                code = 126 if re.search("permission|permitted", error.message, re.IGNORECASE) else 127  # as a shell has it
-                return Ended(code, Reason.COMMAND_NOT_FOUND, _since(begun), error.message, error.hint, container=container)
+                code = (
+                    126 if re.search("permission|permitted", error.message, re.IGNORECASE) else 127
+                )  # as a shell has it
+                return Ended(
+                    code, Reason.COMMAND_NOT_FOUND, _since(begun), error.message, error.hint, container=container
+                )
             with anyio.move_on_after(spec.timeout_s) as limit:
                 await self._converse(attached, spec.stdin, end)
                 code = await self._wait(container)
@@ -267,7 +271,9 @@ class DockerApiEngine:
             stream, stat = client.get_archive(container, path)
             with contextlib.closing(stream):
                 if stat["size"] > MAX_OUTPUT_FILE:
-                    return OutputFile(path, None, f"{format_bytes(stat['size'])}, more than {format_bytes(MAX_OUTPUT_FILE)}")
+                    return OutputFile(
+                        path, None, f"{format_bytes(stat['size'])}, more than {format_bytes(MAX_OUTPUT_FILE)}"
+                    )
                 data = io.BytesIO()
                 for piece in stream:
                     data.write(piece)
@@ -608,6 +614,10 @@ def _tar(files: dict[str, bytes]) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path, content in files.items():
             entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.size, entry.mode, entry.mtime = len(content), 0o755 if content[:2] == b"#!" else 0o644, int(time.time())
+            entry.size, entry.mode, entry.mtime = (
+                len(content),
+                0o755 if content[:2] == b"#!" else 0o644,
+                int(time.time()),
+            )
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()

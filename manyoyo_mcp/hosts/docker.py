@@ -109,7 +109,9 @@ class DockerHost:
         try:
             await self._call(pull)
         except docker.errors.APIError as error:
-            raise ImageUnavailable(f"{reference} can't be pulled: {error}", "Check the name and the network.") from error
+            raise ImageUnavailable(
+                f"{reference} can't be pulled: {error}", "Check the name and the network."
+            ) from error
 
     async def build_image(
         self, context: bytes, reference: str, build_args: dict[str, str], say: Callable[[str], None]
@@ -138,7 +140,9 @@ class DockerHost:
         try:
             await self._call(build)
         except docker.errors.APIError as error:
-            raise ImageUnavailable(f"The host could not build {reference}: {error}", "See the host engine's log.") from error
+            raise ImageUnavailable(
+                f"The host could not build {reference}: {error}", "See the host engine's log."
+            ) from error
 
     async def import_image(self, tar: IO[bytes], reference: str) -> None:
         repository, _, tag = reference.rpartition(":")
@@ -216,7 +220,9 @@ class DockerHost:
             _lay(spec.files, shared / "files")
         name = spec.name or f"manyoyo-{spec.sandbox_id}"
         try:
-            created = await self._call(lambda client: client.create_container_from_config(self._body(spec, shared), name))
+            created = await self._call(
+                lambda client: client.create_container_from_config(self._body(spec, shared), name)
+            )
             container_id = str(created["Id"])
             if spec.files and shared is None:
                 archive = _tar(spec.files)
@@ -317,9 +323,7 @@ class DockerHost:
             if self._may_share() and _listens(path):
                 self._transport = "socket"
                 return "socket", lambda: _connect_unix(path)
-            if self._transport != "socket" and (
-                not self._may_share() or time.monotonic() - started > _SOCKET_PATIENCE
-            ):
+            if self._transport != "socket" and (not self._may_share() or time.monotonic() - started > _SOCKET_PATIENCE):
                 try:
                     listening = await self._call(
                         lambda client: _exec(client, outer.container_id, ["test", "-S", f"{SOCKET_DIR}/engine.sock"])
@@ -434,7 +438,9 @@ class DockerHost:
             await self._call(container_gone)
             await self._call(volume)
         except docker.errors.APIError as error:
-            raise HostUnavailable(f"The host could not remove {container}: {error.explanation}", "Try again.") from error
+            raise HostUnavailable(
+                f"The host could not remove {container}: {error.explanation}", "Try again."
+            ) from error
         if socket_dir is not None and Path(socket_dir).name == sandbox_id:
             _remove_socket_dir(Path(socket_dir))
         return 0
@@ -474,7 +480,9 @@ def _refused(error: docker.errors.APIError) -> HostUnavailable:
     text = str(error.explanation or error)
     hint = "`manyoyo-mcp doctor` looks for the cause."
     if "unable to apply caps" in text or "operation not permitted" in text.lower():
-        hint = "This machine lacks a capability that --privileged asks for; set MANYOYO_HOST_RUNTIME (see scripts/engine)."
+        hint = (
+            "This machine lacks a capability that --privileged asks for; set MANYOYO_HOST_RUNTIME (see scripts/engine)."
+        )
     elif "runtime" in text and "nknown" in text:
         hint = "MANYOYO_HOST_RUNTIME names a runtime that the host's engine does not have."
     return HostUnavailable(f"The host's engine could not start the sandbox: {text}", hint)

@@ -26,7 +26,9 @@ def relay(client: docker.APIClient, container_id: str, engine: str) -> "RelaySoc
         exec_id = client.exec_create(container_id, DIAL_STDIO[engine], stdin=True)["Id"]
         stream = client.exec_start(exec_id, socket=True)
     except (docker.errors.APIError, OSError) as error:
-        raise EngineUnreachable(f"The relay into the sandbox could not be started: {error}", "Start another.") from error
+        raise EngineUnreachable(
+            f"The relay into the sandbox could not be started: {error}", "Start another."
+        ) from error
     return RelaySocket(getattr(stream, "_sock", stream), stream)
 
 

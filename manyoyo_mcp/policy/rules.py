@@ -173,7 +173,9 @@ def _build(request: Request, limits: Limits) -> Allowed:
     if dockerfile.startswith(("/", "[")) or ".." in dockerfile.split("/"):
         raise PolicyRefused("the Dockerfile must lie in the build's context.", "Write a relative path without '..'.")
     if not BUILD_CGROUP.fullmatch(query.get("cgroupparent", "")):
-        raise PolicyRefused("a build must run in a cgroup of its own.", "This is the server's fault, not the request's.")
+        raise PolicyRefused(
+            "a build must run in a cgroup of its own.", "This is the server's fault, not the request's."
+        )
     if query.get("version", "1") not in ("", "1"):
         raise PolicyRefused("BuildKit ignores a build's caps.", "The classic builder is used.")
     memory = int(query.get("memory") or 0) or limits.default.memory

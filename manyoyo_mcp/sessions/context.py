@@ -72,7 +72,8 @@ def check_directory(settings: Settings, directory: str) -> Path:
         )
     if path in home_and_all:
         raise ContextRefused(
-            f"context_dir={directory!r} is {path}, which holds far more than a project.", "Name the project's directory."
+            f"context_dir={directory!r} is {path}, which holds far more than a project.",
+            "Name the project's directory.",
         )
     if not path.is_dir():
         raise InvalidArgument(f"context_dir={directory!r} is not a directory.", "Name the directory of the Dockerfile.")
@@ -135,7 +136,9 @@ def _dockerfile_text(root: Path | None, extra: dict[str, bytes], dockerfile: str
     if "\0" in text:
         raise InvalidArgument(f"{dockerfile} is not text in UTF-8.", "That is no Dockerfile.")
     if not any(line.strip() and not line.strip().startswith("#") for line in text.splitlines()):
-        raise InvalidArgument(f"{dockerfile} has no instruction.", "It begins with FROM, e.g. FROM localhost/manyoyo/debian.")
+        raise InvalidArgument(
+            f"{dockerfile} has no instruction.", "It begins with FROM, e.g. FROM localhost/manyoyo/debian."
+        )
     return text
 
 

@@ -116,7 +116,9 @@ class Jobs:
         job = self._jobs.get(job_id)
         if job is None:
             newest = ", ".join(list(self._jobs)[-5:]) or "none yet"
-            raise NotFound(f"There is no job {job_id[:40]!r} in this session.", f"The newest: {newest}.", code="JOB_NOT_FOUND")
+            raise NotFound(
+                f"There is no job {job_id[:40]!r} in this session.", f"The newest: {newest}.", code="JOB_NOT_FOUND"
+            )
         return job
 
     def of(self, sandbox_id: str) -> list[Job]:

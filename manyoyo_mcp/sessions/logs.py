@@ -73,7 +73,9 @@ class Log:
             if offset < 0:
                 offset = max(0, size + offset)
             if offset > size:
-                raise InvalidArgument(f"offset={offset} is past the log's end at {size}.", "Use next_offset of the last page.")
+                raise InvalidArgument(
+                    f"offset={offset} is past the log's end at {size}.", "Use next_offset of the last page."
+                )
             asked = offset
             for index, (start, path) in enumerate(segments):
                 end = start + path.stat().st_size

@@ -277,7 +277,8 @@ class Manager:
         if now is None:
             self._sandboxes.pop(sandbox.sandbox_id, None)
             return EngineUnreachable(
-                f"The sandbox {sandbox.sandbox_id} is gone: its outer container was removed.", "start_sandbox starts a new one."
+                f"The sandbox {sandbox.sandbox_id} is gone: its outer container was removed.",
+                "start_sandbox starts a new one.",
             )
         if not now.running:
             words = await self.host.last_words(sandbox.outer, 5)

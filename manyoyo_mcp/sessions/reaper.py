@@ -19,7 +19,12 @@ INTERVAL = 0.5
 def spawn(session: str) -> subprocess.Popen[bytes]:
     """Start the reaper of this process for `session`. It has our environment and so our settings."""
     return subprocess.Popen(
-        [sys.executable, "-m", "manyoyo_mcp.sessions.reaper", json.dumps([os.getpid(), process_start(os.getpid()), session])],
+        [
+            sys.executable,
+            "-m",
+            "manyoyo_mcp.sessions.reaper",
+            json.dumps([os.getpid(), process_start(os.getpid()), session]),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

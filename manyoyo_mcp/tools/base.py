@@ -152,7 +152,9 @@ def _invalid(tool: str, model: type[BaseModel], error: ValidationError) -> Inval
             if field is not None and field.description:
                 hints.append(f"{argument}: {field.description}")
     if first == "command":
-        hints.insert(0, 'Write command as a list of words: ["echo", "hi"]; for shell syntax: ["sh", "-c", "echo hi | wc"].')
+        hints.insert(
+            0, 'Write command as a list of words: ["echo", "hi"]; for shell syntax: ["sh", "-c", "echo hi | wc"].'
+        )
     return InvalidArgument("; ".join(lines) + ".", " ".join(dict.fromkeys(hints)), argument=first or "")
 
 

@@ -31,10 +31,12 @@ _SHOWN_STEPS = 25
 
 class BuildInput(CapArguments):
     context_dir: Text | None = Field(
-        None, description='Directory on the user\'s machine; default: the project (".") unless files are given. Honours .dockerignore.'
+        None,
+        description='Directory on the user\'s machine; default: the project (".") unless files are given. Honours .dockerignore.',
     )
     files: Files = Field(
-        default_factory=dict, description='Context files: path → text or {"base64": …}; laid over context_dir where both are given.'
+        default_factory=dict,
+        description='Context files: path → text or {"base64": …}; laid over context_dir where both are given.',
     )
     dockerfile: Text = Field("Dockerfile", description="Path of the Dockerfile in the context.")
     tags: list[Image] = Field(default_factory=list, max_length=10, description='Names, e.g. ["localhost/app:1"].')
@@ -45,7 +47,9 @@ class BuildInput(CapArguments):
     network: Literal["default", "none"] = Field("default", description="Network of RUN steps.")
     platform: Text | None = Field(None, description='e.g. "linux/arm64"; where the host can run it.')
     timeout_s: float | None = Field(None, gt=0, le=86400, description="Stop it after so many seconds.")
-    wait_s: float | None = Field(None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40.")
+    wait_s: float | None = Field(
+        None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40."
+    )
     max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
 
 

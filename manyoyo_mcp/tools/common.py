@@ -108,14 +108,18 @@ def decode_files(files: dict[str, str | Base64], argument: str = "files") -> dic
         try:
             decoded[path] = base64.b64decode(content.base64, validate=True)
         except binascii.Error as error:
-            raise InvalidArgument(f"{argument}: {path[:80]!r} is not valid base64.", "Encode the bytes, or give text.") from error
+            raise InvalidArgument(
+                f"{argument}: {path[:80]!r} is not valid base64.", "Encode the bytes, or give text."
+            ) from error
     return decoded
 
 
 def absolute_path(path: str, argument: str, workdir: str | None = None) -> str:
     """A path in a container. Raises InvalidArgument for a relative one without a workdir, '..', and null bytes."""
     if "\0" in path or ".." in path.split("/") or not path or len(path) > 4096:
-        raise InvalidArgument(f"{argument}: {path[:80]!r} is not a path in the container.", "Write /dir/file, without '..'.")
+        raise InvalidArgument(
+            f"{argument}: {path[:80]!r} is not a path in the container.", "Write /dir/file, without '..'."
+        )
     if not path.startswith("/"):
         path = f"{(workdir or '').rstrip('/')}/{path}"
     return path
@@ -130,7 +134,9 @@ class SandboxArgument(ToolInput):
 class CapArguments(SandboxArgument):
     """Caps of a run or build."""
 
-    memory: Memory = Field(None, description='Memory cap, docker notation ("512m", "2g"); default: half the sandbox\'s.')
+    memory: Memory = Field(
+        None, description='Memory cap, docker notation ("512m", "2g"); default: half the sandbox\'s.'
+    )
     cpus: Cpus = Field(None, description="CPU cap in cores, e.g. 1.5; default: the sandbox's.")
 
 
@@ -164,7 +170,9 @@ def log_view(job: Job, tokens: int) -> tuple[str, int]:
     head, tail = job.log.read(0, _TAIL_BYTES // 4), job.log.read(-_TAIL_BYTES, _TAIL_BYTES)
     text, omitted = shorten(sanitise(head.data) + "\n" + sanitise(tail.data), tokens)
     gap = size - len(head.data) - len(tail.data)
-    return fence(text.replace(f"{omitted:,} bytes left out", f"{omitted + gap:,} bytes left out"), job.job_id), omitted + gap
+    return fence(
+        text.replace(f"{omitted:,} bytes left out", f"{omitted + gap:,} bytes left out"), job.job_id
+    ), omitted + gap
 
 
 async def follow(call: Call, job: Job, wait_s: float, *, cancel: bool = True) -> bool:

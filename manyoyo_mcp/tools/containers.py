@@ -42,10 +42,15 @@ class ListOutput(ToolOutput):
         lines = []
         if self.containers is not None:
             lines.append(f"{len(self.containers)} containers in {self.sandbox_id}:")
-            lines += [f"  {row.id} {row.name} {row.state} ({row.status}) {row.image} $ {row.command}" for row in self.containers]
+            lines += [
+                f"  {row.id} {row.name} {row.state} ({row.status}) {row.image} $ {row.command}"
+                for row in self.containers
+            ]
         if self.images is not None:
             lines.append(f"{len(self.images)} images:")
-            lines += [f"  {row.id} {' '.join(row.tags) or '(no name)'} {format_bytes(row.size_bytes)}" for row in self.images]
+            lines += [
+                f"  {row.id} {' '.join(row.tags) or '(no name)'} {format_bytes(row.size_bytes)}" for row in self.images
+            ]
         return "\n".join(lines) + (f"\n{self.omitted} more left out." if self.omitted else "")
 
 
@@ -80,7 +85,11 @@ async def nested_list(call: Call, arguments: ListInput) -> ToolOutput:
     if arguments.what != "containers":
         images = await call.manager.ask(sandbox, sandbox.engine.images)
         result.images = [
-            ImageRow(id=row.image_id.removeprefix("sha256:")[:12], tags=[sanitise(tag) for tag in row.tags[:5]], size_bytes=row.size)
+            ImageRow(
+                id=row.image_id.removeprefix("sha256:")[:12],
+                tags=[sanitise(tag) for tag in row.tags[:5]],
+                size_bytes=row.size,
+            )
             for row in images[:_SHOWN]
         ]
         result.omitted += max(0, len(images) - _SHOWN)
@@ -102,7 +111,9 @@ class LogsOutput(ToolOutput):
     def words(self) -> str:
         if not self.output:
             return f"{self.container} has written nothing."
-        return self.output + (f"\n({self.omitted_bytes:,} bytes left out; use tail or max_tokens.)" if self.omitted_bytes else "")
+        return self.output + (
+            f"\n({self.omitted_bytes:,} bytes left out; use tail or max_tokens.)" if self.omitted_bytes else ""
+        )
 
 
 @tool(

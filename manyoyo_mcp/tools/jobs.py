@@ -35,12 +35,16 @@ class StatusOutput(ToolOutput):
     output: str | None = Field(None, description="What is new since the cursor, untrusted, fenced.")
     omitted_bytes: int = 0
     cursor: int | None = None
-    result: dict[str, Any] | None = Field(None, description="The result as nested_build or nested_run gives it, once it has ended.")
+    result: dict[str, Any] | None = Field(
+        None, description="The result as nested_build or nested_run gives it, once it has ended."
+    )
     log: str | None = None
     result_words: str | None = Field(None, exclude=True)
 
     def words(self) -> str:
-        lines = [f"{row.job_id}: {row.state}, {row.seconds:.1f} s, {row.title}" for row in self.jobs] or ["No jobs yet."]
+        lines = [f"{row.job_id}: {row.state}, {row.seconds:.1f} s, {row.title}" for row in self.jobs] or [
+            "No jobs yet."
+        ]
         lines += [part for part in (self.progress, self.output) if part]
         lines += [self.result_words] if self.result_words else []
         if self.cursor is not None and self.result is None:
@@ -132,7 +136,9 @@ class ReadInput(ToolInput):
     job_id: Text = Field(description="The job whose log to read.")
     offset: int = Field(0, description="Byte to begin at; negative: from the end.")
     max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
-    grep: Text | None = Field(None, max_length=200, description="Only lines that contain this text (any case), with their line numbers.")
+    grep: Text | None = Field(
+        None, max_length=200, description="Only lines that contain this text (any case), with their line numbers."
+    )
 
 
 class ReadOutput(ToolOutput):

@@ -34,7 +34,9 @@ _FRAME_TOKENS = 350
 
 class RunInput(CapArguments):
     image: Image = Field(description="Image in the sandbox, or one to pull.")
-    command: Command = Field(default_factory=list, description='argv list, e.g. ["pytest", "-q"]; default: the image\'s own.')
+    command: Command = Field(
+        default_factory=list, description='argv list, e.g. ["pytest", "-q"]; default: the image\'s own.'
+    )
     entrypoint: Command | None = Field(None, description="Replaces the image's entrypoint.")
     env: Env = Field(default_factory=dict, description="Environment variables.")
     stdin: str | None = Field(None, description="Text for standard input, which is then closed.")
@@ -50,9 +52,13 @@ class RunInput(CapArguments):
     files: Files = Field(
         default_factory=dict, description='Files to put in: path → text or {"base64": …}. Relative: to workdir.'
     )
-    outputs: list[Text] = Field(default_factory=list, max_length=50, description="Paths to bring out when it has ended.")
+    outputs: list[Text] = Field(
+        default_factory=list, max_length=50, description="Paths to bring out when it has ended."
+    )
     pull: Literal["missing", "never", "always"] = "missing"
-    wait_s: float | None = Field(None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40.")
+    wait_s: float | None = Field(
+        None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40."
+    )
     max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
 
 
@@ -133,10 +139,13 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
     outputs = [absolute_path(path, "outputs", workdir) for path in arguments.outputs]
     if arguments.detach and (outputs or arguments.stdin is not None or arguments.timeout_s):
         raise InvalidArgument(
-            "A detached run has no outputs, stdin or timeout_s.", "Leave them out; later use nested_exec and nested_stop."
+            "A detached run has no outputs, stdin or timeout_s.",
+            "Leave them out; later use nested_exec and nested_stop.",
         )
     if arguments.name and not arguments.detach:
-        raise InvalidArgument("Only a detached run keeps its container, so only it has a name.", "Set detach=true, or leave name out.")
+        raise InvalidArgument(
+            "Only a detached run keeps its container, so only it has a name.", "Set detach=true, or leave name out."
+        )
     async with call.progress_sink() as progress:
         sandbox, started = await manager.get_or_start(arguments.sandbox_id, progress)
     spec = RunSpec(
@@ -174,7 +183,9 @@ class ExecInput(SandboxArgument):
     workdir: Text | None = Field(None, description="Working directory.")
     user: Text | None = Field(None, description="User name or uid[:gid].")
     timeout_s: float | None = Field(None, gt=0, le=86400, description="Kill it after so many seconds.")
-    wait_s: float | None = Field(None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40.")
+    wait_s: float | None = Field(
+        None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40."
+    )
     max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
 
 
@@ -258,7 +269,12 @@ def _out_file(file: OutputFile, tokens: int) -> OutFile:
         text = None
     if text is not None and "\0" not in text:
         short, omitted = shorten(sanitise(text), tokens)
-        return OutFile(path=file.path, size=size, text=fence(short, file.path), note=f"{omitted} bytes left out" if omitted else None)
+        return OutFile(
+            path=file.path,
+            size=size,
+            text=fence(short, file.path),
+            note=f"{omitted} bytes left out" if omitted else None,
+        )
     encoded = base64.b64encode(file.content).decode()
     if estimate_tokens(encoded) > tokens:
         return OutFile(path=file.path, size=size, note="binary, too large for the result: raise max_tokens")

@@ -22,10 +22,14 @@ class StartInput(ToolInput):
     engine: EngineName | None = Field(
         None, description='"podman" (default, fastest) or "docker" (dockerd; for what needs the whole Docker API).'
     )
-    memory: Memory = Field(None, description='Memory of the whole sandbox, e.g. "4g"; default: half the host\'s, at most 8g.')
+    memory: Memory = Field(
+        None, description='Memory of the whole sandbox, e.g. "4g"; default: half the host\'s, at most 8g.'
+    )
     cpus: Cpus = Field(None, description="CPUs of the whole sandbox; default: half the host's, at most 4.")
     pids_limit: Pids = Field(None, description="Processes and threads in the whole sandbox; default 4096.")
-    sandbox_id: Text | None = Field(None, description="A live sandbox to grow in place, with the larger caps given here.")
+    sandbox_id: Text | None = Field(
+        None, description="A live sandbox to grow in place, with the larger caps given here."
+    )
 
 
 class SandboxInfo(BaseModel):
@@ -94,7 +98,9 @@ async def start_sandbox(call: Call, arguments: StartInput) -> ToolOutput:
         if arguments.engine not in (None, sandbox.engine_name):
             raise InvalidArgument("A live sandbox keeps its engine.", "Leave sandbox_id out to start a new one.")
         if caps == (None, None, None):
-            raise InvalidArgument("There is nothing to change.", "Give larger cpus, memory or pids_limit; or sandbox_status.")
+            raise InvalidArgument(
+                "There is nothing to change.", "Give larger cpus, memory or pids_limit; or sandbox_status."
+            )
         await manager.grow(sandbox, *caps)
         return StartOutput(sandbox=await SandboxInfo.of(sandbox), seconds=0, grown=True)
     async with call.progress_sink() as progress:
@@ -122,7 +128,9 @@ class StatusItem(BaseModel):
     engine_log: str | None = Field(None, description="The engine's last words, where it does not answer.")
 
     def describe(self) -> str:
-        lines = [f"{self.sandbox_id} ({self.engine}): {self.state}, {self.age_seconds:.0f} s old, isolation {self.isolation}"]
+        lines = [
+            f"{self.sandbox_id} ({self.engine}): {self.state}, {self.age_seconds:.0f} s old, isolation {self.isolation}"
+        ]
         used = f"{format_bytes(self.memory_used_bytes)} of " if self.memory_used_bytes is not None else ""
         lines.append(
             f"  memory {used}{format_bytes(self.caps.memory_bytes)}, {self.caps.cpus:g} CPUs, "
@@ -148,7 +156,9 @@ class StatusOutput(ToolOutput):
             text = "This session has no sandbox. start_sandbox, nested_build or nested_run starts one."
         else:
             text = "\n".join(item.describe() for item in self.sandboxes)
-        return text + (f"\nOther sessions of this user: {self.other_sessions} sandboxes." if self.other_sessions else "")
+        return text + (
+            f"\nOther sessions of this user: {self.other_sessions} sandboxes." if self.other_sessions else ""
+        )
 
 
 @tool(
@@ -205,7 +215,8 @@ async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
 class CleanupInput(ToolInput):
     sandbox_id: Text | None = Field(None, description="Remove this one.")
     scope: Literal["session", "mine"] = Field(
-        "session", description='"session": all of this session. "mine": also those of this user\'s other sessions, live ones too.'
+        "session",
+        description='"session": all of this session. "mine": also those of this user\'s other sessions, live ones too.',
     )
 
 

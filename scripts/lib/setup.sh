@@ -51,31 +51,30 @@ need() {
 # where the machine is not a Debian.
 debian_sources() {
   apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
-    awk -v own="$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" -v release="$1" '
+    awk -v own="$(. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-}")" -v release="$1" '
       $3 == "main" && $2 ~ "^" own "(-updates|-security)?$" { sub(own, release, $2); print "deb", $1, $2, $3 }'
 }
 
-# environment EXTRA…: .venv with the project and its extras; brought up to date when pyproject.toml changes, made again
-# when the interpreter or the checkout's place does.
+# environment EXTRA…: .venv with the project and its extras, made again when pyproject.toml, the interpreter or the
+# checkout's place changes. It keeps the extras of other scripts.
 environment() {
-  local python=${PYTHON:-python3} made wanted
+  local python=${PYTHON:-python3} made
   [ -n "${PYTHON:-}" ] || command -v python3 >/dev/null || install python3 python3-venv
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     die "$python is not Python 3.11 or newer: set PYTHON to one that is"
   "$python" -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
-  made=$({ pwd; "$python" -VV; } | cksum)
-  wanted="$* $({ echo "$*"; cat pyproject.toml; } | cksum)"
+  made=$({ pwd; "$python" -VV; cat pyproject.toml; } | cksum)
   if [ "$(cat .venv/made 2>/dev/null)" != "$made" ]; then
     say "making the virtual environment (.venv)"
     rm -rf .venv
     "$python" -m venv .venv
     echo "$made" > .venv/made
   fi
-  ! grep -qsxF "$wanted" .venv/installed || return 0
+  ! grep -qsxF "extras: $*" .venv/installed || return 0
   say "installing the project's Python packages into .venv"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${*:+[$(IFS=,; echo "$*")]}" ||
     die "pip could not install them: see above; does this machine reach a Python package index?"
-  echo "$wanted" >> .venv/installed
+  echo "extras: $*" >> .venv/installed
 }
 
 # engine: an engine to work on; the user's own where one answers. It stays up, for the next time.

@@ -142,7 +142,9 @@ class Footprint:
         host = docker.from_env()
         try:
             for pid in self.processes():
-                for container in host.containers.list(all=True, filters={"label": f"{LABEL}server-pid={pid}"}):
+                for container in host.containers.list(
+                    all=True, filters={"label": f"{LABEL}server-pid={pid}"}, ignore_removed=True
+                ):
                     if f"{LABEL}sandbox" in container.labels:
                         self.sandboxes.add(container.labels[f"{LABEL}sandbox"])
         finally:
@@ -155,7 +157,9 @@ class Footprint:
         host = docker.from_env()
         try:
             for sandbox in self.sandboxes:
-                rows = host.containers.list(all=True, filters={"label": f"{LABEL}sandbox={sandbox}"})
+                rows = host.containers.list(
+                    all=True, filters={"label": f"{LABEL}sandbox={sandbox}"}, ignore_removed=True
+                )
                 left += [f"container {row.name}" for row in rows]
                 volumes = host.volumes.list(filters={"label": f"{LABEL}sandbox={sandbox}"})
                 left += [f"volume {volume.name}" for volume in volumes]

@@ -105,7 +105,9 @@ async def test_cancellation_ends_the_step_inside(box: Box) -> None:
 
 
 async def test_network_none(box: Box) -> None:
-    built = await box.build(f"FROM {BUSYBOX}\nRUN ip addr | grep eth0 && exit 1 || true\n", network="none", no_cache=True)
+    built = await box.build(
+        f"FROM {BUSYBOX}\nRUN ip addr | grep eth0 && exit 1 || true\n", network="none", no_cache=True
+    )
     assert built.reason is Reason.OK, built
 
 

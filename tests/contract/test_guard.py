@@ -13,7 +13,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    "host_config", [{"Privileged": True}, {"Binds": ["/:/x"]}, {"PidMode": "host"}, {"MaskedPaths": []}, {"CapAdd": ["ALL"]}]
+    "host_config",
+    [{"Privileged": True}, {"Binds": ["/:/x"]}, {"PidMode": "host"}, {"MaskedPaths": []}, {"CapAdd": ["ALL"]}],
 )
 async def test_the_transport_refuses(box: Box, host_config: dict[str, Any]) -> None:
     body = {"Image": BUSYBOX, "Cmd": ["true"], "HostConfig": host_config}
@@ -84,7 +85,9 @@ async def test_a_run_is_held(box: Box) -> None:
     status = held(text)
     assert address(box) not in text
     assert status["Seccomp"] == "2"
-    assert not int(status["CapEff"], 16) & (1 << 21 | 1 << 12 | 1 << 16 | 1 << 19), "no SYS_ADMIN, NET_ADMIN, SYS_MODULE, SYS_PTRACE"
+    assert not int(status["CapEff"], 16) & (1 << 21 | 1 << 12 | 1 << 16 | 1 << 19), (
+        "no SYS_ADMIN, NET_ADMIN, SYS_MODULE, SYS_PTRACE"
+    )
 
 
 async def test_a_run_step_is_held_just_so(box: Box) -> None:

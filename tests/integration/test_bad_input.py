@@ -74,8 +74,14 @@ async def test_unknown_sandbox(caller: Caller, tool: str, arguments: dict[str, A
 
 async def test_another_owners_sandbox_is_as_unknown_as_none(caller: Caller) -> None:
     host = docker.from_env()
-    image = next(tag for each in host.images.list() for tag in each.tags if tag.startswith("localhost/manyoyo/sandbox:"))
-    labels = {"org.manyoyo.owner": "99999@another", "org.manyoyo.sandbox": "sb-feedfeedfeedfeed", "org.manyoyo.kind": "sandbox"}
+    image = next(
+        tag for each in host.images.list() for tag in each.tags if tag.startswith("localhost/manyoyo/sandbox:")
+    )
+    labels = {
+        "org.manyoyo.owner": "99999@another",
+        "org.manyoyo.sandbox": "sb-feedfeedfeedfeed",
+        "org.manyoyo.kind": "sandbox",
+    }
     foreign = host.containers.run(image, ["sleep", "600"], entrypoint=[], labels=labels, detach=True, init=True)
     try:
         error = await caller.refused("nested_list", sandbox_id="sb-feedfeedfeedfeed")
@@ -89,7 +95,9 @@ async def test_another_owners_sandbox_is_as_unknown_as_none(caller: Caller) -> N
         host.close()
 
 
-@pytest.mark.parametrize("image", ["UPPER", "a b", "x:y:z", "-x", "x@sha256:1", "", "a" * 600, "x:" + "t" * 200, "$(id)", "x\0y"])
+@pytest.mark.parametrize(
+    "image", ["UPPER", "a b", "x:y:z", "-x", "x@sha256:1", "", "a" * 600, "x:" + "t" * 200, "$(id)", "x\0y"]
+)
 async def test_image_syntax(caller: Caller, image: str) -> None:
     assert (await caller.refused("nested_run", image=image, command=["true"]))["code"] == "INVALID_ARGUMENT"
     error = await caller.refused("nested_build", files={"Dockerfile": f"FROM {BUSYBOX}"}, tags=[image])
@@ -137,7 +145,13 @@ async def test_ten_thousand_variables(caller: Caller) -> None:
 
 
 async def test_null_bytes(caller: Caller) -> None:
-    for arguments in ({"command": ["a\0b"]}, {"workdir": "/a\0"}, {"env": {"A": "\0"}}, {"user": "\0"}, {"outputs": ["/a\0"]}):
+    for arguments in (
+        {"command": ["a\0b"]},
+        {"workdir": "/a\0"},
+        {"env": {"A": "\0"}},
+        {"user": "\0"},
+        {"outputs": ["/a\0"]},
+    ):
         error = await caller.refused("nested_run", **{"image": BUSYBOX, "command": ["true"], **arguments})
         assert error["code"] == "INVALID_ARGUMENT"
 

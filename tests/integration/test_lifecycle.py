@@ -122,12 +122,16 @@ def own_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
     script("up")
     try:
         variables = dict(
-            line.removeprefix("export ").split("=", 1) for line in script("env").splitlines() if line.startswith("export ")
+            line.removeprefix("export ").split("=", 1)
+            for line in script("env").splitlines()
+            if line.startswith("export ")
         )
         image = outer.reference(Settings())
         with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as save:
             load_environment = {**os.environ, **variables}
-            subprocess.run(["docker", "load", "-q"], stdin=save.stdout, env=load_environment, check=True, capture_output=True)
+            subprocess.run(
+                ["docker", "load", "-q"], stdin=save.stdout, env=load_environment, check=True, capture_output=True
+            )
         yield {**variables, "MANYOYO_ENGINE_DIR": str(directory)}
     finally:
         script("purge")

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.anyio
 def busybox_tar() -> str:
     """A root file system of one static program, from the probe's in the outer image."""
     host = docker.from_env()
-    image = next(tag for each in host.images.list() for tag in each.tags if tag.startswith("localhost/manyoyo/sandbox:"))
+    image = next(
+        tag for each in host.images.list() for tag in each.tags if tag.startswith("localhost/manyoyo/sandbox:")
+    )
     container = host.containers.create(image)
     try:
         stream, _ = container.get_archive("/usr/lib/manyoyo/probe/bin")

@@ -113,7 +113,12 @@ def test_a_large_file_is_streamed_in_pieces(project: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "no instruction"), (b"# only a comment\n", "no instruction"), (b"\x89PNG\0\xff", "not text"), (b"FROM x\n" * 150_000, "larger")],
+    [
+        (b"", "no instruction"),
+        (b"# only a comment\n", "no instruction"),
+        (b"\x89PNG\0\xff", "not text"),
+        (b"FROM x\n" * 150_000, "larger"),
+    ],
 )
 def test_dockerfiles_that_are_none(project: Path, content: bytes, words: str) -> None:
     with pytest.raises(InvalidArgument) as caught:

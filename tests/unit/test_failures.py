@@ -6,7 +6,11 @@ from manyoyo_mcp.engines.failures import from_answer, verdict
 from manyoyo_mcp.errors import Reason
 
 NESTED = "/docker/0123/libpod_parent/libpod-abcd"
-OOM = "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,oom_memcg={},task_memcg=" + NESTED + ",task=x,pid=1,uid=0"
+OOM = (
+    "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,oom_memcg={},task_memcg="
+    + NESTED
+    + ",task=x,pid=1,uid=0"
+)
 
 
 def judge(code: int, *, flag: bool = False, record: str = "", output: bytes = b"") -> Reason:

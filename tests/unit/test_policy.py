@@ -93,7 +93,9 @@ def test_what_reaches_out_is_refused(host_config: dict[str, Any]) -> None:
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("body", [{"Volumes": {"/x": {}}}, {"NetworkingConfig": {"EndpointsConfig": {"x": {}}}}, {"MacAddress": "1"}])
+@pytest.mark.parametrize(
+    "body", [{"Volumes": {"/x": {}}}, {"NetworkingConfig": {"EndpointsConfig": {"x": {}}}}, {"MacAddress": "1"}]
+)
 def test_container_fields_that_are_not_named_are_refused(body: dict[str, Any]) -> None:
     with pytest.raises(PolicyRefused):
         create(None, **body)

@@ -49,7 +49,9 @@ def samples() -> dict[str, str]:
         "emoji": "🙂🚀✨" * 400,
         "punctuation": "".join(rng.choice("!@#$%^&*()[]{}<>/\\|;:'\",.?-_=+`~") for _ in range(6000)),
         "replacement": "\ufffd" * 3000,
-        "words": " ".join("".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 14))) for _ in range(1500)),
+        "words": " ".join(
+            "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 14))) for _ in range(1500)
+        ),
         "json": '{"a":{"b":[1,2,3],"c":"value-x"},"d":null},' * 200,
         "spaces": ("x" + " " * 40 + "y\n\n\n\n") * 200,
     }

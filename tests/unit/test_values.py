@@ -10,13 +10,22 @@ from manyoyo_mcp.values import check_cpus, check_pids, docker_size, format_bytes
 
 @pytest.mark.parametrize(
     ("written", "size"),
-    [("512m", 512 << 20), ("1g", 1 << 30), ("1.5G", 3 << 29), ("64MiB", 64 << 20), ("8388608", 8 << 20), (1 << 30, 1 << 30)],
+    [
+        ("512m", 512 << 20),
+        ("1g", 1 << 30),
+        ("1.5G", 3 << 29),
+        ("64MiB", 64 << 20),
+        ("8388608", 8 << 20),
+        (1 << 30, 1 << 30),
+    ],
 )
 def test_memory(written: str | int, size: int) -> None:
     assert parse_memory(written) == size
 
 
-@pytest.mark.parametrize("written", ["0", "-1", "1e99", "lots", "", "5k", "9" * 50, "1 m b", "NaN", "inf", "1t" * 9, "99999999t"])
+@pytest.mark.parametrize(
+    "written", ["0", "-1", "1e99", "lots", "", "5k", "9" * 50, "1 m b", "NaN", "inf", "1t" * 9, "99999999t"]
+)
 def test_memory_that_is_none(written: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_memory(written)

@@ -1,9 +1,8 @@
 import time
 
+import pastes
 import pytest
 from flask.testing import FlaskClient
-
-import pastes
 
 
 @pytest.fixture

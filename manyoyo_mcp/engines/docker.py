@@ -1,7 +1,8 @@
 """dockerd as a nested engine (runc underneath): the whole Docker API, its classic builder for builds."""
 
-from manyoyo_mcp.engines.api import BuildCall, DockerApiEngine
+from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec
+from manyoyo_mcp.engines.building import BuildCall
 from manyoyo_mcp.engines.buildlog import instructions
 from manyoyo_mcp.errors import InvalidArgument
 

@@ -74,6 +74,11 @@ def verdict(exit_code: int, *, oom_flag: bool, record: str, cgroup: str, output_
     return Verdict(Reason.EXIT_NONZERO, f"The command ended with exit code {exit_code}.", _exit_hint(exit_code), "")
 
 
+def suspicious(output_end: bytes) -> bool:
+    """Whether the output's end may speak of a limit, so that the kernel's record is worth a look."""
+    return bool(re.search(rb"kill|memory|fork|thread|resource temporarily|alloc", output_end[-4096:], re.IGNORECASE))
+
+
 def _short(cgroup: str) -> str:
     """A cgroup's path with its 64-digit ids cut to Docker's 12."""
     return re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", cgroup)

@@ -4,8 +4,9 @@ import contextlib
 
 import anyio
 
-from manyoyo_mcp.engines.api import BuildCall, DockerApiEngine
+from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec
+from manyoyo_mcp.engines.building import BuildCall
 from manyoyo_mcp.errors import ManyoyoError
 
 

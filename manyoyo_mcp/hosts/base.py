@@ -108,8 +108,14 @@ class Host(Protocol):
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
         """Run `ctl argv…` in the outer container. Never with a value that a client chose."""
 
-    async def find(self, labels: dict[str, str], sandbox_id: str | None = None) -> list[Outer]:
-        """The outer containers that carry all of `labels`."""
+    async def find(
+        self, labels: dict[str, str], sandbox_id: str | None = None, *, remains: bool = False
+    ) -> list[Outer]:
+        """The outer containers that carry all of `labels`; with `remains` also those that are gone but for what `remove`
+        has not yet removed of them."""
+
+    async def tidy(self) -> None:
+        """Remove what this machine keeps for sandboxes that are gone."""
 
     async def inspect(self, outer: Outer) -> Outer | None:
         """The same container as it is now, or None where it is gone."""

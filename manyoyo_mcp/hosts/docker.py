@@ -4,21 +4,16 @@ import contextlib
 import io
 import os
 import re
-import shutil
-import socket
 import sys
 import tarfile
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import Any
 
 import anyio
 import anyio.from_thread
 import docker
-import requests
-from docker.context import ContextAPI
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import (
@@ -27,16 +22,14 @@ from manyoyo_mcp.errors import (
     ImageUnavailable,
     InvalidArgument,
     NameConflict,
-    RequestError,
     SandboxError,
 )
-from manyoyo_mcp.hosts.base import LABEL, Completed, HostInfo, Outer, OuterSpec
+from manyoyo_mcp.hosts import sharing
+from manyoyo_mcp.hosts.base import LABEL, Completed, Outer, OuterSpec
 from manyoyo_mcp.hosts.relay import relay
-from manyoyo_mcp.policy.transport import Dial, SocketLike
+from manyoyo_mcp.hosts.store import Store
+from manyoyo_mcp.policy.transport import Dial
 from manyoyo_mcp.values import Caps
-from manyoyo_mcp.workers import in_thread
-
-T = TypeVar("T")
 
 SOCKET_DIR = "/run/manyoyo"
 READY_TIMEOUT = 30.0
@@ -48,168 +41,17 @@ _LOOK_INTERVAL = 0.5
 _SOCKET_PATIENCE = 2.0
 """Seconds after which an engine that listens, yet not at our end of the shared directory, is asked through the relay."""
 
+_FORGOTTEN_AFTER = 3600.0
+"""Seconds after which a shared directory that has no sandbox is not one about to be started."""
 
-class DockerHost:
-    """One endpoint. Calls go out from worker threads; the client keeps its connections."""
+
+class DockerHost(Store):
+    """Sandboxes on one endpoint."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.docker_host)
         self._settings = settings
-        self._client: docker.APIClient | None = None
-        self._info: HostInfo | None = None
         self._transport: str | None = None if settings.transport == "auto" else settings.transport
-
-    @property
-    def client(self) -> docker.APIClient:
-        """The docker-py client of the endpoint. Raises HostUnavailable."""
-        if self._client is None:
-            self._client = _connect(self._settings.docker_host)
-        return self._client
-
-    async def _call(self, fn: Callable[[docker.APIClient], T]) -> T:
-        def call() -> T:
-            try:
-                return fn(self.client)
-            except docker.errors.APIError:
-                raise  # the host's engine answered: the caller knows what that means
-            except requests.exceptions.RequestException as error:
-                raise _unavailable(error) from error
-
-        return await in_thread(call)
-
-    async def info(self) -> HostInfo:
-        if self._info is None:
-            raw = await self._call(lambda client: client.info())
-            self._info = HostInfo(
-                identity=str(raw.get("ID") or raw.get("Name")),
-                name=raw.get("Name", ""),
-                cpus=int(raw.get("NCPU", 1)),
-                memory=int(raw.get("MemTotal", 0)),
-                kernel=raw.get("KernelVersion", ""),
-                architecture=raw.get("Architecture", ""),
-                cgroup_version=str(raw.get("CgroupVersion", "1")),
-                engine_version=raw.get("ServerVersion", ""),
-            )
-        return self._info
-
-    async def image_exists(self, reference: str) -> bool:
-        try:
-            await self._call(lambda client: client.inspect_image(reference))
-        except docker.errors.ImageNotFound:
-            return False
-        return True
-
-    async def pull(self, reference: str) -> None:
-        repository, _, tag = reference.rpartition(":")
-
-        def pull(client: docker.APIClient) -> None:
-            for event in client.pull(repository, tag=tag, stream=True, decode=True):
-                if event.get("error"):
-                    raise docker.errors.ImageNotFound(event["error"])
-
-        try:
-            await self._call(pull)
-        except docker.errors.APIError as error:
-            raise ImageUnavailable(
-                f"{reference} can't be pulled: {error}", "Check the name and the network."
-            ) from error
-
-    async def build_image(
-        self, context: bytes, reference: str, build_args: dict[str, str], say: Callable[[str], None]
-    ) -> None:
-        def build(client: docker.APIClient) -> None:
-            events = client.build(
-                fileobj=io.BytesIO(context),
-                custom_context=True,
-                tag=reference,
-                buildargs=build_args,
-                rm=True,
-                forcerm=True,
-                labels={f"{LABEL}kind": "image"},
-                decode=True,
-            )
-            last = ""
-            for event in events:
-                if event.get("error"):
-                    raise ImageUnavailable(f"The outer image's build failed: {event['error']}\n{last}", "See above.")
-                line = str(event.get("stream", "")).strip()
-                if line:
-                    last = line
-                    if line.startswith("Step "):
-                        anyio.from_thread.run_sync(say, line)
-
-        try:
-            await self._call(build)
-        except docker.errors.APIError as error:
-            raise ImageUnavailable(
-                f"The host could not build {reference}: {error}", "See the host engine's log."
-            ) from error
-
-    async def import_image(self, tar: IO[bytes], reference: str) -> None:
-        repository, _, tag = reference.rpartition(":")
-
-        def load(client: docker.APIClient) -> None:
-            tar.seek(0)
-            answer = client.post(
-                client._url("/images/create"),
-                params={"fromSrc": "-", "repo": repository, "tag": tag},
-                data=tar,
-                headers={"Content-Type": "application/x-tar"},
-                timeout=600,
-            )
-            client._raise_for_status(answer)
-
-        try:
-            await self._call(load)
-        except docker.errors.APIError as error:
-            raise ImageUnavailable(f"The host could not import {reference}: {error}", "Is its disk full?") from error
-
-    async def volume_exists(self, name: str) -> bool:
-        try:
-            await self._call(lambda client: client.inspect_volume(name))
-        except docker.errors.NotFound:
-            return False
-        return True
-
-    async def create_volume(self, name: str, labels: dict[str, str]) -> None:
-        named = {LABEL + key: value for key, value in labels.items()}
-        await self._call(lambda client: client.create_volume(name, labels=named))
-
-    async def remove_volume(self, name: str) -> bool:
-        try:
-            await self._call(lambda client: client.remove_volume(name))
-        except docker.errors.NotFound:
-            return False
-        except docker.errors.APIError as error:
-            if error.status_code != 409:
-                raise HostUnavailable(f"The host could not remove {name}: {error.explanation}", "Try again.") from error
-            users = await self._call(lambda client: client.containers(all=True, filters={"volume": name}))
-            names = ", ".join(user["Names"][0].lstrip("/") for user in users) or "a container"
-            raise RequestError(
-                f"The volume {name} is in use by {names}.", "Remove those first, or wait until they end.", code="IN_USE"
-            ) from error
-        return True
-
-    async def read_volume(self, name: str, path: str, image: str, labels: dict[str, str]) -> bytes | None:
-        mount = {"Type": "volume", "Source": name, "Target": "/volume", "ReadOnly": True}
-        named = {LABEL + key: value for key, value in labels.items()}
-        body = {"Image": image, "Labels": named, "HostConfig": {"Mounts": [mount]}}
-
-        def read(client: docker.APIClient) -> bytes | None:
-            container = client.create_container_from_config(body)["Id"]
-            try:
-                stream, _ = client.get_archive(container, f"/volume/{path}")
-                with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
-                    file = archive.extractfile(archive.next() or tarfile.TarInfo())
-                    return file.read() if file is not None else None
-            except docker.errors.NotFound:
-                return None
-            finally:
-                client.remove_container(container, force=True)
-
-        try:
-            return await self._call(read)
-        except docker.errors.APIError as error:
-            raise HostUnavailable(f"The host could not read {name}: {error.explanation}", "Try again.") from error
 
     # -- making one
 
@@ -217,7 +59,7 @@ class DockerHost:
         shared = self._socket_dir(spec.sandbox_id) if self._may_share() else None
         if shared is not None:
             shared.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _lay(spec.files, shared / "files")
+            sharing.lay(spec.files, shared / "files")
         name = spec.name or f"manyoyo-{spec.sandbox_id}"
         try:
             created = await self._call(
@@ -320,9 +162,9 @@ class DockerHost:
         engine = outer.labels["engine"]
         started = looked = time.monotonic()
         while time.monotonic() - started < READY_TIMEOUT:
-            if self._may_share() and _listens(path):
+            if self._may_share() and sharing.listens(path):
                 self._transport = "socket"
-                return "socket", lambda: _connect_unix(path)
+                return "socket", lambda: sharing.connect(path)
             if self._transport != "socket" and (not self._may_share() or time.monotonic() - started > _SOCKET_PATIENCE):
                 try:
                     listening = await self._call(
@@ -330,7 +172,7 @@ class DockerHost:
                     )
                 except docker.errors.APIError:
                     break  # it runs no longer
-                if listening.exit_code == 0 and not (self._may_share() and _listens(path)):
+                if listening.exit_code == 0 and not (self._may_share() and sharing.listens(path)):
                     self._transport = "relay"
                     return "relay", lambda: relay(self.client, outer.container_id, engine)
             await anyio.sleep(_LISTEN_INTERVAL)
@@ -354,13 +196,38 @@ class DockerHost:
 
     # -- what there is
 
-    async def find(self, labels: dict[str, str], sandbox_id: str | None = None) -> list[Outer]:
+    async def find(
+        self, labels: dict[str, str], sandbox_id: str | None = None, *, remains: bool = False
+    ) -> list[Outer]:
         wanted = [f"{LABEL}{key}={value}" for key, value in labels.items()]
         if sandbox_id is not None:
             wanted.append(f"{LABEL}sandbox={sandbox_id}")
         rows = await self._call(lambda client: client.containers(all=True, filters={"label": wanted}))
-        found = [await self._look(row["Id"]) for row in rows]
-        return [outer for outer in found if outer is not None]
+        looked = [await self._look(row["Id"]) for row in rows]
+        found = [outer for outer in looked if outer is not None]
+        return found + await self._remains(wanted, {outer.sandbox_id for outer in found}) if remains else found
+
+    async def _remains(self, wanted: list[str], there: set[str]) -> list[Outer]:
+        """The volumes that carry all of `wanted` and whose container is gone, each as an outer container that is none."""
+        answer = await self._call(lambda client: client.volumes(filters={"label": wanted}))
+        found = []
+        for row in answer["Volumes"] or []:
+            labels = _ours(row["Labels"])
+            sandbox_id = labels.get("sandbox", "")
+            if row["Name"] == f"manyoyo-{sandbox_id}" and sandbox_id not in there:
+                socket_dir = str(self._socket_dir(sandbox_id))
+                found.append(
+                    Outer(row["Name"], sandbox_id, labels, False, _time(row["CreatedAt"]), Caps(0, 0, 0), socket_dir)
+                )
+        return found
+
+    async def tidy(self) -> None:
+        root = self._settings.runtime_dir / "sandboxes"
+        old = {path.name for path in sharing.older_than(_FORGOTTEN_AFTER, root)}
+        if old:
+            rows = await self._call(lambda client: client.containers(all=True, filters={"label": f"{LABEL}sandbox"}))
+            for name in old - {row["Labels"][f"{LABEL}sandbox"] for row in rows}:
+                sharing.remove(root / name)
 
     async def inspect(self, outer: Outer) -> Outer | None:
         return await self._look(outer.container_id)
@@ -370,19 +237,14 @@ class DockerHost:
             raw = await self._call(lambda client: client.inspect_container(container_id))
         except docker.errors.NotFound:
             return None
-        labels = {
-            key.removeprefix(LABEL): value
-            for key, value in (raw["Config"].get("Labels") or {}).items()
-            if key.startswith(LABEL)
-        }
+        labels = _ours(raw["Config"].get("Labels"))
         config = raw["HostConfig"]
-        created = datetime.fromisoformat(re.sub(r"(\.[0-9]{6})[0-9]*", r"\1", raw["Created"]))
         return Outer(
             container_id=raw["Id"],
             sandbox_id=labels.get("sandbox", ""),
             labels=labels,
             running=bool(raw["State"]["Running"]),
-            created=created.timestamp(),
+            created=_time(raw["Created"]),
             caps=Caps(config["NanoCpus"] / 1e9, config["Memory"], config.get("PidsLimit") or 0),
             socket_dir=next((each["Source"] for each in raw["Mounts"] if each["Destination"] == SOCKET_DIR), None),
         )
@@ -442,38 +304,17 @@ class DockerHost:
                 f"The host could not remove {container}: {error.explanation}", "Try again."
             ) from error
         if socket_dir is not None and Path(socket_dir).name == sandbox_id:
-            _remove_socket_dir(Path(socket_dir))
+            sharing.remove(Path(socket_dir))
         return 0
 
-    async def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
+
+def _ours(labels: dict[str, str] | None) -> dict[str, str]:
+    return {key.removeprefix(LABEL): value for key, value in (labels or {}).items() if key.startswith(LABEL)}
 
 
-def _connect(endpoint: str | None) -> docker.APIClient:
-    """A client for `endpoint`, else DOCKER_HOST's (with its TLS settings), else the current docker context's."""
-    try:
-        if endpoint is None and not os.environ.get("DOCKER_HOST"):
-            context = ContextAPI.get_current_context()
-            if context is not None and context.Name != "default" and context.Host:
-                return docker.APIClient(
-                    base_url=context.Host, tls=context.TLSConfig, version="auto", use_ssh_client=True, timeout=60
-                )
-        kwargs = docker.utils.kwargs_from_env()
-        if endpoint is not None:
-            kwargs["base_url"] = endpoint
-        return docker.APIClient(version="auto", use_ssh_client=True, timeout=60, **kwargs)
-    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        raise _unavailable(error) from error
-
-
-def _unavailable(error: Exception) -> HostUnavailable:
-    return HostUnavailable(
-        f"The host's container engine does not answer: {error}",
-        "Start it (e.g. `systemctl start docker`), or name its endpoint in DOCKER_HOST or MANYOYO_DOCKER_HOST (in the "
-        "`env` of this server's entry in the client's configuration: some clients hand on nothing else); "
-        "`manyoyo-mcp doctor` says what was tried.",
-    )
+def _time(written: str) -> float:
+    """Seconds since 1970 of an engine's time stamp, which may have nine decimals."""
+    return datetime.fromisoformat(re.sub(r"(\.[0-9]{6})[0-9]*", r"\1", written)).timestamp()
 
 
 def _refused(error: docker.errors.APIError) -> HostUnavailable:
@@ -492,45 +333,6 @@ def _exec(client: docker.APIClient, container_id: str, argv: list[str]) -> Compl
     exec_id = client.exec_create(container_id, argv)["Id"]
     output = client.exec_start(exec_id)
     return Completed(client.exec_inspect(exec_id)["ExitCode"] or 0, bytes(output).decode(errors="replace"))
-
-
-def _remove_socket_dir(path: Path) -> None:
-    """Only what we put there: the path comes from a container's configuration, which others may have written."""
-    with contextlib.suppress(OSError):
-        for socket_file in (path / "engine.sock", path / "engine.sock.new"):
-            socket_file.unlink(missing_ok=True)
-        if (path / "files").is_dir() and not (path / "files").is_symlink():
-            shutil.rmtree(path / "files")
-        path.rmdir()
-
-
-def _listens(path: Path) -> bool:
-    try:
-        _connect_unix(path).close()
-    except OSError:
-        return False
-    return True
-
-
-def _connect_unix(path: Path) -> SocketLike:
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.connect(str(path))
-    except OSError:
-        sock.close()
-        raise
-    return cast(SocketLike, sock)
-
-
-def _lay(files: dict[str, bytes], root: Path) -> None:
-    """Put files where the entrypoint finds them: some milliseconds, where the engine takes a hundred for an archive."""
-    for name, content in files.items():
-        path = root / name.lstrip("/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f"{path.name}.new")
-        scratch.write_bytes(content)
-        scratch.chmod(0o644)
-        scratch.replace(path)
 
 
 def _tar(files: dict[str, bytes]) -> bytes:

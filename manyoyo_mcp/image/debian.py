@@ -14,7 +14,8 @@ from manyoyo_mcp.errors import ImageUnavailable
 SUITE = "trixie"
 """Debian 13: the release whose podman, crun and netavark the product is measured with."""
 
-_SLIM = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*")
+_SLIM = [f"path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info", "lintian")]
+_SLIM += ["path-include=/usr/share/doc/*/copyright"]
 _APT_SETTINGS = re.compile(r'^(Acquire::(?:https?::[^ ]*|Retries|ForceIPv[46])) "(.*)";$', re.MULTILINE)
 _MEMORY_WANTED = 3 << 30
 """Available memory, in bytes, from which on packages are unpacked there."""
@@ -72,9 +73,11 @@ async def assemble(
     say: Callable[[str], None],
     hooks: Sequence[str] = (),
     variant: str = "minbase",
+    dpkg: Sequence[str] = _SLIM,
 ) -> None:
     """Write a root file system with `packages` (and what they need) to the file `target`, as a tar; `hooks` are
-    mmdebstrap's customize hooks, `variant` is one of its variants. Raises ImageUnavailable with the last lines where it fails."""
+    mmdebstrap's customize hooks, `variant` is one of its variants, `dpkg` are dpkg's
+    options. Raises ImageUnavailable with the last lines where it fails."""
     lists = sources()
     if not lists or shutil.which("mmdebstrap") is None:
         raise ImageUnavailable(
@@ -86,8 +89,7 @@ async def assemble(
         "mmdebstrap",
         f"--variant={variant}",
         *([f"--include={','.join(packages)}"] if packages else []),
-        *(f"--dpkgopt=path-exclude={path}" for path in _SLIM),
-        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        *(f"--dpkgopt={option}" for option in dpkg),
         "--dpkgopt=force-unsafe-io",  # what is interrupted is thrown away: nothing is won by waiting for the disk
         *(f"--aptopt={line}" for line in settings()),
         *(f"--customize-hook={hook}" for hook in hooks),

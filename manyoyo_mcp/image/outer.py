@@ -28,9 +28,15 @@ def packages() -> list[str]:
     return _HERE.joinpath("packages.txt").read_text().split()
 
 
+def _dpkg() -> list[str]:
+    """dpkg's options for the outer image: what of its packages is left out."""
+    lines = _HERE.joinpath("dpkg.cfg").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def _content() -> dict[str, tuple[bytes, int]]:
     """The build context: path → content and mode."""
-    found = {name: (_HERE.joinpath(name).read_bytes(), 0o644) for name in ("Containerfile", "packages.txt")}
+    found = {name: (_HERE.joinpath(name).read_bytes(), 0o644) for name in ("Containerfile", "packages.txt", "dpkg.cfg")}
 
     def walk(directory: Traversable, prefix: str) -> None:
         for entry in sorted(directory.iterdir(), key=lambda each: each.name):
@@ -90,13 +96,13 @@ async def build(host: Host, settings: Settings, progress: Progress, source: Sour
 
 
 async def _assemble_base(host: Host, progress: Progress) -> str:
-    digest = hashlib.sha256("\n".join(packages()).encode()).hexdigest()[:10]
+    digest = hashlib.sha256("\n".join(packages() + _dpkg()).encode()).hexdigest()[:10]
     name = f"localhost/manyoyo/sandbox-base:{digest}"
     if await host.image_exists(name):
         return name
     progress(0, None, "assembling the outer image from Debian's packages (about half a minute)")
     with tempfile.TemporaryFile() as tar:
-        await debian.assemble(packages(), tar, lambda line: progress(0, None, line))
+        await debian.assemble(packages(), tar, lambda line: progress(0, None, line), dpkg=_dpkg())
         await host.import_image(tar, name)
     return name
 

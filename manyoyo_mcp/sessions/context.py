@@ -39,8 +39,9 @@ def prepare(settings: Settings, directory: str | None, files: dict[str, bytes], 
     dockerfile = relative_path(dockerfile, "dockerfile")
     extra = {relative_path(name, "files"): content for name, content in files.items()}
     root = check_directory(settings, directory) if directory is not None else None
-    entries = _entries(root, dockerfile) if root is not None else []
-    entries = [entry for entry in entries if entry not in extra]
+    ignored = _ignored(root, extra, dockerfile)
+    extra = {name: content for name, content in extra.items() if name == dockerfile or not ignored.matches(name)}
+    entries = sorted(set(ignored.walk(str(root))) - {"", ".", *extra}) if root is not None else []
     size = sum(len(content) for content in extra.values())
     for entry in entries:
         assert root is not None
@@ -90,13 +91,19 @@ def relative_path(name: str, argument: str) -> str:
     return str(path)
 
 
-def _entries(root: Path, dockerfile: str) -> list[str]:
-    patterns: list[str] = []
-    ignore = root / ".dockerignore"
-    if ignore.is_file():
-        lines = (line.strip() for line in ignore.read_text(errors="replace").splitlines())
-        patterns = [line for line in lines if line and not line.startswith("#")]
-    return sorted(docker_build.exclude_paths(str(root), patterns, dockerfile=dockerfile) - {"", "."})
+def _ignored(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> docker_build.PatternMatcher:
+    """What .dockerignore leaves out; a Dockerfile may have one of its own, NAME.dockerignore, which then counts instead."""
+    text = ""
+    for name in (f"{dockerfile}.dockerignore", ".dockerignore"):
+        if name in extra:
+            text = extra[name].decode(errors="replace")
+            break
+        if root is not None and (root / name).is_file():
+            text = (root / name).read_text(errors="replace")
+            break
+    lines = (line.strip() for line in text.splitlines())
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    return docker_build.PatternMatcher([*patterns, f"!{dockerfile}"])
 
 
 def _check_entry(root: Path, entry: str) -> int:

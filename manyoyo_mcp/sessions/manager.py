@@ -311,7 +311,7 @@ class Manager:
         if sandbox_id in self._sandboxes:
             await self.remove(self._sandboxes[sandbox_id])
             return [sandbox_id]
-        found = await self.host.find({"owner": self.identity.owner}, sandbox_id)
+        found = await self.host.find({"owner": self.identity.owner}, sandbox_id, remains=True)
         for outer in found:
             await self.host.remove(outer)
         return [outer.sandbox_id for outer in found]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from manyoyo_mcp.engines import ENGINES, DockerApiEngine
-from manyoyo_mcp.engines.api import Spawn
+from manyoyo_mcp.engines.asking import Spawn
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.policy.transport import Dial, guarded_client

@@ -89,6 +89,7 @@ class BuildOutput(ToolOutput):
     failed_step: StepOut | None = None
     exit_code: int | None = None
     error: str | None = Field(None, description="The engine's message.")
+    cause_code: str | None = Field(None, description="A known cause's stable code.")
     cause: str | None = Field(None, description="Why it failed, where that is known.")
     mend: str | None = Field(None, description="What to do about it.")
     evidence: str | None = None
@@ -204,7 +205,8 @@ def describe(job: Job, max_tokens: int) -> BuildOutput:
         result.failed_step = StepOut.of(built.failed_step) if built.failed_step else None
         result.exit_code = built.exit_code
         result.error = built.error.strip()[:600] or None
-        result.cause, result.mend = built.cause or None, built.mend or None
+        result.cause_code, result.cause = built.cause_code or None, built.cause or None
+        result.mend = built.mend or None
         result.evidence = built.evidence or None
     return result
 

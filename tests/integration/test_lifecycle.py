@@ -78,9 +78,11 @@ async def test_the_server_is_ended_by_a_signal(tmp_path: Path, number: signal.Si
             await anyio.sleep(0.1)
 
 
-async def test_a_sweep_removes_what_a_lost_reaper_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", ["everything", "its volume"])
+async def test_a_sweep_removes_what_a_lost_reaper_left(tmp_path: Path, left: str) -> None:
+    parameters = server_parameters(tmp_path, MANYOYO_RUNTIME_DIR=str(tmp_path / "run"))
     with contextlib.suppress(Exception):
-        async with Client(server_parameters(tmp_path)) as client:
+        async with Client(parameters) as client:
             sandbox_id = await start(client)
             pid = server_of(sandbox_id)
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -91,9 +93,15 @@ async def test_a_sweep_removes_what_a_lost_reaper_left(tmp_path: Path) -> None:
     host = docker.from_env()
     await anyio.sleep(1)
     assert sandboxes(host, sandbox_id), "nobody is there to remove it"
+    if left == "its volume":
+        host.containers.get(f"manyoyo-{sandbox_id}").remove(force=True)
+        assert sandboxes(host, sandbox_id) == [f"manyoyo-{sandbox_id}"]
     host.close()
-    async with Client(server_parameters(tmp_path)):
+    async with Client(parameters):
         await gone(sandbox_id, 15)
+        with anyio.fail_after(5):
+            while list((tmp_path / "run" / "sandboxes").iterdir()):
+                await anyio.sleep(0.1)
 
 
 async def test_one_servers_end_touches_no_other(tmp_path: Path) -> None:

@@ -43,6 +43,20 @@ def test_dockerignore(project: Path) -> None:
     assert set(names(project)) == {".dockerignore", "Dockerfile", "src", "src/a.py", "src/keep.log"}
 
 
+def test_dockerignore_of_one_dockerfile(project: Path) -> None:
+    (project / ".dockerignore").write_text("src\n")
+    (project / "Dockerfile.dockerignore").write_text("secret.env\n")
+    assert "src/a.py" in names(project) and "secret.env" not in names(project)
+
+
+def test_dockerignore_among_the_files(project: Path) -> None:
+    files = {".dockerignore": b"*.log\nsecret.*\nDockerfile\n", "new.log": b"x", "kept.txt": b"x"}
+    context = prepare(settings(project), str(project), files, "Dockerfile")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(context.stream()))) as archive:
+        found = set(archive.getnames())
+    assert found == {".dockerignore", "Dockerfile", "kept.txt", "src", "src/a.py", "src/b.log"}
+
+
 def test_files_are_laid_over_the_directory(project: Path) -> None:
     context = prepare(settings(project), str(project), {"src/a.py": b"new", "Dockerfile": b"FROM x\n"}, "Dockerfile")
     with tarfile.open(fileobj=io.BytesIO(b"".join(context.stream()))) as archive:

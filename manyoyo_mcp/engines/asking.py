@@ -1,0 +1,83 @@
+"""Asking a nested engine behind a guarded docker-py client, and work on it that nobody waits for."""
+
+from collections.abc import Awaitable, Callable
+from typing import ClassVar, TypeVar
+
+import anyio
+import anyio.to_thread
+import docker
+import requests
+import urllib3
+
+from manyoyo_mcp.engines.base import (
+    Maintain,
+)
+from manyoyo_mcp.engines.failures import from_answer
+from manyoyo_mcp.errors import (
+    EngineUnreachable,
+)
+from manyoyo_mcp.text import sanitise
+from manyoyo_mcp.values import Caps
+from manyoyo_mcp.workers import in_thread, wait_in_thread
+
+T = TypeVar("T")
+Spawn = Callable[[str, Callable[[], Awaitable[None]]], None]
+"""`spawn(name, work)`: hand over work that nobody waits for; the sandbox does before it ends."""
+
+
+class Asking:
+    """An engine as one asks it: each request has an end, engines' errors come out as ours."""
+
+    name: ClassVar[str]
+
+    def __init__(self, client: docker.APIClient, maintain: Maintain, spawn: Spawn, default_caps: Callable[[], Caps]):
+        self._client = client
+        self._maintain = maintain
+        self._spawn = spawn
+        self._default_caps = default_caps
+        self._pending = 0
+        self._settled = anyio.Event()
+
+    async def _ask(self, fn: Callable[[docker.APIClient], T]) -> T:
+        """One request with an end of its own. Engine errors come out as ours."""
+        return await in_thread(self._translate, fn)
+
+    async def _await(self, fn: Callable[[docker.APIClient], T]) -> T:
+        """One request that lasts as long as what runs inside."""
+        return await wait_in_thread(self._translate, fn)
+
+    def _translate(self, fn: Callable[[docker.APIClient], T]) -> T:
+        try:
+            return fn(self._client)
+        except docker.errors.APIError as error:
+            text = sanitise(str(error.explanation or error)).strip()
+            raise from_answer(self.name, error.status_code or 500, text) from error
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise EngineUnreachable(
+                f"The sandbox's {self.name} engine does not answer: {error}",
+                "It is started again by itself; try once more. If it stays away, sandbox_status says why.",
+            ) from error
+
+    async def ping(self) -> None:
+        await self._ask(lambda client: client.ping())
+
+    async def _record(self, cgroup: str) -> str:
+        return str((await self._maintain("kernel-record", cgroup)).output)
+
+    def _later(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._pending += 1
+
+        async def run() -> None:
+            try:
+                await work()
+            finally:
+                self._pending -= 1
+                if self._pending == 0:
+                    self._settled.set()
+                    self._settled = anyio.Event()
+
+        self._spawn(name, run)
+
+    async def settle(self) -> None:
+        while self._pending:
+            await self._settled.wait()

@@ -1,0 +1,170 @@
+"""Images built over Docker's API."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import anyio
+import anyio.to_thread
+import docker
+
+from manyoyo_mcp.engines.asking import Asking
+from manyoyo_mcp.engines.base import (
+    BuildSpec,
+    Built,
+    Sink,
+    Step,
+)
+from manyoyo_mcp.engines.buildlog import BuildLog
+from manyoyo_mcp.engines.complaints import unechoed
+from manyoyo_mcp.engines.diagnosis import Cause, diagnose
+from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
+from manyoyo_mcp.engines.streams import Tail, hang_up, json_lines, since
+from manyoyo_mcp.errors import (
+    EngineFailed,
+    InvalidArgument,
+    ManyoyoError,
+    NotFound,
+    NotSupported,
+    Reason,
+)
+from manyoyo_mcp.text import sanitise
+from manyoyo_mcp.values import format_bytes
+
+
+class Building(Asking):
+    """What an engine builds."""
+
+    build_networks: ClassVar[dict[str, str]] = {"default": "default", "none": "none"}
+    """A build's network, in the engine's words."""
+
+    async def build(self, spec: BuildSpec, sink: Sink, on_step: Callable[[Step], None]) -> Built:
+        begun = time.monotonic()
+        end = Tail(sink)
+        log = BuildLog(spec.dockerfile_text, on_step)
+        call = BuildCall()
+
+        def stream(client: docker.APIClient) -> None:
+            try:
+                call.response = client._post(
+                    client._url("/build"),
+                    data=call.unless_stopped(spec.context()),
+                    params=self._build_params(spec),
+                    headers={"Content-Type": "application/x-tar"},
+                    stream=True,
+                    timeout=None,
+                )
+                client._raise_for_status(call.response)
+                for event in json_lines(call.response):
+                    end(log.feed(event).encode())
+            finally:
+                call.over = True
+
+        timed_out = False
+        try:
+            self._check_dockerfile(spec.dockerfile_text)
+            with anyio.move_on_after(spec.timeout_s) as limit:
+                await self._await(stream)
+            if limit.cancelled_caught:
+                timed_out = True
+                await self._stop_build(spec, call)
+        except (EngineFailed, InvalidArgument, NotFound, NotSupported) as error:
+            log.error = log.error or error.message  # the engine refused the Dockerfile before its first step
+            end(log.error.encode() + b"\n")
+        except BaseException:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await self._stop_build(spec, call)
+            raise
+        log.end_step()
+        seconds = since(begun)
+        if timed_out:
+            return Built(Reason.TIMEOUT, seconds, log.steps, failed_step=log.steps[-1] if log.steps else None,
+                         error=f"Stopped after timeout_s={spec.timeout_s:g}.",
+                         mend="Give it a larger timeout_s; finished steps are cached.")  # fmt: skip
+        if log.error:
+            return await self._build_failed(spec, log, seconds)
+        image, size = log.image_id or "", None
+        with contextlib.suppress(ManyoyoError):  # podman can't show an image that it built with EXPOSE of no port
+            size = (await self._ask(lambda client: client.inspect_image(image)))["Size"] if image else None
+        return Built(Reason.OK, seconds, log.steps, image_id=log.image_id, size=size, tags=spec.tags)
+
+    def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
+        caps = spec.caps or self._default_caps()
+        params: dict[str, Any] = {
+            "dockerfile": spec.dockerfile,
+            "t": spec.tags[0] if spec.tags else f"localhost/manyoyo/build:{spec.build_id}",
+            "memory": caps.memory,
+            "memswap": caps.memory,
+            "cpuperiod": 100_000,
+            "cpuquota": round(caps.cpus * 100_000),
+            "cgroupparent": f"/manyoyo-builds/{spec.build_id}",
+            "rm": "1",
+            "forcerm": "1",
+            "buildargs": json.dumps(spec.build_args),
+            "networkmode": self.build_networks[spec.network],
+        }
+        if spec.no_cache:
+            params["nocache"] = "1"
+        if spec.pull:
+            params["pull"] = "1"
+        if spec.target:
+            params["target"] = spec.target
+        if spec.platform:
+            params["platform"] = spec.platform
+        return params
+
+    def _check_dockerfile(self, text: str) -> None:
+        """Raise InvalidArgument for what the engine's builder would take for something else. Engines say what."""
+
+    async def _stop_build(self, spec: BuildSpec, call: "BuildCall") -> None:
+        """End the step that runs and the build with it. Engines say what more it takes than hanging up."""
+        call.stop()
+
+    async def _build_failed(self, spec: BuildSpec, log: BuildLog, seconds: float) -> Built:
+        step = log.failed_step
+        code = log.exit_code
+        output = sanitise(log.output)
+        instruction = step.instruction if step else ""
+        output_end = (unechoed(output, instruction) if code is not None else log.error).encode(errors="replace")
+        caps = spec.caps or self._default_caps()
+        record = ""
+        if step is not None and (code == SIGKILLED or suspicious(output_end)):
+            record = await self._record(f"/manyoyo-builds/{spec.build_id}")
+        told = verdict(
+            code or 1,
+            oom_flag=False,
+            record=record,
+            cgroup=f"/manyoyo-builds/{spec.build_id}",
+            output_end=output_end,
+            cap=format_bytes(caps.memory),
+        )
+        reason = told.reason if told.reason is not Reason.EXIT_NONZERO else Reason.BUILD_FAILED
+        cause: Cause | None = Cause(reason, told.explanation, told.hint)
+        if reason is Reason.BUILD_FAILED:
+            cause = diagnose(output, sanitise(log.error), instruction, code, network=spec.network)
+        return Built(reason, seconds, log.steps, failed_step=step, exit_code=code, error=sanitise(log.error),
+                     cause_code=cause.code if cause else "", cause=cause.cause if cause else "",
+                     mend=cause.mend if cause else "", evidence=told.evidence)  # fmt: skip
+
+
+class BuildCall:
+    """A build request under way, for whoever must end it: `over` once its thread has returned."""
+
+    def __init__(self) -> None:
+        self.response: Any = None
+        self.over = False
+        self._stopping = False
+
+    def unless_stopped(self, context: Iterator[bytes]) -> Iterator[bytes]:
+        """The context's pieces, until `stop`."""
+        for piece in context:
+            if self._stopping:
+                raise OSError("the build was stopped while its context was sent")
+            yield piece
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self.response is not None:
+            hang_up(self.response)

@@ -1,0 +1,337 @@
+"""Containers made, run, entered and removed over Docker's API."""
+
+import contextlib
+import io
+import posixpath
+import re
+import secrets
+import tarfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import docker
+
+from manyoyo_mcp.engines.asking import Asking
+from manyoyo_mcp.engines.base import (
+    Ended,
+    ExecSpec,
+    OutputFile,
+    RunSpec,
+    Sink,
+)
+from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, suspicious, verdict
+from manyoyo_mcp.engines.streams import Attached, Tail, json_lines, since
+from manyoyo_mcp.errors import (
+    EngineFailed,
+    InvalidArgument,
+    ManyoyoError,
+    NotFound,
+    Reason,
+)
+from manyoyo_mcp.text import sanitise
+from manyoyo_mcp.values import Caps, format_bytes
+from manyoyo_mcp.workers import wait_in_thread
+
+MAX_OUTPUT_FILE = 4 << 20
+"""Largest file that `outputs` brings out of a run, in bytes; larger ones are named, not truncated."""
+_NO_COMMAND = re.compile(
+    r"executable file.*not found|no such file or directory: OCI runtime attempted to invoke|"
+    r"(?:permission denied|operation not permitted): OCI|"
+    r"exec: \"[^\"]*\": (?:stat [^:]*: )?(?:no such file|permission denied)|exec format error",
+    re.IGNORECASE,
+)
+_EXEC_REFUSED = re.compile(rb"\A(?:OCI runtime exec failed: |Error: (?:nested|crun|runc): )")
+"""How an engine begins what it writes into an exec's stream when the command never began."""
+
+
+class Running(Asking):
+    """What runs in an engine."""
+
+    async def start(self, spec: RunSpec) -> str:
+        container = await self._create(spec)
+        try:
+            await self._put(container, spec.files)
+            await self._start(container)
+        except BaseException:
+            self._remove_later(container)
+            raise
+        return container
+
+    async def run(self, spec: RunSpec, sink: Sink) -> Ended:
+        begun = time.monotonic()
+        end = Tail(sink)
+        container = await self._create(spec)
+        attached: Attached | None = None
+        try:
+            await self._put(container, spec.files)
+            timed_out = False
+            try:
+                with _command_not_found():
+                    attached = await self._attach(container, spec.stdin is not None)
+                await self._start(container)
+            except NotFound as error:
+                if error.instance_code != "COMMAND_NOT_FOUND":
+                    raise
+                code = (
+                    126 if re.search("permission|permitted", error.message, re.IGNORECASE) else 127
+                )  # as a shell has it
+                return Ended(
+                    code, Reason.COMMAND_NOT_FOUND, since(begun), error.message, error.hint, container=container
+                )
+            with anyio.move_on_after(spec.timeout_s) as limit:
+                await self._converse(attached, spec.stdin, end)
+                code = await self._wait(container)
+            if limit.cancelled_caught:
+                timed_out = True
+                await self._kill(container, attached, end)
+                code = await self._wait(container)
+            seconds = since(begun)
+            if timed_out:
+                return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
+                             "Give it a larger timeout_s, or find what it waits for.", container=container)  # fmt: skip
+            outputs = await self._outputs(container, spec)
+            if code == 0:
+                return Ended(0, Reason.OK, seconds, outputs=outputs, container=container)
+            told = await self._explain(container, code, end.tail, spec.caps)
+            return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, outputs, container)
+        except BaseException:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await self._kill(container, attached, end)
+            raise
+        finally:
+            if attached is not None:
+                attached.close()
+            self._remove_later(container)
+
+    async def _create(self, spec: RunSpec) -> str:
+        host_config: dict[str, Any] = (spec.caps or self._default_caps()).host_config() | {
+            "NetworkMode": spec.network,
+            "ReadonlyRootfs": spec.read_only,
+            "CapDrop": spec.cap_drop,
+        }
+        body: dict[str, Any] = {
+            "Image": spec.image,
+            "Cmd": spec.command,
+            "Env": [f"{key}={value}" for key, value in spec.env.items()],
+            "Labels": spec.labels,
+            "OpenStdin": spec.stdin is not None,
+            "StdinOnce": spec.stdin is not None,
+            "AttachStdin": spec.stdin is not None,
+            "HostConfig": host_config,
+        }
+        for key, value in (("Entrypoint", spec.entrypoint), ("WorkingDir", spec.workdir), ("User", spec.user)):
+            if value is not None:
+                body[key] = value
+        if spec.pull == "always":
+            await self.pull(spec.image)
+        try:
+            return await self._post_create(body, spec.name)
+        except NotFound as error:
+            if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never":
+                raise
+        await self.pull(spec.image)
+        return await self._post_create(body, spec.name)
+
+    async def _post_create(self, body: dict[str, Any], name: str | None) -> str:
+        created = await self._ask(lambda client: client.create_container_from_config(body, name))
+        return str(created["Id"])
+
+    async def pull(self, image: str) -> None:
+        """Pull `image` from its registry. Raises NotFound with what the registry (or the lack of one) said."""
+        repository, _, tag = image.rpartition(":") if ":" in image.rsplit("/", 1)[-1] else (image, "", "latest")
+        if "@" in image:
+            repository, tag = image.split("@", 1)
+
+        def pull(client: docker.APIClient) -> None:
+            url = client._url("/images/create")
+            response = client._post(url, params={"fromImage": repository, "tag": tag}, stream=True, timeout=None)
+            client._raise_for_status(response)
+            for event in json_lines(response):
+                if event.get("error"):
+                    raise docker.errors.ImageNotFound(str(event["error"]))
+
+        try:
+            await self._await(pull)
+        except (NotFound, EngineFailed) as error:
+            raise NotFound(
+                f"The image {image} is not in the sandbox, and it could not be pulled: {sanitise(error.message)[:600]}",
+                "Check the name and tag; nested_list shows the images there are. Where no registry is reachable, "
+                "build on a base image made from packages: `manyoyo-mcp image base debian`.",
+                code="IMAGE_NOT_FOUND",
+            ) from error
+
+    async def _put(self, container: str, files: dict[str, bytes]) -> None:
+        if files:
+            archive = _tar(files)
+            await self._ask(lambda client: client.put_archive(container, "/", archive))
+
+    async def _attach(self, container: str, stdin: bool) -> Attached:
+        params = {"stream": 1, "stdout": 1, "stderr": 1, "stdin": int(stdin)}
+        return await self._ask(lambda client: Attached(client.attach_socket(container, params)))
+
+    async def _start(self, container: str) -> None:
+        with _command_not_found():
+            await self._ask(lambda client: client.start(container))
+
+    async def _converse(self, attached: Attached, stdin: bytes | None, sink: Sink) -> None:
+        async with anyio.create_task_group() as group:
+            if stdin is not None:
+                group.start_soon(wait_in_thread, attached.feed, stdin)
+            await wait_in_thread(attached.pump, sink)
+            group.cancel_scope.cancel()
+
+    async def _wait(self, container: str) -> int:
+        answer = await self._await(lambda client: client.wait(container, timeout=3600 * 24 * 30))
+        return int(answer["StatusCode"])
+
+    async def _kill(self, container: str, attached: Attached | None, end: Tail) -> None:
+        """SIGKILL, at once: whoever wants grace asks nested_stop for it."""
+        with contextlib.suppress(ManyoyoError):
+            await self._ask(lambda client: client.kill(container, "SIGKILL"))
+
+    async def _explain(self, container: str, code: int, output_end: bytes, caps: Caps | None) -> Verdict:
+        state = (await self._ask(lambda client: client.inspect_container(container)))["State"]
+        oom = bool(state.get("OOMKilled"))
+        record = await self._record(container) if code == SIGKILLED or oom or suspicious(output_end) else ""
+        cap = format_bytes((caps or self._default_caps()).memory)
+        return verdict(code, oom_flag=oom, record=record, cgroup=container, output_end=output_end, cap=cap)
+
+    async def _outputs(self, container: str, spec: RunSpec) -> list[OutputFile]:
+        base = spec.workdir or "/"
+        return [await self._bring_out(container, posixpath.join(base, path)) for path in spec.outputs]
+
+    async def _bring_out(self, container: str, path: str) -> OutputFile:
+        def get(client: docker.APIClient) -> OutputFile:
+            stream, stat = client.get_archive(container, path)
+            with contextlib.closing(stream):
+                if stat["size"] > MAX_OUTPUT_FILE:
+                    return OutputFile(
+                        path, None, f"{format_bytes(stat['size'])}, more than {format_bytes(MAX_OUTPUT_FILE)}"
+                    )
+                data = io.BytesIO()
+                for piece in stream:
+                    data.write(piece)
+                    if data.tell() > MAX_OUTPUT_FILE + (1 << 20):
+                        return OutputFile(path, None, f"more than {format_bytes(MAX_OUTPUT_FILE)}")
+            data.seek(0)
+            with tarfile.open(fileobj=data) as archive:
+                member = archive.next()
+                if member is None or not member.isfile():
+                    return OutputFile(path, None, "not a regular file")
+                content = archive.extractfile(member)
+                return OutputFile(path, content.read() if content else b"")
+
+        try:
+            return await self._ask(get)
+        except NotFound:
+            return OutputFile(path, None, "missing")
+        except (EngineFailed, tarfile.TarError) as error:
+            return OutputFile(path, None, str(error)[:200])
+
+    def _remove_later(self, container: str) -> None:
+        async def remove() -> None:
+            with contextlib.suppress(ManyoyoError):
+                await self.remove(container)
+
+        self._later(f"remove {container[:12]}", remove)
+
+    async def remove(self, container: str) -> None:
+        """Kill and remove; no error where it is gone already."""
+        with contextlib.suppress(NotFound):
+            await self._ask(lambda client: client.remove_container(container, force=True, v=True))
+
+    # -- a command in a container that runs
+
+    async def exec(self, spec: ExecSpec, sink: Sink) -> Ended:
+        begun = time.monotonic()
+        end = Tail(sink)
+        marker = secrets.token_hex(8)
+        body = {
+            "Cmd": spec.command,
+            "Env": [f"{key}={value}" for key, value in spec.env.items()] + [f"MANYOYO_EXEC={marker}"],
+            "AttachStdin": spec.stdin is not None,
+            "AttachStdout": True,
+            "AttachStderr": True,
+        }
+        for key, value in (("WorkingDir", spec.workdir), ("User", spec.user)):
+            if value is not None:
+                body[key] = value
+
+        def create(client: docker.APIClient) -> str:
+            answer = client._post_json(client._url("/containers/{0}/exec", spec.container), data=body)
+            return str(client._result(answer, True)["Id"])
+
+        exec_id = await self._ask(create)
+        attached = await self._exec_attach(exec_id)
+        try:
+            with anyio.move_on_after(spec.timeout_s) as limit:
+                await self._converse(attached, spec.stdin, end)
+            if limit.cancelled_caught:
+                await self._maintain("kill-exec", marker)
+            code = (await self._ask(lambda client: client.exec_inspect(exec_id)))["ExitCode"]
+            seconds = since(begun)
+            if limit.cancelled_caught:
+                return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
+                             "Give it a larger timeout_s.", container=spec.container)  # fmt: skip
+            return await self._exec_ended(spec, code, seconds, end.tail)
+        except BaseException:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await self._maintain("kill-exec", marker)
+            raise
+        finally:
+            attached.close()
+
+    async def _exec_attach(self, exec_id: str) -> Attached:
+        return await self._ask(lambda client: Attached(client.exec_start(exec_id, socket=True)))
+
+    async def _exec_ended(self, spec: ExecSpec, code: int | None, seconds: float, output_end: bytes) -> Ended:
+        code = code if code is not None else -1
+        if code == 0:
+            return Ended(0, Reason.OK, seconds, container=spec.container)
+        if code in (126, 127) and _EXEC_REFUSED.match(output_end):
+            words = _runtime_words(sanitise(output_end))
+            return Ended(code, Reason.COMMAND_NOT_FOUND, seconds, f"The command could not be started: {words}",
+                         'command is an argv list; for shell syntax write ["sh", "-c", "…"].', container=spec.container)  # fmt: skip
+        raw = await self._ask(lambda client: client.inspect_container(spec.container))
+        record = await self._record(raw["Id"]) if code == SIGKILLED or suspicious(output_end) else ""
+        cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
+        told = verdict(code, oom_flag=False, record=record, cgroup=raw["Id"], output_end=output_end, cap=cap)
+        return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, container=spec.container)
+
+
+@contextlib.contextmanager
+def _command_not_found() -> Iterator[None]:
+    """Engines say in their own words that a command can't be started; here it becomes COMMAND_NOT_FOUND."""
+    try:
+        yield
+    except (EngineFailed, NotFound, InvalidArgument) as error:
+        if not _NO_COMMAND.search(error.message):
+            raise
+        raise NotFound(
+            f"The command could not be started: {_runtime_words(error.message)}",
+            "command is an argv list: its first word must be a program in the image; for shell syntax write "
+            '["sh", "-c", "…"].',
+            code="COMMAND_NOT_FOUND",
+        ) from error
+
+
+def _runtime_words(text: str) -> str:
+    """The OCI runtime's message without the engines' prefixes."""
+    return text.split("OCI runtime create failed: ", 1)[-1].split("answered: ", 1)[-1].strip()[:300]
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode, entry.mtime = (
+                len(content),
+                0o755 if content[:2] == b"#!" else 0o644,
+                int(time.time()),
+            )
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()

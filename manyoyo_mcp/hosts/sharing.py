@@ -1,0 +1,56 @@
+"""The directory that a sandbox shares with its server: the engine's socket, and files for the entrypoint."""
+
+import contextlib
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import cast
+
+from manyoyo_mcp.policy.transport import SocketLike
+
+
+def remove(path: Path) -> None:
+    """Only what we put there: the path comes from a container's configuration, which others may have written."""
+    with contextlib.suppress(OSError):
+        for socket_file in (path / "engine.sock", path / "engine.sock.new"):
+            socket_file.unlink(missing_ok=True)
+        if (path / "files").is_dir() and not (path / "files").is_symlink():
+            shutil.rmtree(path / "files")
+        path.rmdir()
+
+
+def older_than(seconds: float, root: Path) -> list[Path]:
+    """The directories in `root` that nobody put anything into for so long."""
+    with contextlib.suppress(OSError):
+        return [path for path in root.iterdir() if path.stat().st_mtime < time.time() - seconds]
+    return []
+
+
+def listens(path: Path) -> bool:
+    try:
+        connect(path).close()
+    except OSError:
+        return False
+    return True
+
+
+def connect(path: Path) -> SocketLike:
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(str(path))
+    except OSError:
+        sock.close()
+        raise
+    return cast(SocketLike, sock)
+
+
+def lay(files: dict[str, bytes], root: Path) -> None:
+    """Put files where the entrypoint finds them: some milliseconds, where the engine takes a hundred for an archive."""
+    for name, content in files.items():
+        path = root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{path.name}.new")
+        scratch.write_bytes(content)
+        scratch.chmod(0o644)
+        scratch.replace(path)

@@ -1,0 +1,137 @@
+"""Images and volumes on a host."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from typing import IO
+
+import anyio.from_thread
+import docker
+
+from manyoyo_mcp.errors import HostUnavailable, ImageUnavailable, RequestError
+from manyoyo_mcp.hosts.base import LABEL
+from manyoyo_mcp.hosts.endpoint import Endpoint
+
+
+class Store(Endpoint):
+    """What a host keeps for its containers."""
+
+    async def image_exists(self, reference: str) -> bool:
+        try:
+            await self._call(lambda client: client.inspect_image(reference))
+        except docker.errors.ImageNotFound:
+            return False
+        return True
+
+    async def pull(self, reference: str) -> None:
+        repository, _, tag = reference.rpartition(":")
+
+        def pull(client: docker.APIClient) -> None:
+            for event in client.pull(repository, tag=tag, stream=True, decode=True):
+                if event.get("error"):
+                    raise docker.errors.ImageNotFound(event["error"])
+
+        try:
+            await self._call(pull)
+        except docker.errors.APIError as error:
+            raise ImageUnavailable(
+                f"{reference} can't be pulled: {error}", "Check the name and the network."
+            ) from error
+
+    async def build_image(
+        self, context: bytes, reference: str, build_args: dict[str, str], say: Callable[[str], None]
+    ) -> None:
+        def build(client: docker.APIClient) -> None:
+            events = client.build(
+                fileobj=io.BytesIO(context),
+                custom_context=True,
+                tag=reference,
+                buildargs=build_args,
+                rm=True,
+                forcerm=True,
+                labels={f"{LABEL}kind": "image"},
+                decode=True,
+            )
+            last = ""
+            for event in events:
+                if event.get("error"):
+                    raise ImageUnavailable(f"The outer image's build failed: {event['error']}\n{last}", "See above.")
+                line = str(event.get("stream", "")).strip()
+                if line:
+                    last = line
+                    if line.startswith("Step "):
+                        anyio.from_thread.run_sync(say, line)
+
+        try:
+            await self._call(build)
+        except docker.errors.APIError as error:
+            raise ImageUnavailable(
+                f"The host could not build {reference}: {error}", "See the host engine's log."
+            ) from error
+
+    async def import_image(self, tar: IO[bytes], reference: str) -> None:
+        repository, _, tag = reference.rpartition(":")
+
+        def load(client: docker.APIClient) -> None:
+            tar.seek(0)
+            answer = client.post(
+                client._url("/images/create"),
+                params={"fromSrc": "-", "repo": repository, "tag": tag},
+                data=tar,
+                headers={"Content-Type": "application/x-tar"},
+                timeout=600,
+            )
+            client._raise_for_status(answer)
+
+        try:
+            await self._call(load)
+        except docker.errors.APIError as error:
+            raise ImageUnavailable(f"The host could not import {reference}: {error}", "Is its disk full?") from error
+
+    async def volume_exists(self, name: str) -> bool:
+        try:
+            await self._call(lambda client: client.inspect_volume(name))
+        except docker.errors.NotFound:
+            return False
+        return True
+
+    async def create_volume(self, name: str, labels: dict[str, str]) -> None:
+        named = {LABEL + key: value for key, value in labels.items()}
+        await self._call(lambda client: client.create_volume(name, labels=named))
+
+    async def remove_volume(self, name: str) -> bool:
+        try:
+            await self._call(lambda client: client.remove_volume(name))
+        except docker.errors.NotFound:
+            return False
+        except docker.errors.APIError as error:
+            if error.status_code != 409:
+                raise HostUnavailable(f"The host could not remove {name}: {error.explanation}", "Try again.") from error
+            users = await self._call(lambda client: client.containers(all=True, filters={"volume": name}))
+            names = ", ".join(user["Names"][0].lstrip("/") for user in users) or "a container"
+            raise RequestError(
+                f"The volume {name} is in use by {names}.", "Remove those first, or wait until they end.", code="IN_USE"
+            ) from error
+        return True
+
+    async def read_volume(self, name: str, path: str, image: str, labels: dict[str, str]) -> bytes | None:
+        mount = {"Type": "volume", "Source": name, "Target": "/volume", "ReadOnly": True}
+        named = {LABEL + key: value for key, value in labels.items()}
+        body = {"Image": image, "Labels": named, "HostConfig": {"Mounts": [mount]}}
+
+        def read(client: docker.APIClient) -> bytes | None:
+            container = client.create_container_from_config(body)["Id"]
+            try:
+                stream, _ = client.get_archive(container, f"/volume/{path}")
+                with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+                    file = archive.extractfile(archive.next() or tarfile.TarInfo())
+                    return file.read() if file is not None else None
+            except docker.errors.NotFound:
+                return None
+            finally:
+                client.remove_container(container, force=True)
+
+        try:
+            return await self._call(read)
+        except docker.errors.APIError as error:
+            raise HostUnavailable(f"The host could not read {name}: {error.explanation}", "Try again.") from error

@@ -132,7 +132,7 @@ def _build(engine: str, network: str) -> Measure:
 
 
 async def _own_part(bench: Bench, runs: int, tick: Tick) -> Measured:
-    """Of a nested_run by the client, what is not the server's waiting for the nested engine: the same run's, each time."""
+    """Of a nested_run, from request to answer in the server, what is not waiting for the nested engine."""
     taken = []
     with tempfile.TemporaryDirectory(prefix="manyoyo-bench-") as directory:
         async with session(Path(directory), stopwatch=True) as ours:
@@ -169,7 +169,7 @@ FIGURES = [
     Figure("run_no_network", "nested_run, no network", "docker run --rm, no network", 0.35, 25, _run("podman", "none")),
     Figure("exec", "nested_exec", "docker exec", 1.4, 31, _exec("podman")),
     Figure("build", "nested_build, one RUN step", "docker build, classic", 1.0, 15, _build("podman", "default")),
-    Figure("own_part", "nested_run", "of it, waiting for the nested engine", 10, 31, _own_part, "ms"),
+    Figure("own_part", "nested_run, in the server", "of it, waiting for the nested engine", 10, 31, _own_part, "ms"),
     Figure("memory", "server's memory with one sandbox", "", 90, 1, _memory, "MiB"),
 ]  # fmt: skip
 """Each has a limit; one above it fails the bench."""

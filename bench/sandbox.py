@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 from mcp import Client, StdioServerParameters
 
-from bench.stopwatch import WAITS, waited
+from bench import stopwatch as watch
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "localhost/manyoyo-bench/busybox:latest"
@@ -131,10 +131,11 @@ class Session:
         raise RuntimeError(f"{sandbox} still has {rows}")
 
     async def own_part(self, engine: str) -> tuple[float, float]:
-        """A run as the caller sees it, and of that what the server spent waiting for its engine; needs a stopwatch."""
+        """A run as the server sees it, and of that what it spent waiting for its engine; needs a stopwatch."""
         began = time.perf_counter()
         spent = await self.run(engine, "default")
-        return spent, waited(self._directory / "waits", began) * 1000
+        whole, waiting = watch.call(self._directory / "notes", began, began + spent / 1000)
+        return whole * 1000, waiting * 1000
 
     def processes(self) -> dict[str, int]:
         """Resident memory, in bytes, of the server and of the reaper that it started."""
@@ -153,7 +154,7 @@ async def session(directory: Path, *, stopwatch: bool = False) -> AsyncIterator[
             **os.environ,
             "MANYOYO_STATE_DIR": str(directory / "state"),
             "MANYOYO_RUNTIME_DIR": str(directory / "run"),
-            WAITS: str(directory / "waits"),
+            watch.NOTES: str(directory / "notes"),
         },
         cwd=ROOT,
     )

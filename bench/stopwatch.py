@@ -1,48 +1,69 @@
-"""The server with a stopwatch: whenever it has waited for a nested engine, it writes a line to the file WAITS names."""
+"""The server with a stopwatch: it notes, in the file that NOTES names, when a request came in, when an answer went out, and
+how long it waited for its engine's answers in between."""
 
+import io
 import os
+import socket
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from manyoyo_mcp.cli.main import main
-from manyoyo_mcp.engines.streams import Attached
-from manyoyo_mcp.policy import transport
 
-WAITS = "MANYOYO_BENCH_WAITS"
-FOR_RESULT = ("create", "attach", "start", "pump", "wait")
-"""What a run's result waits for: four requests, and the output between the last two."""
+NOTES = "MANYOYO_BENCH_NOTES"
 
 
-def waited(path: Path, began: float) -> float:
-    """Seconds that the first run begun after `began` (of `time.perf_counter`) waited for its engine until its result."""
-    lines = [line.split() for line in path.read_text().splitlines()]
-    spent = {name: float(end) - float(start) for name, start, end in reversed(lines) if float(start) >= began}
-    return sum(spent[name] for name in FOR_RESULT)
+def call(path: Path, began: float, ended: float) -> tuple[float, float]:
+    """Seconds from a call's arrival to its answer, and those of them spent waiting for the engine. The call is the only
+    one that a client made between two times of `time.perf_counter`."""
+    notes = [(kind, float(start), float(end)) for kind, start, end in map(str.split, path.read_text().splitlines())]
+    notes = [note for note in notes if began <= note[2] and note[1] < ended]
+    arrived = min(end for kind, _, end in notes if kind == "in")
+    answered = max(end for kind, _, end in notes if kind == "out")
+    waits = [min(end, answered) - start for kind, start, end in notes if kind == "wait" and arrived <= start < answered]
+    return answered - arrived, sum(waits)
 
 
-def _time(owner: type, method: str, name: Callable[..., str]) -> None:
-    original = getattr(owner, method)
+_notes: list[str] = []
+"""Written when an answer is out: then nobody waits for it."""
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            ended = time.perf_counter()
-            with Path(os.environ[WAITS]).open("a") as file:
-                print(name(*args, **kwargs), began, ended, file=file)
 
-    setattr(owner, method, timed)
+class _In(io.RawIOBase):
+    """Standard input."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return int(_timed("in", os.readv, 0, [buffer]))
+
+
+class _Out(io.RawIOBase):
+    """Standard output."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        written = int(_timed("out", os.write, 1, data))
+        notes, _notes[:] = "".join(_notes), []
+        with Path(os.environ[NOTES]).open("a") as file:
+            file.write(notes)
+        return written
+
+
+def _timed(kind: str, function: Any, *arguments: Any) -> Any:
+    began = time.perf_counter()
+    try:
+        return function(*arguments)
+    finally:
+        _notes.append(f"{kind} {began} {time.perf_counter()}\n")
 
 
 if __name__ == "__main__":
-    # From the request's first byte to the answer's head, and as long as output is read.
-    _time(
-        transport._Pool,
-        "_make_request",
-        lambda pool, conn, method, url, *_, **__: url.partition("?")[0].rsplit("/")[-1],
-    )
-    _time(Attached, "pump", lambda *_: "pump")
+    _readinto = socket.SocketIO.readinto
+    socket.SocketIO.readinto = lambda *arguments: _timed("wait", _readinto, *arguments)  # type: ignore[method-assign]
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(_In()))
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Out()))
     main()

@@ -7,8 +7,10 @@ import re
 import secrets
 import tarfile
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -35,6 +37,10 @@ from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import Caps, format_bytes
 from manyoyo_mcp.workers import wait_in_thread
 
+T = TypeVar("T")
+
+_RESULT_FIRST = 0.02
+"""Seconds before a run's container is removed: its result is with the caller by then, who else would wait longer for it."""
 MAX_OUTPUT_FILE = 4 << 20
 """Largest file that `outputs` brings out of a run, in bytes; larger ones are named, not truncated."""
 _NO_COMMAND = re.compile(
@@ -51,45 +57,36 @@ class Running(Asking):
     """What runs in an engine."""
 
     async def start(self, spec: RunSpec) -> str:
-        container = await self._create(spec)
+        made = _Made()
         try:
-            await self._put(container, spec.files)
-            await self._start(container)
+            await self._begin(spec, made, attach=False)
         except BaseException:
-            self._remove_later(container)
+            self._remove_later(made.container)
             raise
-        return container
+        return made.container
 
     async def run(self, spec: RunSpec, sink: Sink) -> Ended:
         begun = time.monotonic()
         end = Tail(sink)
-        container = await self._create(spec)
-        attached: Attached | None = None
+        made = _Made()
         try:
-            await self._put(container, spec.files)
-            timed_out = False
             try:
-                with _command_not_found():
-                    attached = await self._attach(container, spec.stdin is not None)
-                await self._start(container)
+                await self._begin(spec, made, attach=True)
             except NotFound as error:
                 if error.instance_code != "COMMAND_NOT_FOUND":
                     raise
-                code = (
-                    126 if re.search("permission|permitted", error.message, re.IGNORECASE) else 127
-                )  # as a shell has it
-                return Ended(
-                    code, Reason.COMMAND_NOT_FOUND, since(begun), error.message, error.hint, container=container
-                )
+                refused = re.search("permission|permitted", error.message, re.IGNORECASE)
+                return Ended(126 if refused else 127, Reason.COMMAND_NOT_FOUND, since(begun), error.message, error.hint,
+                             container=made.container)  # fmt: skip  # the codes are a shell's
+            container, attached = made.container, made.attached
+            assert attached is not None
             with anyio.move_on_after(spec.timeout_s) as limit:
-                await self._converse(attached, spec.stdin, end)
-                code = await self._wait(container)
+                code = await self._converse(attached, spec.stdin, end, partial(_exit_code, container))
             if limit.cancelled_caught:
-                timed_out = True
-                await self._kill(container, attached, end)
-                code = await self._wait(container)
+                await self._kill(container)
+                code = await self._await(partial(_exit_code, container))
             seconds = since(begun)
-            if timed_out:
+            if limit.cancelled_caught:
                 return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
                              "Give it a larger timeout_s, or find what it waits for.", container=container)  # fmt: skip
             outputs = await self._outputs(container, spec)
@@ -98,20 +95,43 @@ class Running(Asking):
             told = await self._explain(container, code, end.tail, spec.caps)
             return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, outputs, container)
         except BaseException:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await self._kill(container, attached, end)
+            if made.container:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                    await self._kill(made.container)
             raise
         finally:
-            if attached is not None:
-                attached.close()
-            self._remove_later(container)
+            if made.attached is not None:
+                made.attached.close()
+            self._remove_later(made.container)
 
-    async def _create(self, spec: RunSpec) -> str:
-        host_config: dict[str, Any] = (spec.caps or self._default_caps()).host_config() | {
-            "NetworkMode": spec.network,
-            "ReadonlyRootfs": spec.read_only,
-            "CapDrop": spec.cap_drop,
-        }
+    async def _begin(self, spec: RunSpec, made: "_Made", *, attach: bool) -> None:
+        """Create a container, lay its files, attach before any output, start it. In one go, for every change of threads
+        takes its time; `made` tells at every moment what there is of it. Raises NotFound (COMMAND_NOT_FOUND, …)."""
+        body = self._body(spec)
+        archive = _tar(spec.files) if spec.files else None
+
+        def begin(client: docker.APIClient) -> None:
+            made.container = str(client.create_container_from_config(body, spec.name)["Id"])
+            if archive is not None:
+                client.put_archive(made.container, "/", archive)
+            if attach:
+                params = {"stream": 1, "stdout": 1, "stderr": 1, "stdin": int(spec.stdin is not None)}
+                made.attached = Attached(client.attach_socket(made.container, params))
+            client.start(made.container)
+
+        if spec.pull == "always":
+            await self.pull(spec.image)
+        try:
+            with _command_not_found():
+                return await self._ask(begin)
+        except NotFound as error:
+            if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never":
+                raise
+        await self.pull(spec.image)
+        with _command_not_found():
+            await self._ask(begin)
+
+    def _body(self, spec: RunSpec) -> dict[str, Any]:
         body: dict[str, Any] = {
             "Image": spec.image,
             "Cmd": spec.command,
@@ -120,24 +140,13 @@ class Running(Asking):
             "OpenStdin": spec.stdin is not None,
             "StdinOnce": spec.stdin is not None,
             "AttachStdin": spec.stdin is not None,
-            "HostConfig": host_config,
+            "HostConfig": (spec.caps or self._default_caps()).host_config()
+            | {"NetworkMode": spec.network, "ReadonlyRootfs": spec.read_only, "CapDrop": spec.cap_drop},
         }
         for key, value in (("Entrypoint", spec.entrypoint), ("WorkingDir", spec.workdir), ("User", spec.user)):
             if value is not None:
                 body[key] = value
-        if spec.pull == "always":
-            await self.pull(spec.image)
-        try:
-            return await self._post_create(body, spec.name)
-        except NotFound as error:
-            if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never":
-                raise
-        await self.pull(spec.image)
-        return await self._post_create(body, spec.name)
-
-    async def _post_create(self, body: dict[str, Any], name: str | None) -> str:
-        created = await self._ask(lambda client: client.create_container_from_config(body, name))
-        return str(created["Id"])
+        return body
 
     async def pull(self, image: str) -> None:
         """Pull `image` from its registry. Raises NotFound with what the registry (or the lack of one) said."""
@@ -163,31 +172,28 @@ class Running(Asking):
                 code="IMAGE_NOT_FOUND",
             ) from error
 
-    async def _put(self, container: str, files: dict[str, bytes]) -> None:
-        if files:
-            archive = _tar(files)
-            await self._ask(lambda client: client.put_archive(container, "/", archive))
-
-    async def _attach(self, container: str, stdin: bool) -> Attached:
-        params = {"stream": 1, "stdout": 1, "stderr": 1, "stdin": int(stdin)}
-        return await self._ask(lambda client: Attached(client.attach_socket(container, params)))
-
     async def _start(self, container: str) -> None:
         with _command_not_found():
             await self._ask(lambda client: client.start(container))
 
-    async def _converse(self, attached: Attached, stdin: bytes | None, sink: Sink) -> None:
+    async def _converse(
+        self, attached: Attached, stdin: bytes | None, sink: Sink, then: Callable[[docker.APIClient], T]
+    ) -> T:
+        """Feed and read until the output ends, `then` ask for the rest."""
+
+        def read(client: docker.APIClient) -> T:
+            attached.pump(sink)
+            return then(client)
+
+        if stdin is None:
+            return await self._await(read)
         async with anyio.create_task_group() as group:
-            if stdin is not None:
-                group.start_soon(wait_in_thread, attached.feed, stdin)
-            await wait_in_thread(attached.pump, sink)
+            group.start_soon(wait_in_thread, attached.feed, stdin)
+            result = await self._await(read)
             group.cancel_scope.cancel()
+        return result
 
-    async def _wait(self, container: str) -> int:
-        answer = await self._await(lambda client: client.wait(container, timeout=3600 * 24 * 30))
-        return int(answer["StatusCode"])
-
-    async def _kill(self, container: str, attached: Attached | None, end: Tail) -> None:
+    async def _kill(self, container: str) -> None:
         """SIGKILL, at once: whoever wants grace asks nested_stop for it."""
         with contextlib.suppress(ManyoyoError):
             await self._ask(lambda client: client.kill(container, "SIGKILL"))
@@ -232,7 +238,11 @@ class Running(Asking):
             return OutputFile(path, None, str(error)[:200])
 
     def _remove_later(self, container: str) -> None:
+        if not container:
+            return
+
         async def remove() -> None:
+            await anyio.sleep(_RESULT_FIRST)
             with contextlib.suppress(ManyoyoError):
                 await self.remove(container)
 
@@ -260,18 +270,23 @@ class Running(Asking):
             if value is not None:
                 body[key] = value
 
-        def create(client: docker.APIClient) -> str:
+        def begin(client: docker.APIClient) -> tuple[str, Attached]:
             answer = client._post_json(client._url("/containers/{0}/exec", spec.container), data=body)
-            return str(client._result(answer, True)["Id"])
+            exec_id = str(client._result(answer, True)["Id"])
+            return exec_id, Attached(client.exec_start(exec_id, socket=True))
 
-        exec_id = await self._ask(create)
-        attached = await self._exec_attach(exec_id)
+        exec_id, attached = await self._ask(begin)
+
+        def exit_code(client: docker.APIClient) -> int | None:
+            code: int | None = client.exec_inspect(exec_id)["ExitCode"]
+            return code
+
         try:
             with anyio.move_on_after(spec.timeout_s) as limit:
-                await self._converse(attached, spec.stdin, end)
+                code = await self._converse(attached, spec.stdin, end, exit_code)
             if limit.cancelled_caught:
                 await self._maintain("kill-exec", marker)
-            code = (await self._ask(lambda client: client.exec_inspect(exec_id)))["ExitCode"]
+                code = await self._ask(exit_code)
             seconds = since(begun)
             if limit.cancelled_caught:
                 return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
@@ -283,9 +298,6 @@ class Running(Asking):
             raise
         finally:
             attached.close()
-
-    async def _exec_attach(self, exec_id: str) -> Attached:
-        return await self._ask(lambda client: Attached(client.exec_start(exec_id, socket=True)))
 
     async def _exec_ended(self, spec: ExecSpec, code: int | None, seconds: float, output_end: bytes) -> Ended:
         code = code if code is not None else -1
@@ -300,6 +312,18 @@ class Running(Asking):
         cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
         told = verdict(code, oom_flag=False, record=record, cgroup=raw["Id"], output_end=output_end, cap=cap)
         return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, container=spec.container)
+
+
+@dataclass(slots=True)
+class _Made:
+    """What there is of a container that is being started: its id, once created; the connection, once attached."""
+
+    container: str = ""
+    attached: Attached | None = None
+
+
+def _exit_code(container: str, client: docker.APIClient) -> int:
+    return int(client.wait(container, timeout=3600 * 24 * 30)["StatusCode"])
 
 
 @contextlib.contextmanager

@@ -82,6 +82,15 @@ class GuardedAdapter(BaseHTTPAdapter):  # type: ignore[misc]
         self._guard(request)
         return cast(requests.Response, super().send(request, *args, **kwargs))
 
+    def build_response(self, request: Any, raw: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code, response.reason, response.raw = raw.status, raw.reason, raw
+        response.headers.update(raw.headers)
+        response.encoding = requests.utils.get_encoding_from_headers(response.headers)
+        response.url, response.request = request.url, request
+        response.connection = self
+        return response
+
     def _guard(self, request: Any) -> None:
         url = urlsplit(request.path_url)
         pairs = parse_qsl(url.query, keep_blank_values=True)
@@ -99,9 +108,28 @@ class GuardedAdapter(BaseHTTPAdapter):  # type: ignore[misc]
             request.headers["Content-Length"] = str(len(request.body))
 
 
+class _Client(docker.APIClient):  # type: ignore[misc]
+    """docker-py's client, and of a request only what an engine behind a socket has a use for: no cookies, redirects,
+    proxies, .netrc or hooks, which cost requests as long as a small answer takes."""
+
+    def request(
+        self, method: str, url: str, params: Any = None, data: Any = None, headers: Any = None,
+        stream: bool = False, timeout: Any = None, json: Any = None, allow_redirects: bool = False,
+    ) -> requests.Response:  # fmt: skip
+        prepared = requests.PreparedRequest()
+        prepared.prepare_method(method)
+        asked = {key: value for key, value in (params or {}).items() if value is not None}
+        prepared.url = f"{url}?{urlencode(asked, doseq=True)}" if asked else url
+        prepared.prepare_headers({**self.headers, **(headers or {})})
+        prepared.prepare_body(data, None, json)
+        response = self.get_adapter(url).send(prepared, stream=stream, timeout=timeout)
+        if not stream:
+            _ = response.content
+        return cast(requests.Response, response)
+
+
 def guarded_client(dial: Dial, limits: Callable[[], Limits], timeout: float = 60) -> docker.APIClient:
     """A docker-py client for a nested engine. `timeout` bounds each request in seconds where the call names none."""
-    client = docker.APIClient(base_url="unix:///nested-engine", version=API_VERSION, timeout=timeout)
-    client.trust_env = False  # no proxy and no .netrc of the user's, nor the time to look for them
+    client = _Client(base_url="unix:///nested-engine", version=API_VERSION, timeout=timeout)
     client.mount("http+docker://", GuardedAdapter(dial, limits, timeout))
     return client

@@ -72,6 +72,7 @@ class Jobs:
     """The jobs of one session. They run in its task group."""
 
     def __init__(self, group: TaskGroup, directory: Path, log_max_bytes: int) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._group = group
         self._directory = directory
         self._log_max_bytes = log_max_bytes
@@ -107,9 +108,7 @@ class Jobs:
         ended = [job for job in self._jobs.values() if job.state != "running"]
         for job in ended[: max(0, len(ended) - KEPT)]:
             self._jobs.pop(job.job_id)
-            for path in job.log.directory.iterdir():
-                path.unlink(missing_ok=True)
-            job.log.directory.rmdir()
+            job.log.remove()
 
     def get(self, job_id: str) -> Job:
         """Raises NotFound, naming the newest jobs."""

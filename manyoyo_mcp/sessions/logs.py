@@ -23,17 +23,17 @@ class Page:
 class Log:
     """One job's log: written from worker threads, read from anywhere.
 
-    Three files: `head`, never dropped, and two segments that follow it in turn, the older dropped when the newer is full.
+    Three files whose names begin with `path`: `PATH.head`, never dropped, and two segments that follow it in turn, the
+    older dropped when the newer is full.
     """
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.directory = directory
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._path = path
         self._head_max = max_bytes // 2
         self._segment_max = max(max_bytes // 4, 1)
         self._lock = threading.Lock()
         self._size = 0
-        self._segments: list[tuple[int, Path]] = [(0, directory / "head")]
+        self._segments: list[tuple[int, Path]] = [(0, path.with_name(f"{path.name}.head"))]
         self._file = self._segments[0][1].open("wb", buffering=0)
         self._file_size = 0
 
@@ -61,7 +61,7 @@ class Log:
         self._file.close()
         if len(self._segments) == 3:
             self._segments.pop(1)[1].unlink(missing_ok=True)
-        path = self.directory / f"from-{self._size}"
+        path = self._path.with_name(f"{self._path.name}.from-{self._size}")
         self._segments.append((self._size, path))
         self._file = path.open("wb", buffering=0)
         self._file_size = 0
@@ -92,3 +92,8 @@ class Log:
     def close(self) -> None:
         with self._lock:
             self._file.close()
+
+    def remove(self) -> None:
+        self.close()
+        for _, path in self._segments:
+            path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported
 from manyoyo_mcp.sessions.manager import Manager
+from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
 
 _NOT_OFFERED = {
@@ -72,6 +73,13 @@ class Call:
         """Tell the client, where it asked to be told. The number only ever rises, as the protocol demands."""
         self._reported = max(done, self._reported + 0.001)
         await self.context.report_progress(self._reported, total, words)
+
+    async def sandbox(self, sandbox_id: str | None) -> tuple[Sandbox, bool]:
+        """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
+        if self.manager.sandboxes():
+            return self.manager.get(sandbox_id), False
+        async with self.progress_sink() as progress:
+            return await self.manager.get_or_start(sandbox_id, progress)
 
     @asynccontextmanager
     async def progress_sink(self) -> AsyncIterator[Callable[[float, float | None, str], None]]:

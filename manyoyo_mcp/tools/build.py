@@ -155,8 +155,7 @@ async def nested_build(call: Call, arguments: BuildInput) -> ToolOutput:
     directory = arguments.context_dir if arguments.context_dir is not None or arguments.files else "."
     files = decode_files(arguments.files)
     ready = await in_thread(context.prepare, settings, directory, files, arguments.dockerfile)
-    async with call.progress_sink() as progress:
-        sandbox, started = await manager.get_or_start(arguments.sandbox_id, progress)
+    sandbox, started = await call.sandbox(arguments.sandbox_id)
     spec = BuildSpec(
         context=ready.stream,
         dockerfile=ready.dockerfile,

@@ -146,8 +146,7 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
         raise InvalidArgument(
             "Only a detached run keeps its container, so only it has a name.", "Set detach=true, or leave name out."
         )
-    async with call.progress_sink() as progress:
-        sandbox, started = await manager.get_or_start(arguments.sandbox_id, progress)
+    sandbox, started = await call.sandbox(arguments.sandbox_id)
     spec = RunSpec(
         image=arguments.image,
         command=arguments.command,

@@ -141,8 +141,9 @@ async def test_certificates_and_proxies_reach_a_build_and_stay_out_of_its_image(
             # A whole image, as an archive: configuration, history, layers. A file that a step made shows; nothing of ours does.
             traces = ("tmp/made-42", "dev/made-42", marker, "manyoyo-ca", "SSL_CERT_FILE=")
             assert _found_in_image(box, f"localhost/{name}:1", *traces) == {"tmp/made-42"}
-        seen = await box.output("sh", "-c", "echo $no_proxy $PIP_CERT", image="localhost/python:1", network="none")
-        assert seen.split() == [marker, "/dev/manyoyo-ca.crt"]  # the run has them again
+        script = "echo $no_proxy $PIP_CERT; head -n 1 $SSL_CERT_FILE"
+        seen = await box.output("sh", "-c", script, image="localhost/python:1", network="none")
+        assert seen.split() == [marker, "/dev/manyoyo-ca.crt", "#", marker]  # the run has them again
         mine = {"PIP_CERT": "/mine", "no_proxy": "mine"}
         seen = await box.output("sh", "-c", "echo $no_proxy $PIP_CERT", image="localhost/python:1", env=mine)
         assert seen.split() == ["mine", "/mine"]  # and what the caller sets comes first

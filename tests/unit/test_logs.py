@@ -26,7 +26,7 @@ def test_pages(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=60))
 def test_head_and_tail_of_a_long_log_stay(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]) -> None:
-    log = Log(tmp_path_factory.mktemp("logs") / "log", 1000)
+    log = Log((directory := tmp_path_factory.mktemp("logs")) / "log", 1000)
     for piece in pieces:
         log.write(piece)
     whole = b"".join(pieces)
@@ -35,7 +35,7 @@ def test_head_and_tail_of_a_long_log_stay(tmp_path_factory: pytest.TempPathFacto
     if whole:
         tail = log.read(max(0, len(whole) - 200), 1000)
         assert whole.endswith(tail.data) and tail.end
-    assert sum(path.stat().st_size for path in (log.directory).iterdir()) <= 1000
+    assert sum(path.stat().st_size for path in directory.iterdir()) <= 1000
     seen, offset = bytearray(), 0
     while True:
         page = log.read(offset, 64)

@@ -22,6 +22,12 @@ class PodmanEngine(DockerApiEngine):
             await self._ask(lambda client: client.kill(container, "SIGKILL"))
         await super().remove(container)
 
+    async def _cleaned_up(self, container: str) -> None:
+        # "stopped" until a process of its own has taken its file system down; what is read meanwhile comes out empty.
+        with anyio.move_on_after(10):
+            while (await self._ask(lambda client: client.inspect_container(container)))["State"]["Status"] == "stopped":
+                await anyio.sleep(0.005)
+
     async def _stop_build(self, spec: BuildSpec, call: BuildCall) -> None:
         # A closed connection does not end a RUN step here, and the step after it would begin: its cgroup is
         # killed until the build has noticed and answered.

@@ -206,8 +206,13 @@ class Running(Asking):
         return verdict(code, oom_flag=oom, record=record, cgroup=container, output_end=output_end, cap=cap)
 
     async def _outputs(self, container: str, spec: RunSpec) -> list[OutputFile]:
+        if spec.outputs:
+            await self._cleaned_up(container)
         base = spec.workdir or "/"
         return [await self._bring_out(container, posixpath.join(base, path)) for path in spec.outputs]
+
+    async def _cleaned_up(self, container: str) -> None:
+        """Until a container that ended can be read from. Engines say what that takes."""
 
     async def _bring_out(self, container: str, path: str) -> OutputFile:
         def get(client: docker.APIClient) -> OutputFile:

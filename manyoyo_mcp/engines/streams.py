@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import struct
 import time
@@ -12,6 +13,8 @@ from manyoyo_mcp.engines.base import Sink
 
 _END = 64 << 10
 """Bytes of an output's end that are kept to look for a cause in."""
+_HUNG_UP = re.compile(rb"Error: (?:read|write) unixpacket @->/proc/self/fd/[0-9]+/attach: [^\n]{,80}\n")
+"""What podman writes into the output itself where the command ended without reading all of its stdin."""
 
 
 class Attached:
@@ -26,15 +29,18 @@ class Attached:
         self._sock.settimeout(None)
 
     def pump(self, sink: Sink) -> None:
-        """Hand on all output until the stream ends."""
-        while len(header := self._reader.read(8)) == 8:
-            (left,) = struct.unpack(">xxxxL", header)
-            while left > 0:
-                piece = self._reader.read1(min(left, 1 << 18))
-                if not piece:
-                    return
-                sink(piece)
-                left -= len(piece)
+        """Hand on all output until the stream ends. Where the command ended without reading all of its stdin the end is
+        a reset, after the output."""
+        with contextlib.suppress(ConnectionResetError):
+            while len(header := self._reader.read(8)) == 8:
+                (left,) = struct.unpack(">xxxxL", header)
+                while left > 0:
+                    piece = self._reader.read1(min(left, 1 << 18))
+                    if not piece:
+                        return
+                    if not _HUNG_UP.fullmatch(piece):
+                        sink(piece)
+                    left -= len(piece)
 
     def feed(self, data: bytes) -> None:
         """Write all of stdin, then close it. A process that does not read all of it is no error."""

@@ -21,6 +21,15 @@ from manyoyo_mcp.sessions.manager import Manager, open_manager
 ROOT = Path(__file__).resolve().parent.parent
 
 
+_LAST = ("test_base_images.py", "test_build_causes.py", "test_example_apps.py", "test_cgroup2.py")
+"""What takes minutes comes after what takes seconds; the cgroup v2 guest, which runs beside it, is asked at the end."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LAST.index(item.path.name) + 1 if item.path.name in _LAST else 0)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

@@ -63,7 +63,7 @@ class DockerApiEngine(Running, Building):
             case "start":
                 await self._start(container)
             case "remove":
-                await self._ask(lambda client: client.inspect_container(container))
+                await self._inspect(container)
                 await self.remove(container)
                 return "removed"
-        return str((await self._ask(lambda client: client.inspect_container(container)))["State"]["Status"])
+        return str((await self._inspect(container))["State"]["Status"])

@@ -25,7 +25,7 @@ class PodmanEngine(DockerApiEngine):
     async def _cleaned_up(self, container: str) -> None:
         # "stopped" until a process of its own has taken its file system down; what is read meanwhile comes out empty.
         with anyio.move_on_after(10):
-            while (await self._ask(lambda client: client.inspect_container(container)))["State"]["Status"] == "stopped":
+            while (await self._inspect(container))["State"]["Status"] == "stopped":  # noqa: ASYNC110 - nothing tells
                 await anyio.sleep(0.005)
 
     async def _stop_build(self, spec: BuildSpec, call: BuildCall) -> None:

@@ -199,7 +199,7 @@ class Running(Asking):
             await self._ask(lambda client: client.kill(container, "SIGKILL"))
 
     async def _explain(self, container: str, code: int, output_end: bytes, caps: Caps | None) -> Verdict:
-        state = (await self._ask(lambda client: client.inspect_container(container)))["State"]
+        state = (await self._inspect(container))["State"]
         oom = bool(state.get("OOMKilled"))
         record = await self._record(container) if code == SIGKILLED or oom or suspicious(output_end) else ""
         cap = format_bytes((caps or self._default_caps()).memory)
@@ -210,6 +210,9 @@ class Running(Asking):
             await self._cleaned_up(container)
         base = spec.workdir or "/"
         return [await self._bring_out(container, posixpath.join(base, path)) for path in spec.outputs]
+
+    async def _inspect(self, container: str) -> Any:
+        return await self._ask(lambda client: client.inspect_container(container))
 
     async def _cleaned_up(self, container: str) -> None:
         """Until a container that ended can be read from. Engines say what that takes."""
@@ -312,7 +315,7 @@ class Running(Asking):
             words = _runtime_words(sanitise(output_end))
             return Ended(code, Reason.COMMAND_NOT_FOUND, seconds, f"The command could not be started: {words}",
                          'command is an argv list; for shell syntax write ["sh", "-c", "…"].', container=spec.container)  # fmt: skip
-        raw = await self._ask(lambda client: client.inspect_container(spec.container))
+        raw = await self._inspect(spec.container)
         record = await self._record(raw["Id"]) if code == SIGKILLED or suspicious(output_end) else ""
         cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
         told = verdict(code, oom_flag=False, record=record, cgroup=raw["Id"], output_end=output_end, cap=cap)

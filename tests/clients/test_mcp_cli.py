@@ -24,7 +24,8 @@ DEV_SERVER = "manyoyo_mcp/dev_server.py"
 def checkout(tmp_path: Path) -> Path:
     """The project as a person has it who has just cloned it: uv makes its environment and its lock file there."""
     copy = tmp_path / "checkout"
-    shutil.copytree(ROOT / "manyoyo_mcp", copy / "manyoyo_mcp", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("manyoyo_mcp", "examples"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     return copy

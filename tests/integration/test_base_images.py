@@ -26,7 +26,11 @@ from manyoyo_mcp.sessions.manager import Manager, open_manager
 from tests.integration.bases import ensure_bases
 from tests.support import MIB, Box
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]  # the first to need base images makes them
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.usefixtures("beside_the_guest"),
+    pytest.mark.timeout(900),  # the first to need base images makes them
+]
 
 ENGINES = pytest.mark.parametrize("engine", ["podman", "docker"])
 MAKER = "manyoyo-bases-maker"

@@ -18,7 +18,11 @@ from manyoyo_mcp.sessions.manager import open_manager
 from tests.integration.bases import ensure_bases
 from tests.support import MIB, Box
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]  # the first test waits for the builds of all
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.usefixtures("beside_the_guest"),
+    pytest.mark.timeout(900),  # the first test waits for the builds of all
+]
 
 PYTHON = "localhost/manyoyo/python"
 NODE = "localhost/manyoyo/node"

@@ -17,7 +17,11 @@ from tests.conftest import ROOT, server_parameters
 from tests.integration.bases import ensure_bases
 from tests.support import Box
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]  # the first to need base images makes them
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.usefixtures("beside_the_guest"),
+    pytest.mark.timeout(900),  # the first to need base images makes them
+]
 
 APPS = ROOT / "examples" / "apps"
 ENGINES = pytest.mark.parametrize("engine", ["podman", "docker"])

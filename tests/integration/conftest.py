@@ -1,0 +1,50 @@
+"""The cgroup v2 guest: emulated, so it needs its minutes, but one processor alone."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.image import outer
+from tests.conftest import ROOT
+
+
+class Guest:
+    """`scripts/cgroup2 --smoke` under way."""
+
+    def __init__(self, directory: Path) -> None:
+        tar = directory / "sandbox.tar"
+        host = docker.from_env()
+        with tar.open("wb") as file:
+            for chunk in host.api.get_image(outer.reference(Settings())):
+                file.write(chunk)
+        host.close()
+        self._log = directory / "guest.log"
+        command = [ROOT / "scripts" / "cgroup2", "--image", tar, "--timeout", "1500", "--smoke"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code, once it has one, and what it said."""
+        return self._process.wait(), self._log.read_text(errors="replace")
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    started = Guest(tmp_path_factory.mktemp("guest"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def beside_the_guest(request: pytest.FixtureRequest) -> None:
+    """For tests that are long and promise no times: the guest runs beside them, where it is to run at all."""
+    if any("guest" in item.fixturenames for item in request.session.items if isinstance(item, pytest.Function)):
+        request.getfixturevalue("guest")

@@ -139,7 +139,7 @@ async def _maintenance(settings: Settings) -> "AsyncIterator[Maintenance]":
     watcher = reaper.spawn(identity.session)
     try:
         async with open_host(settings) as host:
-            yield Maintenance(identity.labels(), trust.files(settings), lambda: sweep(host))
+            yield Maintenance(identity.labels(), trust.files(settings), lambda: sweep(host, settings))
     finally:
         watcher.terminate()
         watcher.wait()

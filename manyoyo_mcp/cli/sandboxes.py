@@ -146,9 +146,10 @@ def finish(ended: Ended) -> int:
 
 async def gc(*, dry_run: bool, as_json: bool, screen: Screen) -> None:
     """Remove what servers that ended left behind."""
-    async with open_host(load_settings()) as host:
+    settings = load_settings()
+    async with open_host(settings) as host:
         with screen.working("looking for sandboxes whose server has ended"):
-            swept = await sweep.sweep(host, dry_run=dry_run)
+            swept = await sweep.sweep(host, settings, dry_run=dry_run)
     if as_json:
         print(json.dumps({"dry_run": dry_run, "sandboxes": [describe(each) for each in swept.sandboxes]}, indent=2))
         return

@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from typing import ClassVar, TypeVar
 
 import anyio
-import anyio.to_thread
 import docker
 import requests
 import urllib3
@@ -35,6 +34,7 @@ class Asking:
         self._maintain = maintain
         self._spawn = spawn
         self._default_caps = default_caps
+        self._seen_records: dict[str, str] = {}
         self._pending = 0
         self._settled = anyio.Event()
 

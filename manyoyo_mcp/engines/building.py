@@ -4,10 +4,10 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import anyio
-import anyio.to_thread
 import docker
 
 from manyoyo_mcp.engines.asking import Asking
@@ -56,6 +56,7 @@ class Building(Asking):
                     stream=True,
                     timeout=None,
                 )
+                call.stop_if_asked()
                 client._raise_for_status(call.response)
                 for event in json_lines(call.response):
                     end(log.feed(event).encode())
@@ -88,6 +89,8 @@ class Building(Asking):
         image, size = log.image_id or "", None
         with contextlib.suppress(ManyoyoError):  # podman can't show an image that it built with EXPOSE of no port
             size = (await self._ask(lambda client: client.inspect_image(image)))["Size"] if image else None
+        for name in spec.tags[1:]:
+            await self._ask(partial(_tag, image, name))
         return Built(Reason.OK, seconds, log.steps, image_id=log.image_id, size=size, tags=spec.tags)
 
     def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
@@ -141,12 +144,20 @@ class Building(Asking):
             cap=format_bytes(caps.memory),
         )
         reason = told.reason if told.reason is not Reason.EXIT_NONZERO else Reason.BUILD_FAILED
-        cause: Cause | None = Cause(reason, told.explanation, told.hint)
+        hint = told.hint
+        if reason is Reason.PIDS_LIMIT:
+            hint = "Run fewer in parallel (make -j, workers): the cap is that of all the sandbox's builds together."
+        cause: Cause | None = Cause(reason, told.explanation, hint)
         if reason is Reason.BUILD_FAILED:
             cause = diagnose(output, sanitise(log.error), instruction, code, network=spec.network)
         return Built(reason, seconds, log.steps, failed_step=step, exit_code=code, error=sanitise(log.error),
                      cause_code=cause.code if cause else "", cause=cause.cause if cause else "",
                      mend=cause.mend if cause else "", evidence=told.evidence)  # fmt: skip
+
+
+def _tag(image: str, name: str, client: docker.APIClient) -> None:
+    repository, tag = docker.utils.parse_repository_tag(name)
+    client.tag(image, repository, tag or "latest")
 
 
 class BuildCall:
@@ -166,5 +177,9 @@ class BuildCall:
 
     def stop(self) -> None:
         self._stopping = True
-        if self.response is not None:
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Hang up, now that there is an answer to do it with, where `stop` came before."""
+        if self._stopping and self.response is not None:
             hang_up(self.response)

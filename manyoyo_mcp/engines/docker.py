@@ -1,5 +1,7 @@
 """dockerd as a nested engine (runc underneath): the whole Docker API, its classic builder for builds."""
 
+import anyio
+
 from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec
 from manyoyo_mcp.engines.building import BuildCall
@@ -24,4 +26,9 @@ class DockerEngine(DockerApiEngine):
     async def _stop_build(self, spec: BuildSpec, call: BuildCall) -> None:
         # Hanging up ends the build and, after a grace, the step's container; the cgroup needs no grace.
         call.stop()
-        await self._maintain("kill-build", spec.build_id)
+        with anyio.move_on_after(4):
+            while True:
+                await self._maintain("kill-build", spec.build_id)
+                if call.over:
+                    break
+                await anyio.sleep(0.05)

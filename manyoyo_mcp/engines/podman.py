@@ -32,7 +32,7 @@ class PodmanEngine(DockerApiEngine):
         # A closed connection does not end a RUN step here, and the step after it would begin: its cgroup is
         # killed until the build has noticed and answered.
         with anyio.move_on_after(4):
-            while not call.over and call.response is not None:
+            while not call.over:
                 await self._maintain("kill-build", spec.build_id)
                 await anyio.sleep(0.05)
         call.stop()

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
-import anyio.to_thread
 import docker
 
+from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.asking import Asking
 from manyoyo_mcp.engines.base import (
     Ended,
@@ -25,9 +25,10 @@ from manyoyo_mcp.engines.base import (
     Sink,
 )
 from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, suspicious, verdict
-from manyoyo_mcp.engines.streams import Attached, Tail, json_lines, since
+from manyoyo_mcp.engines.streams import Tail, json_lines, since
 from manyoyo_mcp.errors import (
     EngineFailed,
+    EngineUnreachable,
     InvalidArgument,
     ManyoyoError,
     NotFound,
@@ -41,6 +42,9 @@ T = TypeVar("T")
 
 _RESULT_FIRST = 0.02
 """Seconds before a run's container is removed: its result is with the caller by then, who else would wait longer for it."""
+_CONTAINERS_CAPS = (
+    "Caps are the container's: start it anew with more (nested_run, detach=true), or make the command use less."
+)
 MAX_OUTPUT_FILE = 4 << 20
 """Largest file that `outputs` brings out of a run, in bytes; larger ones are named, not truncated."""
 _NO_COMMAND = re.compile(
@@ -181,15 +185,15 @@ class Running(Asking):
     ) -> T:
         """Feed and read until the output ends, `then` ask for the rest."""
 
-        def read(client: docker.APIClient) -> T:
-            attached.pump(sink)
-            return then(client)
+        def read() -> T:
+            attached.pump(sink)  # not asking: an OSError here is the sink's
+            return self._translate(then)
 
         if stdin is None:
-            return await self._await(read)
+            return await wait_in_thread(read)
         async with anyio.create_task_group() as group:
             group.start_soon(wait_in_thread, attached.feed, stdin)
-            result = await self._await(read)
+            result = await wait_in_thread(read)
             group.cancel_scope.cancel()
         return result
 
@@ -242,7 +246,9 @@ class Running(Asking):
             return await self._ask(get)
         except NotFound:
             return OutputFile(path, None, "missing")
-        except (EngineFailed, tarfile.TarError) as error:
+        except EngineUnreachable:
+            raise
+        except (ManyoyoError, tarfile.TarError) as error:  # the run's own result counts more
             return OutputFile(path, None, str(error)[:200])
 
     def _remove_later(self, container: str) -> None:
@@ -316,10 +322,16 @@ class Running(Asking):
             return Ended(code, Reason.COMMAND_NOT_FOUND, seconds, f"The command could not be started: {words}",
                          'command is an argv list; for shell syntax write ["sh", "-c", "…"].', container=spec.container)  # fmt: skip
         raw = await self._inspect(spec.container)
-        record = await self._record(raw["Id"]) if code == SIGKILLED or suspicious(output_end) else ""
+        record = ""
+        if code == SIGKILLED or suspicious(output_end):
+            whole = await self._record(raw["Id"])
+            seen = self._seen_records.get(raw["Id"], "")  # of execs before this one: no evidence about it
+            record = "\n".join(line for line in whole.splitlines() if line not in seen)
+            self._seen_records[raw["Id"]] = whole
         cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
         told = verdict(code, oom_flag=False, record=record, cgroup=raw["Id"], output_end=output_end, cap=cap)
-        return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, container=spec.container)
+        hint = _CONTAINERS_CAPS if told.reason in (Reason.OOM_KILLED, Reason.PIDS_LIMIT) else told.hint
+        return Ended(code, told.reason, seconds, told.explanation, hint, told.evidence, container=spec.container)
 
 
 @dataclass(slots=True)

@@ -72,8 +72,8 @@ class Host(Protocol):
 
     async def image_exists(self, reference: str) -> bool: ...
 
-    async def pull(self, reference: str) -> None:
-        """Raises ImageUnavailable with what the registry said."""
+    async def pull(self, reference: str, say: Callable[[str], None]) -> None:
+        """Pull an image; `say` gets a line now and then. Raises ImageUnavailable with what the registry said."""
 
     async def build_image(
         self, context: bytes, reference: str, build_args: dict[str, str], say: Callable[[str], None]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.from_thread
 import docker
 
+from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import (
     EngineFailed,
@@ -71,6 +71,7 @@ class DockerHost(Store):
                 await self._call(lambda client: client.put_archive(container_id, "/", archive))
             await self._call(lambda client: client.start(container_id))
         except docker.errors.ImageNotFound as error:
+            await self._discard(spec.sandbox_id)
             raise ImageUnavailable(
                 f"The outer image {spec.image} is not on the host.", "Build it: `manyoyo-mcp image build`."
             ) from error
@@ -227,7 +228,8 @@ class DockerHost(Store):
         if old:
             rows = await self._call(lambda client: client.containers(all=True, filters={"label": f"{LABEL}sandbox"}))
             for name in old - {row["Labels"][f"{LABEL}sandbox"] for row in rows}:
-                sharing.remove(root / name)
+                if not sharing.listens(root / name / "engine.sock"):  # another endpoint's sandboxes are in there too
+                    sharing.remove(root / name)
 
     async def inspect(self, outer: Outer) -> Outer | None:
         return await self._look(outer.container_id)
@@ -331,8 +333,19 @@ def _refused(error: docker.errors.APIError) -> HostUnavailable:
 
 def _exec(client: docker.APIClient, container_id: str, argv: list[str]) -> Completed:
     exec_id = client.exec_create(container_id, argv)["Id"]
-    output = client.exec_start(exec_id)
-    return Completed(client.exec_inspect(exec_id)["ExitCode"] or 0, bytes(output).decode(errors="replace"))
+    attached = Attached(client.exec_start(exec_id, socket=True))
+    output = bytearray()
+    try:
+        attached.pump(output.extend)
+    finally:
+        attached.close()
+    for _ in range(250):  # the output's end comes a moment before the process's
+        state = client.exec_inspect(exec_id)
+        if not state["Running"]:
+            break
+        time.sleep(0.02)
+    code = state["ExitCode"]
+    return Completed(125 if code is None else code, output.decode(errors="replace"))
 
 
 def _tar(files: dict[str, bytes]) -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import time
 from collections.abc import Callable
 from typing import IO
 
@@ -11,6 +12,10 @@ import docker
 from manyoyo_mcp.errors import HostUnavailable, ImageUnavailable, RequestError
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.endpoint import Endpoint
+from manyoyo_mcp.values import format_bytes
+
+_SAY_INTERVAL = 0.5
+"""Seconds between two words about a pull."""
 
 
 class Store(Endpoint):
@@ -23,13 +28,23 @@ class Store(Endpoint):
             return False
         return True
 
-    async def pull(self, reference: str) -> None:
-        repository, _, tag = reference.rpartition(":")
+    async def pull(self, reference: str, say: Callable[[str], None]) -> None:
+        repository, tag = docker.utils.parse_repository_tag(reference)
 
         def pull(client: docker.APIClient) -> None:
-            for event in client.pull(repository, tag=tag, stream=True, decode=True):
+            layers: dict[str, tuple[int, int]] = {}
+            said = 0.0
+            for event in client.pull(repository, tag=tag or "latest", stream=True, decode=True):
                 if event.get("error"):
                     raise docker.errors.ImageNotFound(event["error"])
+                detail = event.get("progressDetail") or {}
+                if event.get("status") == "Downloading" and detail.get("total"):
+                    layers[event["id"]] = (detail.get("current", 0), detail["total"])
+                if layers and time.monotonic() - said > _SAY_INTERVAL:
+                    said = time.monotonic()
+                    here, whole = (sum(sizes) for sizes in zip(*layers.values(), strict=True))
+                    words = f"pulling {reference}: {format_bytes(here)} of {format_bytes(whole)}, {len(layers)} layers"
+                    anyio.from_thread.run_sync(say, words)
 
         try:
             await self._call(pull)

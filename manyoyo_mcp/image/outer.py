@@ -67,7 +67,7 @@ async def ensure(host: Host, settings: Settings, progress: Progress) -> str:
         return name
     if settings.outer_image:
         progress(0, None, f"pulling {name}")
-        await host.pull(name)
+        await host.pull(name, lambda line: progress(0, None, line))
         return name
     await build(host, settings, progress)
     return name
@@ -80,7 +80,7 @@ async def build(host: Host, settings: Settings, progress: Progress, source: Sour
     if source != "packages":
         try:
             progress(0, None, f"pulling {_BASE}")
-            await host.pull(_BASE)
+            await host.pull(_BASE, lambda line: progress(0, None, line))
         except ImageUnavailable as error:
             if source == "registry" or not debian.available():
                 raise ImageUnavailable(

@@ -115,8 +115,10 @@ def _container_create(request: Request, limits: Limits) -> Allowed:
 
 def _grant(host: Mapping[str, Any], limits: Limits) -> dict[str, int]:
     """HostConfig's caps: the request's or the default, never above the sandbox's own."""
-    memory = int(host.get("Memory") or 0) or limits.default.memory
-    cpus = (int(host.get("NanoCpus") or 0) / 1e9) or limits.default.cpus
+    memory = int(host.get("Memory") or 0)
+    memory = memory if memory > 0 else limits.default.memory  # to an engine, -1 is no cap at all
+    cpus = int(host.get("NanoCpus") or 0) / 1e9
+    cpus = cpus if cpus > 0 else limits.default.cpus
     pids = int(host.get("PidsLimit") or 0)
     pids = pids if pids > 0 else limits.default.pids
     _check_largest(memory, cpus, pids, limits)

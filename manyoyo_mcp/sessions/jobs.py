@@ -1,5 +1,6 @@
 """Builds, runs and execs as jobs: they go on when the call that began them has returned, until they end or are cancelled."""
 
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,8 @@ from anyio.abc import TaskGroup
 
 from manyoyo_mcp.errors import ManyoyoError, NotFound
 from manyoyo_mcp.sessions.logs import Log
+
+_log = logging.getLogger(__name__)
 
 Kind = Literal["build", "run", "exec", "logs"]
 JobState = Literal["running", "finished", "cancelled", "failed"]
@@ -96,6 +99,10 @@ class Jobs:
                 job.state = "cancelled"
         except ManyoyoError as error:
             job.error, job.state = error, "failed"
+        except Exception as error:  # one job's end is not the session's
+            _log.exception("%s failed", job.job_id)
+            words = f"The server failed in {job.job_id}: {type(error).__name__}: {error}"
+            job.error, job.state = ManyoyoError(words, "Try once more; if it fails again, report it."), "failed"
         finally:
             if job.state == "running":
                 job.state = "cancelled"

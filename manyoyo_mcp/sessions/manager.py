@@ -1,6 +1,7 @@
 """The sandboxes of one session: start, find, grow, clean up. Lives as long as the server; every task of it ends with it."""
 
 import contextlib
+import logging
 import secrets
 import shlex
 import shutil
@@ -48,6 +49,9 @@ def no_progress(done: float, total: float | None, words: str) -> None:
     """For callers that show none."""
 
 
+_log = logging.getLogger(__name__)
+
+
 class Manager:
     """Joins hosts and engines; the tools ask it for everything. Made by `open_manager`."""
 
@@ -55,7 +59,7 @@ class Manager:
         self.settings = settings
         self.host = host
         self.identity = Identity()
-        self.directory = settings.state_dir / "sessions" / self.identity.session
+        self.directory = sweep.claim(settings, self.identity)
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes)
         self._group = group
         self._sandboxes: dict[str, Sandbox] = {}
@@ -184,7 +188,7 @@ class Manager:
     async def _prove(self, sandbox: Sandbox, info: HostInfo, image: str, progress: Progress) -> Evidence:
         key = Remembered.key(info, image, sandbox.engine_name)
         evidence = self._probes.get(key)
-        if evidence is None:
+        if evidence is None or not evidence.enforced:  # what did not bind may have been mended since
             progress(0, None, "first sandbox of this kind on this host: proving that caps bind")
             evidence = judge(await self.host.maintain(sandbox.outer, "probe", timeout=120))
             self._probes.put(key, evidence)
@@ -250,8 +254,12 @@ class Manager:
 
     def _spawn(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
         async def guarded() -> None:
-            with contextlib.suppress(SandboxError):
+            try:
                 await work()
+            except SandboxError:
+                pass
+            except Exception:  # work that nobody waits for ends no session
+                _log.exception("%s failed", name)
 
         self._group.start_soon(guarded, name=name)
 
@@ -362,7 +370,7 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
     async with anyio.create_task_group() as group:
         manager = Manager(settings, host, group)
         if sweep_first:
-            manager._spawn("sweep", partial(sweep.sweep, host))
+            manager._spawn("sweep", partial(sweep.sweep, host, settings))
         try:
             yield manager
         except Exception as error:

@@ -1,14 +1,20 @@
 """What servers that ended left on a host: found by labels, removed."""
 
+import contextlib
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import anyio
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import DockerHost
-from manyoyo_mcp.sessions.identity import answers_for, owner
+from manyoyo_mcp.sessions.identity import Identity, answers_for, owner
+from manyoyo_mcp.workers import in_thread
 
+_OWNER = "server.json"
 _LATE_COMER = 3.0
 """Seconds after which a host's engine has made the container that was asked of it a moment before the server's end."""
 
@@ -28,8 +34,30 @@ async def remove_session(settings: Settings, session: str) -> None:
             await anyio.sleep(pause)
             for outer in await host.find({"owner": owner(), "session": session}, remains=True):
                 await host.remove(outer)
+        shutil.rmtree(directory(settings, session), ignore_errors=True)
     finally:
         await host.close()
+
+
+def directory(settings: Settings, session: str) -> Path:
+    """Where a session keeps its logs, as long as it lasts."""
+    return settings.state_dir / "sessions" / session
+
+
+def claim(settings: Settings, identity: Identity) -> Path:
+    """A session's directory, made, with what tells a sweep whose it is."""
+    path = directory(settings, identity.session)
+    path.mkdir(mode=0o700, parents=True)
+    (path / _OWNER).write_text(json.dumps(identity.labels()))
+    return path
+
+
+def _forget_sessions(settings: Settings) -> None:
+    """Remove the directories of sessions whose server runs no longer."""
+    for path in (settings.state_dir / "sessions").glob("*"):
+        with contextlib.suppress(OSError, ValueError):
+            if not answers_for(json.loads((path / _OWNER).read_text())):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 async def orphans(host: Host) -> list[Outer]:
@@ -37,11 +65,12 @@ async def orphans(host: Host) -> list[Outer]:
     return [outer for outer in await host.find({"owner": owner()}, remains=True) if not answers_for(outer.labels)]
 
 
-async def sweep(host: Host, *, dry_run: bool = False) -> Swept:
+async def sweep(host: Host, settings: Settings, *, dry_run: bool = False) -> Swept:
     """Remove the orphans."""
     found = await orphans(host)
     if not dry_run:
         for outer in found:
             await host.remove(outer)
         await host.tidy()
+        await in_thread(_forget_sessions, settings)
     return Swept(found)

@@ -194,6 +194,8 @@ def describe(job: Job, max_tokens: int) -> BuildOutput:
         log=log_uri(job.job_id),
         next=_next(job, omitted, ok),
     )
+    if job.state == "cancelled":
+        result.reason = Reason.CANCELLED
     if built is not None:
         result.reason = built.reason
         result.image_id = built.image_id

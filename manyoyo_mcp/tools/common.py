@@ -121,7 +121,11 @@ def absolute_path(path: str, argument: str, workdir: str | None = None) -> str:
             f"{argument}: {path[:80]!r} is not a path in the container.", "Write /dir/file, without '..'."
         )
     if not path.startswith("/"):
-        path = f"{(workdir or '').rstrip('/')}/{path}"
+        if workdir is None:
+            raise InvalidArgument(
+                f"{argument}: {path[:80]!r} is relative, and no workdir was given.", "Write /dir/file, or give workdir."
+            )
+        path = f"{workdir.rstrip('/')}/{path}"
     return path
 
 

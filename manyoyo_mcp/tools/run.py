@@ -243,6 +243,8 @@ def describe(job: Job, max_tokens: int) -> RunOutput:
         outputs=files or None,
         next=_next(job, omitted),
     )
+    if job.state == "cancelled":
+        result.reason = Reason.CANCELLED
     if ended is not None:
         result.reason = ended.reason
         result.exit_code = ended.exit_code

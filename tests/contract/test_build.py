@@ -29,6 +29,14 @@ async def test_success_and_cache(box: Box) -> None:
     assert await box.output("cat", "/once", "/a.txt", image="localhost/t/cache:1") == "once\nhello"
 
 
+async def test_every_tag_is_given(box: Box) -> None:
+    tags = ["localhost/t/one:1", "localhost/t/two:2", "localhost/t/three"]
+    built = await box.build(f"FROM {BUSYBOX}\nRUN echo tagged > /tagged\n", tags=tags)
+    assert built.reason is Reason.OK, built
+    for tag in tags:
+        assert await box.output("cat", "/tagged", image=tag, pull="never") == "tagged\n"
+
+
 async def test_stages_target_and_arguments(box: Box) -> None:
     dockerfile = (
         f"ARG BASE={BUSYBOX}\nFROM ${{BASE}} AS one\nARG WORD=none\nRUN echo $WORD > /word\n"

@@ -33,6 +33,13 @@ async def test_exec_shares_the_containers_memory_cap(box: Box, service: str) -> 
     assert (ended.exit_code, ended.reason) == (137, Reason.OOM_KILLED)
 
 
+async def test_one_execs_evidence_is_not_the_next_ones(box: Box, service: str) -> None:
+    killed = await box.exec(service, "tail", "/dev/zero")
+    assert killed.reason is Reason.OOM_KILLED
+    failed = await box.exec(service, "sh", "-c", "echo out of memory; exit 1")
+    assert (failed.reason, failed.exit_code) == (Reason.EXIT_NONZERO, 1), failed
+
+
 async def test_exec_of_nothing(box: Box, service: str) -> None:
     ended = await box.exec(service, "no-such-program")
     assert ended.reason is Reason.COMMAND_NOT_FOUND

@@ -2,11 +2,16 @@
 
 import base64
 import io
+import os
+import sys
 import tarfile
+from pathlib import Path
 
 import docker
 import pytest
-from mcp import Client
+from mcp import Client, StdioServerParameters
+
+from tests.conftest import server_parameters
 
 pytestmark = pytest.mark.anyio
 
@@ -28,8 +33,7 @@ def busybox_tar() -> str:
     return base64.b64encode(raw).decode()
 
 
-@pytest.mark.parametrize("engine", ["podman", "docker"])
-async def test_main_job(client: Client, engine: str) -> None:
+async def main_job(client: Client, engine: str) -> None:
     started = await client.call_tool("start_sandbox", {"engine": engine})
     assert not started.is_error, started.content
     assert started.structured_content["sandbox"]["caps_enforced"] == "enforced"
@@ -51,3 +55,26 @@ async def test_main_job(client: Client, engine: str) -> None:
     assert killed.structured_content["exit_code"] == 137
     cleaned = await client.call_tool("cleanup", {})
     assert cleaned.structured_content["removed"] == [started.structured_content["sandbox"]["sandbox_id"]]
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+async def test_main_job(client: Client, engine: str) -> None:
+    await main_job(client, engine)
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+async def test_as_a_member_of_the_docker_group(tmp_path: Path, engine: str) -> None:
+    """Another user than root, who may do no more than write to the host engine's socket, and read this checkout."""
+    somebody = 54321
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, somebody, somebody)
+    group = Path(os.environ["DOCKER_HOST"].removeprefix("unix://")).stat().st_gid
+    as_root = server_parameters(home, HOME=str(home), MANYOYO_RUNTIME_DIR=str(home / "run"))
+    become = [f"--reuid={somebody}", f"--regid={somebody}", f"--groups={group}", "--bounding-set=-all,+dac_read_search"]
+    become += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
+    parameters = StdioServerParameters(
+        command="setpriv", args=[*become, sys.executable, "-m", "manyoyo_mcp", "serve"], env=as_root.env, cwd=home
+    )
+    async with Client(parameters) as client:
+        await main_job(client, engine)

@@ -38,9 +38,11 @@ def test_caps_above_the_sandboxes_own_are_refused(caps: dict[str, int]) -> None:
     assert "start_sandbox" in caught.value.hint
 
 
-@pytest.mark.parametrize("pids", [-1, 0])
-def test_unlimited_pids_become_the_default(pids: int) -> None:
-    assert (create({"PidsLimit": pids}).body or {})["HostConfig"]["PidsLimit"] == 100
+@pytest.mark.parametrize("none", [-1, 0])
+@pytest.mark.parametrize("cap", ["Memory", "NanoCpus", "PidsLimit"])
+def test_unlimited_becomes_the_default(cap: str, none: int) -> None:
+    """To an engine, -1 is no cap."""
+    assert (create({cap: none}).body or {})["HostConfig"][cap] == LIMITS.default.host_config()[cap]
 
 
 @pytest.mark.parametrize(

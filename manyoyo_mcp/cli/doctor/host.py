@@ -242,7 +242,7 @@ async def registry(facts: Facts) -> Check:
 
 
 async def orphans(facts: Facts) -> Check:
-    found = await sweep.sweep(facts.host, dry_run=True)
+    found = await sweep.sweep(facts.host, facts.settings, dry_run=True)
     if not found.sandboxes:
         return ok("orphans", "none: no sandbox of yours without a server")
     names = ", ".join(each.sandbox_id for each in found.sandboxes[:5])

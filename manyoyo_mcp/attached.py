@@ -1,0 +1,51 @@
+"""Reading what a container writes: attached streams, whose frames carry stdout and stderr."""
+
+import contextlib
+import re
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+_HUNG_UP = re.compile(rb"Error: (?:read|write) unixpacket @->/proc/self/fd/[0-9]+/attach: [^\n]{,80}\n")
+"""What podman writes into the output itself where the command ended without reading all of its stdin."""
+
+
+class Attached:
+    """A hijacked connection to a container's or exec's stdin, stdout and stderr (no TTY: framed, 8-byte headers)."""
+
+    def __init__(self, raw: Any) -> None:
+        # docker-py hands out the raw reader and keeps the response on it. The response's own buffer is what must be
+        # read: output may have arrived together with the answer's headers and lie there already.
+        self._raw = raw
+        self._sock = raw._sock
+        self._reader = raw._response.raw._fp.fp
+        self._sock.settimeout(None)
+
+    def pump(self, sink: Callable[[bytes], object]) -> None:
+        """Hand on all output until the stream ends. Where the command ended without reading all of its stdin the end is
+        a reset, after the output."""
+        with contextlib.suppress(ConnectionResetError):
+            while len(header := self._reader.read(8)) == 8:
+                (left,) = struct.unpack(">xxxxL", header)
+                while left > 0:
+                    piece = self._reader.read1(min(left, 1 << 18))
+                    if not piece:
+                        return
+                    if not _HUNG_UP.fullmatch(piece):
+                        sink(piece)
+                    left -= len(piece)
+
+    def feed(self, data: bytes) -> None:
+        """Write all of stdin, then close it. A process that does not read all of it is no error."""
+        with contextlib.suppress(OSError):
+            self._sock.sendall(data)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """End the stream; a thread that reads it returns."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._sock.close()

@@ -1,0 +1,146 @@
+"""A real registry, as people have one: the outer image pulled from it, and nested images over TLS with the host's own CA."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from mcp import Client
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.image import outer
+from tests.clients.harness import until
+from tests.conftest import server_parameters
+from tests.support import busybox_rootfs
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("beside_the_guest")]
+
+_CONFIG = """
+version: 0.1
+log: {{level: error}}
+storage: {{filesystem: {{rootdirectory: {root}}}}}
+http: {{addr: "{address}", {tls}}}
+"""
+
+
+class Registry:
+    """One store behind two addresses: `local` (plain, on the loopback, as engines allow it there) and `remote`, which
+    sandboxes reach, with a certificate that only `bundle` knows."""
+
+    def __init__(self, local: str, remote: str, bundle: Path) -> None:
+        self.local, self.remote, self.bundle = local, remote, bundle
+
+    def push(self, host: docker.DockerClient, image: str, name: str) -> None:
+        target = f"{self.local}/{name}"
+        assert host.images.get(image).tag(target)
+        try:
+            said = host.images.push(target)
+        finally:
+            host.images.remove(target)
+        assert "error" not in said, said
+
+
+def _free(address: str) -> str:
+    with socket.create_server((address, 0)) as server:
+        return f"{address}:{server.getsockname()[1]}"
+
+
+@contextmanager
+def _serving(program: Path, directory: Path, root: Path, address: str, tls: str = "") -> Iterator[None]:
+    config, log = directory / f"{address}.yml", directory / f"{address}.log"
+    config.write_text(_CONFIG.format(root=root, address=address, tls=tls))
+
+    def listens() -> bool:
+        host, port = address.split(":")
+        with socket.socket() as client:
+            return client.connect_ex((host, int(port))) == 0
+
+    with log.open("wb") as output:
+        process = subprocess.Popen([program, "serve", config], stdout=output, stderr=subprocess.STDOUT)
+    try:
+        until(f"the registry listens; see {log}", listens, 20)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    directory = tmp_path_factory.mktemp("registry")
+    subprocess.run(["apt-get", "download", "docker-registry"], cwd=directory, check=True, capture_output=True)
+    (package,) = directory.glob("*.deb")
+    subprocess.run(["dpkg", "-x", package, directory / "package"], check=True)
+    program = directory / "package" / "usr" / "bin" / "docker-registry"
+    host = docker.from_env()
+    gateway = host.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    host.close()
+    key, certificate, bundle = (directory / name for name in ("key.pem", "certificate.pem", "bundle.pem"))
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry"]
+    request += ["-addext", f"subjectAltName=IP:{gateway}", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(request, check=True, capture_output=True)
+    bundle.write_text(Path("/etc/ssl/certs/ca-certificates.crt").read_text() + certificate.read_text())
+    local, remote = _free("127.0.0.1"), _free(gateway)
+    tls = f"tls: {{certificate: {certificate}, key: {key}}}"
+    with (
+        _serving(program, directory, directory / "store", local),
+        _serving(program, directory, directory / "store", remote, tls),
+    ):
+        yield Registry(local, remote, bundle)
+
+
+@pytest.fixture
+def host() -> Iterator[docker.DockerClient]:
+    client = docker.from_env(timeout=300)
+    yield client
+    client.close()
+
+
+async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error and result.structured_content is not None, result.content
+    return dict(result.structured_content)
+
+
+async def test_the_outer_image_is_pulled(tmp_path: Path, registry: Registry, host: docker.DockerClient) -> None:
+    registry.push(host, outer.reference(Settings()), "manyoyo/sandbox:pushed")
+    name = f"{registry.local}/manyoyo/sandbox:pushed"
+    said: list[str] = []
+
+    async def progress(done: float, total: float | None, words: str | None) -> None:
+        said.append(words or "")
+
+    try:
+        async with Client(server_parameters(tmp_path, MANYOYO_OUTER_IMAGE=name)) as client:
+            result = await client.call_tool("start_sandbox", {}, progress_callback=progress)
+            assert not result.is_error, result.content
+    finally:
+        host.images.remove(name)
+    assert any(words.startswith(f"pulling {name}") for words in said), said
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+async def test_nested_images_are_pulled(
+    tmp_path: Path, registry: Registry, host: docker.DockerClient, engine: str
+) -> None:
+    image = host.api.import_image_from_data(busybox_rootfs(), repository="localhost/manyoyo-test/pushed", tag=engine)
+    assert "error" not in image
+    registry.push(host, f"localhost/manyoyo-test/pushed:{engine}", f"team/app:{engine}")
+    host.images.remove(f"localhost/manyoyo-test/pushed:{engine}")
+    app = f"{registry.remote}/team/app:{engine}"
+    async with Client(server_parameters(tmp_path, MANYOYO_CA_BUNDLE=str(registry.bundle))) as client:
+        await call(client, "start_sandbox", engine=engine)
+        run = await call(client, "nested_run", image=app, command=["echo", "from the registry"])
+        assert run["reason"] == "OK" and "from the registry" in run["output"], run
+        files = {"Dockerfile": f'FROM {app}\nRUN ["/bin/sh", "-c", "echo built"]\n'}
+        built = await call(client, "nested_build", files=files, tags=["localhost/built:1"], pull=True)
+        assert built["reason"] == "OK", built
+        missing = await client.call_tool("nested_run", {"image": f"{registry.remote}/team/none:1", "command": ["x"]})
+        assert missing.is_error and missing.content[0].type == "text"
+        assert (
+            missing.content[0].text.startswith("IMAGE_NOT_FOUND") and "could not be pulled" in missing.content[0].text
+        )

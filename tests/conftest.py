@@ -21,7 +21,14 @@ from manyoyo_mcp.sessions.manager import Manager, open_manager
 ROOT = Path(__file__).resolve().parent.parent
 
 
-_LAST = ("test_registry.py", "test_engine_script.py", "test_base_images.py", "test_build_causes.py", "test_example_apps.py", "test_cgroup2.py")
+_LAST = (
+    "test_registry.py",
+    "test_engine_script.py",
+    "test_base_images.py",
+    "test_build_causes.py",
+    "test_example_apps.py",
+    "test_cgroup2.py",
+)
 """What takes minutes comes after what takes seconds; the cgroup v2 guest, which runs beside it, is asked at the end."""
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support import busybox_rootfs
 
+pytestmark = pytest.mark.usefixtures("beside_the_guest")
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "engine"
 SETTINGS = ("DOCKER_HOST", "DOCKER_CONTEXT", "MANYOYO_ENGINE_DIR", "MANYOYO_HOST_RUNTIME")
 

@@ -159,7 +159,7 @@ class DockerHost(Store):
         return self._settings.runtime_dir / "sandboxes" / sandbox_id
 
     async def dialer(self, outer: Outer) -> tuple[str, Dial]:
-        path = self._socket_dir(outer.sandbox_id) / "engine.sock"
+        path = Path(outer.socket_dir or self._socket_dir(outer.sandbox_id)) / "engine.sock"
         engine = outer.labels["engine"]
         started = looked = time.monotonic()
         while time.monotonic() - started < READY_TIMEOUT:

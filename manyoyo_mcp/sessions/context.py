@@ -1,5 +1,7 @@
 """Build contexts: a directory under the configured roots or files given in the call, as a tar stream never held in memory."""
 
+import contextlib
+import errno
 import io
 import os
 import tarfile
@@ -41,11 +43,13 @@ def prepare(settings: Settings, directory: str | None, files: dict[str, bytes], 
     root = check_directory(settings, directory) if directory is not None else None
     ignored = _ignored(root, extra, dockerfile)
     extra = {name: content for name, content in extra.items() if name == dockerfile or not ignored.matches(name)}
-    entries = sorted(set(ignored.walk(str(root))) - {"", ".", *extra}) if root is not None else []
+    with _readable(root):
+        entries = sorted(set(ignored.walk(str(root))) - {"", ".", *extra}) if root is not None else []
     size = sum(len(content) for content in extra.values())
     for entry in entries:
         assert root is not None
-        size += _check_entry(root, entry)
+        with _readable(root / entry):
+            size += _check_entry(root, entry)
         if size > settings.context_max_bytes:
             raise ContextRefused(
                 f"The build context {root} is larger than {format_bytes(settings.context_max_bytes)} "
@@ -106,6 +110,18 @@ def _ignored(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> doc
     return docker_build.PatternMatcher([*patterns, f"!{dockerfile}"])
 
 
+@contextlib.contextmanager
+def _readable(path: Path | None) -> Iterator[None]:
+    """What can't be read, or has gone since it was listed, is the context's fault and nobody else's."""
+    try:
+        yield
+    except OSError as error:
+        raise ContextRefused(
+            f"{error.filename or path} can't be read: {error.strerror or error}.",
+            "Make it readable for the user that the server runs as, or leave it out with a .dockerignore.",
+        ) from error
+
+
 def _check_entry(root: Path, entry: str) -> int:
     """Bytes that an entry adds. Links are sent as links, never followed; one that leads out is refused."""
     path = root / entry
@@ -117,6 +133,8 @@ def _check_entry(root: Path, entry: str) -> int:
                 f"Leave it out: add {entry} to .dockerignore; or put a copy in its place.",
             )
         return 0
+    if path.is_file() and not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return path.stat().st_size if path.is_file() else 0
 
 
@@ -161,7 +179,8 @@ def _stream(root: Path | None, entries: list[str], extra: dict[str, bytes]) -> I
     for entry in entries:
         assert root is not None
         path = root / entry
-        info = buffer.gettarinfo(str(path), arcname=entry)
+        with _readable(path):
+            info = buffer.gettarinfo(str(path), arcname=entry)
         if info is None or not (info.isfile() or info.isdir() or info.issym() or info.islnk()):
             continue  # sockets, devices and pipes are no part of a context
         if info.islnk():
@@ -178,9 +197,12 @@ def _stream(root: Path | None, entries: list[str], extra: dict[str, bytes]) -> I
 def _content(path: Path, size: int) -> Iterator[bytes]:
     """Exactly `size` bytes, whatever happens to the file meanwhile."""
     left = size
-    with path.open("rb") as file:
+    with _readable(path):
+        file = path.open("rb")
+    with file:
         while left > 0:
-            piece = file.read(min(left, _CHUNK)) or b"\0" * min(left, _CHUNK)
+            with _readable(path):
+                piece = file.read(min(left, _CHUNK)) or b"\0" * min(left, _CHUNK)
             left -= len(piece)
             yield piece
     yield _padding(size)

@@ -37,6 +37,14 @@ def process_start(pid: int) -> str:
         return ""
 
 
+def pid_namespace() -> str:
+    """What the kernel calls the namespace that process ids are counted in here (Linux); otherwise the empty string."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def owner() -> str:
     """The operating-system user on this machine: whose sandboxes may be seen and removed."""
     uid = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
@@ -59,12 +67,16 @@ class Identity:
             "server-pid": str(self.pid),
             "server-start": process_start(self.pid),
             "server-boot": self.boot,
+            "server-pid-namespace": pid_namespace(),
         }
 
 
 def answers_for(labels: dict[str, str]) -> bool:
-    """Whether the server process that these labels name still runs. Where that can't be told (another system than Linux), yes."""
+    """Whether the server process that these labels name still runs. Where that can't be told (another system than Linux, a
+    server in another container), yes."""
     if sys.platform != "linux" or not labels.get("server-pid"):
+        return True
+    if labels.get("server-boot") == boot_id() and labels.get("server-pid-namespace") != pid_namespace():
         return True
     if labels.get("server-boot") != boot_id():
         return False

@@ -16,7 +16,7 @@ from manyoyo_mcp.sessions.logs import Log
 
 _log = logging.getLogger(__name__)
 
-Kind = Literal["build", "run", "exec", "logs"]
+Kind = Literal["build", "run", "exec"]
 JobState = Literal["running", "finished", "cancelled", "failed"]
 
 KEPT = 200
@@ -38,7 +38,6 @@ class Job:
     result: Any = None
     error: ManyoyoError | None = None
     progress: tuple[float, float | None, str] = (0, None, "")
-    detached: bool = False
     _done: anyio.Event = field(default_factory=anyio.Event)
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)

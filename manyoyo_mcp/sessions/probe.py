@@ -7,9 +7,6 @@ from pathlib import Path
 from manyoyo_mcp.errors import EngineFailed
 from manyoyo_mcp.hosts.base import Completed, HostInfo
 
-PROBE_MEMORY = 32 << 20
-"""The cap under which `ctl probe` over-allocates, in bytes."""
-
 
 @dataclass(frozen=True, slots=True)
 class Evidence:

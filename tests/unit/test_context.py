@@ -67,6 +67,14 @@ def test_files_are_laid_over_the_directory(project: Path) -> None:
     assert context.dockerfile_text == "FROM x\n"
 
 
+def test_a_file_that_goes_while_it_is_sent(project: Path) -> None:
+    context = prepare(settings(project), str(project), {}, "Dockerfile")
+    (project / "src" / "a.py").unlink()
+    with pytest.raises(ContextRefused) as caught:
+        list(context.stream())
+    assert "src/a.py can't be read" in caught.value.message and ".dockerignore" in caught.value.hint
+
+
 def test_links_inside_are_sent_as_links(project: Path) -> None:
     (project / "link").symlink_to("src/a.py")
     assert names(project)["link"].linkname == "src/a.py"

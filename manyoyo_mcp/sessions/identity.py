@@ -40,7 +40,7 @@ def process_start(pid: int) -> str:
 def pid_namespace() -> str:
     """What the kernel calls the namespace that process ids are counted in here (Linux); otherwise the empty string."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
 

@@ -5,7 +5,7 @@ import secrets
 
 _ANSI = re.compile(
     r"""\x1b (?: \[ [0-?]* [ -/]* [@-~]          # CSI: colours, cursor
-             | [PX^_\]] .*? (?: \x07 | \x1b\\ )  # OSC, DCS, APC …: titles, hyperlinks
+             | [PX^_\]] [^\x07\x1b]{0,4096} (?: \x07 | \x1b\\ )  # OSC, DCS, APC …: titles, hyperlinks
              | [ -/]* [0-~] )                    # the two-byte escapes
       | \x9b [0-?]* [ -/]* [@-~]""",
     re.VERBOSE | re.DOTALL,

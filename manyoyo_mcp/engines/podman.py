@@ -7,7 +7,7 @@ import anyio
 from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec
 from manyoyo_mcp.engines.building import BuildCall
-from manyoyo_mcp.errors import ManyoyoError
+from manyoyo_mcp.errors import EngineFailed, ManyoyoError
 
 
 class PodmanEngine(DockerApiEngine):
@@ -21,6 +21,17 @@ class PodmanEngine(DockerApiEngine):
         with contextlib.suppress(ManyoyoError):
             await self._ask(lambda client: client.kill(container, "SIGKILL"))
         await super().remove(container)
+
+    async def logs(self, container: str, tail: int | None, since: float | None) -> bytes:
+        # It reads the file while it is written to, and takes the beginning of a line for a broken one.
+        for _ in range(9):
+            try:
+                return await super().logs(container, tail, since)
+            except EngineFailed as error:
+                if "not a valid container log line" not in error.message:
+                    raise
+                await anyio.sleep(0.02)
+        return await super().logs(container, tail, since)
 
     async def _cleaned_up(self, container: str) -> None:
         # "stopped" until a process of its own has taken its file system down; what is read meanwhile comes out empty.

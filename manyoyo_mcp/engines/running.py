@@ -318,8 +318,8 @@ class Running(Asking):
         if code == 0:
             return Ended(0, Reason.OK, seconds, container=spec.container)
         if code in (126, 127) and _EXEC_REFUSED.match(output_end):
-            words = _runtime_words(sanitise(output_end))
-            return Ended(code, Reason.COMMAND_NOT_FOUND, seconds, f"The command could not be started: {words}",
+            # Only the caller's own word is quoted: the stream may be the command's, and the output is shown as such.
+            return Ended(code, Reason.COMMAND_NOT_FOUND, seconds, f"The command {spec.command[0]!r} could not be started.",
                          'command is an argv list; for shell syntax write ["sh", "-c", "…"].', container=spec.container)  # fmt: skip
         raw = await self._inspect(spec.container)
         record = ""

@@ -180,9 +180,9 @@ def _build(request: Request, limits: Limits) -> Allowed:
         )
     if query.get("version", "1") not in ("", "1"):
         raise PolicyRefused("BuildKit ignores a build's caps.", "The classic builder is used.")
-    memory = int(query.get("memory") or 0) or limits.default.memory
-    period = int(query.get("cpuperiod") or 0) or 100_000
-    cpus = int(query.get("cpuquota") or 0) / period or limits.default.cpus
+    memory = max(int(query.get("memory") or 0), 0) or limits.default.memory
+    period = max(int(query.get("cpuperiod") or 0), 0) or 100_000
+    cpus = max(int(query.get("cpuquota") or 0), 0) / period or limits.default.cpus
     _check_largest(memory, cpus, 1, limits)
     query |= {
         "memory": str(memory),

@@ -20,6 +20,10 @@ API_VERSION = "1.41"
 """The version of Docker's Engine API that the rules are written for; podman 5 and dockerd 26 both speak it."""
 
 
+_RAW_BODY = re.compile(r"/build|/images/(create|load)|/containers/[^/]+/archive")
+"""Endpoints that take an archive; everywhere else a body is JSON."""
+
+
 class SocketLike(Protocol):
     """What a host's dialer returns: a connected stream."""
 
@@ -97,9 +101,11 @@ class GuardedAdapter(BaseHTTPAdapter):  # type: ignore[misc]
         query = dict(pairs)
         if len(query) != len(pairs):
             raise PolicyRefused("a query parameter is given twice.", "This is the server's fault, not the request's.")
-        is_json = str(request.headers.get("Content-Type", "")).startswith("application/json")
-        body = json.loads(request.body) if is_json and request.body else None
         path = re.sub(r"\A/v1\.[0-9]+(?=/)", "", url.path)
+        is_json = str(request.headers.get("Content-Type", "")).startswith("application/json")
+        if request.body and not is_json and not _RAW_BODY.fullmatch(path):
+            raise PolicyRefused("a body that is not JSON can't be judged.", "This is the server's fault.")
+        body = json.loads(request.body) if is_json and request.body else None
         allowed = decide(Request(request.method, path, query, body), self._limits())
         if allowed.query != query:
             request.url = f"http+docker://localhost{url.path}?{urlencode(allowed.query)}"

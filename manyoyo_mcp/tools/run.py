@@ -229,7 +229,9 @@ def describe(job: Job, max_tokens: int) -> RunOutput:
     budget = max_tokens - _FRAME_TOKENS
     files = [] if ended is None else [_out_file(file, budget // 2) for file in ended.outputs]
     budget -= sum(estimate_tokens((file.text or "") + (file.base64 or "")) for file in files)
-    began = ended is None or ended.reason is not Reason.COMMAND_NOT_FOUND  # else the engine's words are all there is
+    began = (
+        ended is None or ended.reason is not Reason.COMMAND_NOT_FOUND or job.kind == "exec"
+    )  # else nothing was written
     output, omitted = log_view(job, max(budget, 100)) if began else ("", 0)
     result = RunOutput(
         sandbox_id=job.sandbox_id,

@@ -102,6 +102,20 @@ async def test_a_run_step_is_held_just_so(box: Box) -> None:
     assert address(box) not in text, "a RUN step has a network of its own"
 
 
+async def test_a_run_step_may_not_have_the_sandboxes_network(box: Box) -> None:
+    output: list[bytes] = []
+    built = await box.build(f"FROM {BUSYBOX}\nRUN --network=host ip addr\n", no_cache=True, output=output)
+    assert built.image_id is None and address(box) not in b"".join(output).decode()
+
+
+@pytest.mark.parametrize("source", ["tarball:/etc/passwd", "dir:/etc", "oci:/etc:x", "docker-archive:/etc/passwd"])
+async def test_a_dockerfile_may_not_read_the_outer_container(box: Box, source: str) -> None:
+    built = await box.build(f"FROM {source}\nRUN true\n")
+    assert built.image_id is None
+    if box.sandbox.engine_name == "podman" and source.startswith("tarball:"):  # the others end before they are asked
+        assert "rejected by policy" in built.error, built
+
+
 def address(box: Box) -> str:
     """The outer container's own address."""
     host = docker.from_env()

@@ -78,3 +78,10 @@ def test_shortened_text_fits_and_keeps_the_end(kind: str) -> None:
 
 def test_short_text_is_left_alone() -> None:
     assert shorten("abc", 100) == ("abc", 0)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("piece", ["\x1b]", "\x1bP", "\x1b[", "\x9b", "\x1b]x\x1b"])
+def test_unfinished_sequences_take_no_time(piece: str) -> None:
+    """Each could be the beginning of one that swallows all the rest."""
+    assert "\x1b" not in sanitise(piece * 200_000)

@@ -1,9 +1,10 @@
 """Images and volumes on a host."""
 
+import contextlib
 import io
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import anyio.from_thread
@@ -16,6 +17,15 @@ from manyoyo_mcp.values import format_bytes
 
 _SAY_INTERVAL = 0.5
 """Seconds between two words about a pull."""
+
+
+@contextlib.contextmanager
+def _unavailable(what: str, hint: str) -> Iterator[None]:
+    """The host's engine said no to what concerns an image."""
+    try:
+        yield
+    except docker.errors.APIError as error:
+        raise ImageUnavailable(f"{what}: {error}", hint) from error
 
 
 class Store(Endpoint):
@@ -46,12 +56,8 @@ class Store(Endpoint):
                     words = f"pulling {reference}: {format_bytes(here)} of {format_bytes(whole)}, {len(layers)} layers"
                     anyio.from_thread.run_sync(say, words)
 
-        try:
+        with _unavailable(f"{reference} can't be pulled", "Check the name and the network."):
             await self._call(pull)
-        except docker.errors.APIError as error:
-            raise ImageUnavailable(
-                f"{reference} can't be pulled: {error}", "Check the name and the network."
-            ) from error
 
     async def build_image(
         self, context: bytes, reference: str, build_args: dict[str, str], say: Callable[[str], None]
@@ -77,12 +83,8 @@ class Store(Endpoint):
                     if line.startswith("Step "):
                         anyio.from_thread.run_sync(say, line)
 
-        try:
+        with _unavailable(f"The host could not build {reference}", "See the host engine's log."):
             await self._call(build)
-        except docker.errors.APIError as error:
-            raise ImageUnavailable(
-                f"The host could not build {reference}: {error}", "See the host engine's log."
-            ) from error
 
     async def import_image(self, tar: IO[bytes], reference: str) -> None:
         repository, _, tag = reference.rpartition(":")
@@ -98,10 +100,8 @@ class Store(Endpoint):
             )
             client._raise_for_status(answer)
 
-        try:
+        with _unavailable(f"The host could not import {reference}", "Is its disk full?"):
             await self._call(load)
-        except docker.errors.APIError as error:
-            raise ImageUnavailable(f"The host could not import {reference}: {error}", "Is its disk full?") from error
 
     async def volume_exists(self, name: str) -> bool:
         try:

@@ -76,7 +76,8 @@ def answers_for(labels: dict[str, str]) -> bool:
     server in another container), yes."""
     if sys.platform != "linux" or not labels.get("server-pid"):
         return True
-    if labels.get("server-boot") == boot_id() and labels.get("server-pid-namespace") != pid_namespace():
+    here = pid_namespace()
+    if labels.get("server-boot") == boot_id() and labels.get("server-pid-namespace", here) != here:
         return True
     if labels.get("server-boot") != boot_id():
         return False

@@ -17,24 +17,29 @@ class Attached:
     def __init__(self, raw: Any) -> None:
         # docker-py hands out the raw reader and keeps the response on it. The response's own buffer is what must be
         # read: output may have arrived together with the answer's headers and lie there already.
-        self._raw = raw
+        self._response = raw._response
         self._sock = raw._sock
-        self._reader = raw._response.raw._fp.fp
+        self._reader = self._response.raw._fp.fp
         self._sock.settimeout(None)
+        self._pumping = False
 
     def pump(self, sink: Callable[[bytes], object]) -> None:
         """Hand on all output until the stream ends. Where the command ended without reading all of its stdin the end is
         a reset, after the output."""
-        with contextlib.suppress(ConnectionResetError):
-            while len(header := self._reader.read(8)) == 8:
-                (left,) = struct.unpack(">xxxxL", header)
-                while left > 0:
-                    piece = self._reader.read1(min(left, 1 << 18))
-                    if not piece:
-                        return
-                    if not _HUNG_UP.fullmatch(piece):
-                        sink(piece)
-                    left -= len(piece)
+        self._pumping = True
+        try:
+            with contextlib.suppress(ConnectionResetError):
+                while len(header := self._reader.read(8)) == 8:
+                    (left,) = struct.unpack(">xxxxL", header)
+                    while left > 0:
+                        piece = self._reader.read1(min(left, 1 << 18))
+                        if not piece:
+                            return
+                        if not _HUNG_UP.fullmatch(piece):
+                            sink(piece)
+                        left -= len(piece)
+        finally:
+            self._response.close()
 
     def feed(self, data: bytes) -> None:
         """Write all of stdin, then close it. A process that does not read all of it is no error."""
@@ -47,5 +52,7 @@ class Attached:
         """End the stream; a thread that reads it returns."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+        if not self._pumping:  # else whoever reads it does so
+            self._response.close()
         with contextlib.suppress(OSError):
             self._sock.close()

@@ -25,7 +25,7 @@ from manyoyo_mcp.cli.exits import Exit
 from manyoyo_mcp.cli.screen import Screen
 from manyoyo_mcp.engines.failures import from_answer
 from manyoyo_mcp.errors import InvalidArgument, SandboxError
-from manyoyo_mcp.policy.transport import guarded_client
+from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
@@ -62,12 +62,12 @@ class Visit:
 
     manager: Manager
     sandbox: Sandbox
-    client: docker.APIClient
+    client: GuardedClient
 
     @classmethod
     async def to(cls, manager: Manager, sandbox: Sandbox) -> "Visit":
         _, dial = await manager.host.dialer(sandbox.outer)
-        return cls(manager, sandbox, guarded_client(dial, lambda: sandbox.limits))
+        return cls(manager, sandbox, GuardedClient(dial, lambda: sandbox.limits))
 
     async def _ask(self, fn: Callable[[Any], T]) -> T:
         try:
@@ -136,6 +136,7 @@ class Visit:
         finally:
             with suppress(OSError):
                 reader.raw._sock.shutdown(socket.SHUT_RDWR)
+            response.close()
         code = (await self._ask(lambda client: client.exec_inspect(exec_id)))["ExitCode"]
         return int(code) if code is not None else Exit.SANDBOX
 

@@ -2,8 +2,6 @@
 
 import shlex
 
-import docker
-
 from manyoyo_mcp.engines.base import (
     Action,
     Container,
@@ -11,13 +9,14 @@ from manyoyo_mcp.engines.base import (
 )
 from manyoyo_mcp.engines.building import Building
 from manyoyo_mcp.engines.running import Running
+from manyoyo_mcp.policy.transport import GuardedClient
 
 
 class DockerApiEngine(Running, Building):
     """An engine behind a guarded docker-py client. Subclasses say where theirs differs."""
 
     async def logs(self, container: str, tail: int | None, since: float | None) -> bytes:
-        def get(client: docker.APIClient) -> bytes:
+        def get(client: GuardedClient) -> bytes:
             return bytes(
                 client.logs(container, stdout=True, stderr=True, tail=tail if tail is not None else "all",
                             since=int(since) if since is not None else None)

@@ -1,11 +1,11 @@
 """Asking a nested engine behind a guarded docker-py client, and work on it that nobody waits for."""
 
+import http.client
 from collections.abc import Awaitable, Callable
 from typing import ClassVar, TypeVar
 
 import anyio
 import docker
-import requests
 import urllib3
 
 from manyoyo_mcp.engines.base import (
@@ -15,6 +15,7 @@ from manyoyo_mcp.engines.failures import from_answer
 from manyoyo_mcp.errors import (
     EngineUnreachable,
 )
+from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import Caps
 from manyoyo_mcp.workers import in_thread, wait_in_thread
@@ -29,7 +30,7 @@ class Asking:
 
     name: ClassVar[str]
 
-    def __init__(self, client: docker.APIClient, maintain: Maintain, spawn: Spawn, default_caps: Callable[[], Caps]):
+    def __init__(self, client: GuardedClient, maintain: Maintain, spawn: Spawn, default_caps: Callable[[], Caps]):
         self._client = client
         self._maintain = maintain
         self._spawn = spawn
@@ -38,21 +39,21 @@ class Asking:
         self._pending = 0
         self._settled = anyio.Event()
 
-    async def _ask(self, fn: Callable[[docker.APIClient], T]) -> T:
+    async def _ask(self, fn: Callable[[GuardedClient], T]) -> T:
         """One request with an end of its own. Engine errors come out as ours."""
         return await in_thread(self._translate, fn)
 
-    async def _await(self, fn: Callable[[docker.APIClient], T]) -> T:
+    async def _await(self, fn: Callable[[GuardedClient], T]) -> T:
         """One request that lasts as long as what runs inside."""
         return await wait_in_thread(self._translate, fn)
 
-    def _translate(self, fn: Callable[[docker.APIClient], T]) -> T:
+    def _translate(self, fn: Callable[[GuardedClient], T]) -> T:
         try:
             return fn(self._client)
         except docker.errors.APIError as error:
             text = sanitise(str(error.explanation or error)).strip()
             raise from_answer(self.name, error.status_code or 500, text) from error
-        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        except (http.client.HTTPException, urllib3.exceptions.HTTPError, OSError) as error:
             raise EngineUnreachable(
                 f"The sandbox's {self.name} engine does not answer: {error}",
                 "It is started again by itself; try once more. If it stays away, sandbox_status says why.",

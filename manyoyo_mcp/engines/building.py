@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from manyoyo_mcp.engines.buildlog import BuildLog
 from manyoyo_mcp.engines.complaints import unechoed
 from manyoyo_mcp.engines.diagnosis import Cause, diagnose
 from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
-from manyoyo_mcp.engines.streams import Tail, hang_up, json_lines, since
+from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
 from manyoyo_mcp.errors import (
     EngineFailed,
     InvalidArgument,
@@ -30,6 +30,7 @@ from manyoyo_mcp.errors import (
     NotSupported,
     Reason,
 )
+from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import format_bytes
 
@@ -44,24 +45,21 @@ class Building(Asking):
         begun = time.monotonic()
         end = Tail(sink)
         log = BuildLog(spec.dockerfile_text, on_step)
-        call = BuildCall()
+        call = Streaming()
 
-        def stream(client: docker.APIClient) -> None:
-            try:
-                call.response = client._post(
+        def stream(client: GuardedClient) -> None:
+            with call.on(client):
+                response = client._post(
                     client._url("/build"),
-                    data=call.unless_stopped(spec.context()),
+                    data=spec.context(),
                     params=self._build_params(spec),
                     headers={"Content-Type": "application/x-tar"},
                     stream=True,
                     timeout=None,
                 )
-                call.stop_if_asked()
-                client._raise_for_status(call.response)
-                for event in json_lines(call.response):
+                client._raise_for_status(response)
+                for event in json_lines(response):
                     end(log.feed(event).encode())
-            finally:
-                call.over = True
 
         timed_out = False
         try:
@@ -121,7 +119,7 @@ class Building(Asking):
     def _check_dockerfile(self, text: str) -> None:
         """Raise InvalidArgument for what the engine's builder would take for something else. Engines say what."""
 
-    async def _stop_build(self, spec: BuildSpec, call: "BuildCall") -> None:
+    async def _stop_build(self, spec: BuildSpec, call: Streaming) -> None:
         """End the step that runs and the build with it. Engines say what more it takes than hanging up."""
         call.stop()
 
@@ -155,31 +153,6 @@ class Building(Asking):
                      mend=cause.mend if cause else "", evidence=told.evidence)  # fmt: skip
 
 
-def _tag(image: str, name: str, client: docker.APIClient) -> None:
+def _tag(image: str, name: str, client: GuardedClient) -> None:
     repository, tag = docker.utils.parse_repository_tag(name)
     client.tag(image, repository, tag or "latest")
-
-
-class BuildCall:
-    """A build request under way, for whoever must end it: `over` once its thread has returned."""
-
-    def __init__(self) -> None:
-        self.response: Any = None
-        self.over = False
-        self._stopping = False
-
-    def unless_stopped(self, context: Iterator[bytes]) -> Iterator[bytes]:
-        """The context's pieces, until `stop`."""
-        for piece in context:
-            if self._stopping:
-                raise OSError("the build was stopped while its context was sent")
-            yield piece
-
-    def stop(self) -> None:
-        self._stopping = True
-        self.stop_if_asked()
-
-    def stop_if_asked(self) -> None:
-        """Hang up, now that there is an answer to do it with, where `stop` came before."""
-        if self._stopping and self.response is not None:
-            hang_up(self.response)

@@ -4,8 +4,8 @@ import anyio
 
 from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec
-from manyoyo_mcp.engines.building import BuildCall
 from manyoyo_mcp.engines.buildlog import instructions
+from manyoyo_mcp.engines.streams import Streaming
 from manyoyo_mcp.errors import InvalidArgument
 
 
@@ -23,7 +23,7 @@ class DockerEngine(DockerApiEngine):
         if not any(each.keyword == "FROM" for each in found):
             raise InvalidArgument("no build stage in current context")
 
-    async def _stop_build(self, spec: BuildSpec, call: BuildCall) -> None:
+    async def _stop_build(self, spec: BuildSpec, call: Streaming) -> None:
         # Hanging up ends the build and, after a grace, the step's container; the cgroup needs no grace.
         call.stop()
         with anyio.move_on_after(4):

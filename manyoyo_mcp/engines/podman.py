@@ -6,7 +6,7 @@ import anyio
 
 from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec
-from manyoyo_mcp.engines.building import BuildCall
+from manyoyo_mcp.engines.streams import Streaming
 from manyoyo_mcp.errors import EngineFailed, ManyoyoError
 
 
@@ -39,7 +39,7 @@ class PodmanEngine(DockerApiEngine):
             while (await self._inspect(container))["State"]["Status"] == "stopped":  # noqa: ASYNC110 - nothing tells
                 await anyio.sleep(0.005)
 
-    async def _stop_build(self, spec: BuildSpec, call: BuildCall) -> None:
+    async def _stop_build(self, spec: BuildSpec, call: Streaming) -> None:
         # A closed connection does not end a RUN step here, and the step after it would begin: its cgroup is
         # killed until the build has noticed and answered.
         with anyio.move_on_after(4):

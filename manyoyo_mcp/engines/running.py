@@ -25,7 +25,7 @@ from manyoyo_mcp.engines.base import (
     Sink,
 )
 from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, suspicious, verdict
-from manyoyo_mcp.engines.streams import Tail, json_lines, since
+from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
 from manyoyo_mcp.errors import (
     EngineFailed,
     EngineUnreachable,
@@ -34,6 +34,7 @@ from manyoyo_mcp.errors import (
     NotFound,
     Reason,
 )
+from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import Caps, format_bytes
 from manyoyo_mcp.workers import wait_in_thread
@@ -114,7 +115,7 @@ class Running(Asking):
         body = self._body(spec)
         archive = _tar(spec.files) if spec.files else None
 
-        def begin(client: docker.APIClient) -> None:
+        def begin(client: GuardedClient) -> None:
             made.container = str(client.create_container_from_config(body, spec.name)["Id"])
             if archive is not None:
                 client.put_archive(made.container, "/", archive)
@@ -158,16 +159,22 @@ class Running(Asking):
         if "@" in image:
             repository, tag = image.split("@", 1)
 
-        def pull(client: docker.APIClient) -> None:
-            url = client._url("/images/create")
-            response = client._post(url, params={"fromImage": repository, "tag": tag}, stream=True, timeout=None)
-            client._raise_for_status(response)
-            for event in json_lines(response):
-                if event.get("error"):
-                    raise docker.errors.ImageNotFound(str(event["error"]))
+        call = Streaming()
+
+        def pull(client: GuardedClient) -> None:
+            with call.on(client):
+                url = client._url("/images/create")
+                response = client._post(url, params={"fromImage": repository, "tag": tag}, stream=True, timeout=None)
+                client._raise_for_status(response)
+                for event in json_lines(response):
+                    if event.get("error"):
+                        raise docker.errors.ImageNotFound(str(event["error"]))
 
         try:
             await self._await(pull)
+        except anyio.get_cancelled_exc_class():
+            call.stop()
+            raise
         except (NotFound, EngineFailed) as error:
             raise NotFound(
                 f"The image {image} is not in the sandbox, and it could not be pulled: {sanitise(error.message)[:600]}",
@@ -181,7 +188,7 @@ class Running(Asking):
             await self._ask(lambda client: client.start(container))
 
     async def _converse(
-        self, attached: Attached, stdin: bytes | None, sink: Sink, then: Callable[[docker.APIClient], T]
+        self, attached: Attached, stdin: bytes | None, sink: Sink, then: Callable[[GuardedClient], T]
     ) -> T:
         """Feed and read until the output ends, `then` ask for the rest."""
 
@@ -222,7 +229,7 @@ class Running(Asking):
         """Until a container that ended can be read from. Engines say what that takes."""
 
     async def _bring_out(self, container: str, path: str) -> OutputFile:
-        def get(client: docker.APIClient) -> OutputFile:
+        def get(client: GuardedClient) -> OutputFile:
             stream, stat = client.get_archive(container, path)
             with contextlib.closing(stream):
                 if stat["size"] > MAX_OUTPUT_FILE:
@@ -284,14 +291,14 @@ class Running(Asking):
             if value is not None:
                 body[key] = value
 
-        def begin(client: docker.APIClient) -> tuple[str, Attached]:
+        def begin(client: GuardedClient) -> tuple[str, Attached]:
             answer = client._post_json(client._url("/containers/{0}/exec", spec.container), data=body)
             exec_id = str(client._result(answer, True)["Id"])
             return exec_id, Attached(client.exec_start(exec_id, socket=True))
 
         exec_id, attached = await self._ask(begin)
 
-        def exit_code(client: docker.APIClient) -> int | None:
+        def exit_code(client: GuardedClient) -> int | None:
             code: int | None = client.exec_inspect(exec_id)["ExitCode"]
             return code
 
@@ -299,7 +306,7 @@ class Running(Asking):
             with anyio.move_on_after(spec.timeout_s) as limit:
                 code = await self._converse(attached, spec.stdin, end, exit_code)
             if limit.cancelled_caught:
-                await self._maintain("kill-exec", marker)
+                await self._kill_exec(exec_id, marker)
                 code = await self._ask(exit_code)
             seconds = since(begun)
             if limit.cancelled_caught:
@@ -308,10 +315,18 @@ class Running(Asking):
             return await self._exec_ended(spec, code, seconds, end.tail)
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await self._maintain("kill-exec", marker)
+                await self._kill_exec(exec_id, marker)
             raise
         finally:
             attached.close()
+
+    async def _kill_exec(self, exec_id: str, marker: str) -> None:
+        """SIGKILL what an exec began: what has its marker, and what descends from its own process."""
+        pid = 0
+        with contextlib.suppress(ManyoyoError):
+            state = await self._ask(lambda client: client.exec_inspect(exec_id))
+            pid = int(state.get("Pid") or 0) if state.get("Running") else 0
+        await self._maintain("kill-exec", marker, str(pid))
 
     async def _exec_ended(self, spec: ExecSpec, code: int | None, seconds: float, output_end: bytes) -> Ended:
         code = code if code is not None else -1
@@ -342,7 +357,7 @@ class _Made:
     attached: Attached | None = None
 
 
-def _exit_code(container: str, client: docker.APIClient) -> int:
+def _exit_code(container: str, client: GuardedClient) -> int:
     return int(client.wait(container, timeout=3600 * 24 * 30)["StatusCode"])
 
 

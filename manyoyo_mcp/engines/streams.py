@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from manyoyo_mcp.engines.base import Sink
+from manyoyo_mcp.policy.transport import GuardedClient, SocketLike
 
 _END = 64 << 10
 """Bytes of an output's end that are kept to look for a cause in."""
@@ -26,10 +27,38 @@ def json_lines(response: Any) -> Iterator[dict[str, Any]]:
         yield json.loads(pending)
 
 
-def hang_up(response: Any) -> None:
-    """End a streamed answer from outside: the thread that reads it gets the stream's end."""
-    with contextlib.suppress(AttributeError, OSError):
-        response.raw._fp.fp.raw._sock.shutdown(socket.SHUT_RDWR)
+class Streaming:
+    """A request under way that lasts, for whoever must end it. `over` once its thread has returned."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._connection: SocketLike | None = None
+        self._stopped = False
+
+    @contextlib.contextmanager
+    def on(self, client: GuardedClient) -> Iterator[None]:
+        """Within it, `stop` ends what this thread asks of `client`."""
+        try:
+            with client.telling(self._connected):
+                yield
+        finally:
+            self.over = True
+
+    def _connected(self, connection: SocketLike) -> None:
+        self._connection = connection
+        if self._stopped:
+            _hang_up(connection)
+
+    def stop(self) -> None:
+        """Hang up, now or as soon as there is a connection: the thread gets the stream's end, or an OSError."""
+        self._stopped = True
+        if self._connection is not None:
+            _hang_up(self._connection)
+
+
+def _hang_up(connection: SocketLike) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class Tail:

@@ -42,7 +42,7 @@ from manyoyo_mcp.errors import EngineFailed, ImageUnavailable, InvalidArgument, 
 from manyoyo_mcp.hosts.base import LABEL, Host, Outer, OuterSpec
 from manyoyo_mcp.image import debian, outer
 from manyoyo_mcp.policy.rules import Limits
-from manyoyo_mcp.policy.transport import guarded_client
+from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import Caps
 
 Progress = Callable[[float, float | None, str], None]
@@ -233,7 +233,7 @@ async def _maker(
     try:
         _, dial = await host.dialer(created)
         engine = ENGINES["podman"](
-            client=guarded_client(dial, lambda: Limits(spec.caps, spec.caps)),
+            client=GuardedClient(dial, lambda: Limits(spec.caps, spec.caps)),
             maintain=partial(host.maintain, created),
             spawn=lambda name, work: None,  # what would be removed later goes with the whole sandbox
             default_caps=lambda: spec.caps,

@@ -1,17 +1,18 @@
 """The only way to a nested engine: a docker-py client whose every request passes `rules.decide` first."""
 
+import contextlib
+import http.client
 import json
 import re
-from collections.abc import Callable
+import select
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode
 
 import docker
 import requests
 import urllib3
-import urllib3.connection
-import urllib3.connectionpool
-from docker.transport.basehttpadapter import BaseHTTPAdapter
 
 from manyoyo_mcp.errors import PolicyRefused
 from manyoyo_mcp.policy.rules import Limits, Request, decide
@@ -19,7 +20,7 @@ from manyoyo_mcp.policy.rules import Limits, Request, decide
 API_VERSION = "1.41"
 """The version of Docker's Engine API that the rules are written for; podman 5 and dockerd 26 both speak it."""
 
-
+_VERSION_PREFIX = f"/v{API_VERSION}"
 _RAW_BODY = re.compile(r"/build|/images/(create|load)|/containers/[^/]+/archive")
 """Endpoints that take an archive; everywhere else a body is JSON."""
 
@@ -38,104 +39,134 @@ class SocketLike(Protocol):
 Dial = Callable[[], SocketLike]
 
 
-class _Connection(urllib3.connection.HTTPConnection):
-    def __init__(self, dial: Dial, timeout: float | None) -> None:
-        super().__init__("localhost", timeout=timeout)
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, dial: Dial) -> None:
+        super().__init__("localhost")
         self._dial = dial
 
     def connect(self) -> None:
-        sock = self._dial()
-        timeout = self.timeout
-        sock.settimeout(float(timeout) if isinstance(timeout, int | float) else None)
-        self.sock = cast(Any, sock)
+        self.sock = cast(Any, self._dial())
+
+    def ready(self, timeout: float | None) -> bool:
+        """Connected, and at rest: an idle connection that has something to read has been ended by the other side."""
+        if self.sock is None:
+            self.connect()
+        else:
+            poll = select.poll()
+            poll.register(self.sock, select.POLLIN)
+            if poll.poll(0):
+                self.close()
+                return False
+        self.sock.settimeout(timeout)
+        return True
 
 
-class _Pool(urllib3.connectionpool.HTTPConnectionPool):
-    def __init__(self, dial: Dial, timeout: float | None, maxsize: int) -> None:
-        super().__init__("localhost", timeout=timeout, maxsize=maxsize)
-        self._dial = dial
+class GuardedClient(docker.APIClient):  # type: ignore[misc]
+    """docker-py's client, whose requests go out from here alone: judged, then sent over connections from `dial`.
 
-    def _new_conn(self) -> Any:
-        return _Connection(self._dial, cast("float | None", self.timeout.connect_timeout))
-
-
-class GuardedAdapter(BaseHTTPAdapter):  # type: ignore[misc]
-    """A requests adapter that asks the policy, then sends what it granted over connections from `dial`.
-
-    `limits` is read at each request: a sandbox that grew grants more at once.
+    Python's own HTTP client does that: of what requests adds to it (cookies, redirects, proxies, .netrc, hooks) an engine
+    behind a socket has no use, and it takes longer than a small answer does. `limits` is read at each request: a sandbox
+    that grew grants more at once. `timeout` bounds each request in seconds where the call names none.
     """
 
-    def __init__(self, dial: Dial, limits: Callable[[], Limits], timeout: float, pool_size: int = 32) -> None:
+    def __init__(self, dial: Dial, limits: Callable[[], Limits], timeout: float = 60) -> None:
+        super().__init__(base_url="unix:///nested-engine", version=API_VERSION, timeout=timeout)
+        self.adapters.clear()  # whatever bypasses `request` ends there
+        self._custom_adapter = None
+        self._dial = dial
         self._limits = limits
-        self._pool = _Pool(dial, timeout, pool_size)
-        super().__init__()
-
-    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
-        return self._pool
-
-    def get_connection(self, url: Any, proxies: Any = None) -> Any:
-        return self._pool
-
-    def request_url(self, request: Any, proxies: Any) -> str:
-        return str(request.path_url)
-
-    def close(self) -> None:
-        self._pool.close()
-
-    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
-        self._guard(request)
-        return cast(requests.Response, super().send(request, *args, **kwargs))
-
-    def build_response(self, request: Any, raw: Any) -> requests.Response:
-        response = requests.Response()
-        response.status_code, response.reason, response.raw = raw.status, raw.reason, raw
-        response.headers.update(raw.headers)
-        response.encoding = requests.utils.get_encoding_from_headers(response.headers)
-        response.url, response.request = request.url, request
-        response.connection = self
-        return response
-
-    def _guard(self, request: Any) -> None:
-        url = urlsplit(request.path_url)
-        pairs = parse_qsl(url.query, keep_blank_values=True)
-        query = dict(pairs)
-        if len(query) != len(pairs):
-            raise PolicyRefused("a query parameter is given twice.", "This is the server's fault, not the request's.")
-        path = re.sub(r"\A/v1\.[0-9]+(?=/)", "", url.path)
-        is_json = str(request.headers.get("Content-Type", "")).startswith("application/json")
-        if request.body and not is_json and not _RAW_BODY.fullmatch(path):
-            raise PolicyRefused("a body that is not JSON can't be judged.", "This is the server's fault.")
-        body = json.loads(request.body) if is_json and request.body else None
-        allowed = decide(Request(request.method, path, query, body), self._limits())
-        if allowed.query != query:
-            request.url = f"http+docker://localhost{url.path}?{urlencode(allowed.query)}"
-        if allowed.body is not None:  # written anew: what was decided on is what is sent, repeated keys and all
-            request.body = json.dumps(allowed.body).encode()
-            request.headers["Content-Length"] = str(len(request.body))
-
-
-class _Client(docker.APIClient):  # type: ignore[misc]
-    """docker-py's client, and of a request only what an engine behind a socket has a use for: no cookies, redirects,
-    proxies, .netrc or hooks, which cost requests as long as a small answer takes."""
+        self._idle: list[_Connection] = []
+        self._thread = threading.local()
 
     def request(
         self, method: str, url: str, params: Any = None, data: Any = None, headers: Any = None,
-        stream: bool = False, timeout: Any = None, json: Any = None, allow_redirects: bool = False,
+        stream: bool = False, timeout: float | None = None, json: Any = None, allow_redirects: bool = False,
     ) -> requests.Response:  # fmt: skip
-        prepared = requests.PreparedRequest()
-        prepared.prepare_method(method)
-        asked = {key: value for key, value in (params or {}).items() if value is not None}
-        prepared.url = f"{url}?{urlencode(asked, doseq=True)}" if asked else url
-        prepared.prepare_headers({**self.headers, **(headers or {})})
-        prepared.prepare_body(data, None, json)
-        response = self.get_adapter(url).send(prepared, stream=stream, timeout=timeout)
-        if not stream:
-            _ = response.content
-        return cast(requests.Response, response)
+        """What docker-py asks of its session. A streamed answer has a connection of its own, closed with it.
+
+        Raises PolicyRefused, CapExceeded, and OSError or http.client.HTTPException where the engine does not answer.
+        """
+        assert json is None, "docker-py writes its JSON itself"
+        query = {key: str(value) for key, value in (params or {}).items() if value is not None}
+        target, body = self._granted(method, url.removeprefix(str(self.base_url)), query, data, headers or {})
+        connection = self._connection(timeout)
+        try:
+            if (connected := getattr(self._thread, "connected", None)) is not None:
+                connected(connection.sock)
+            connection.request(method, target, body, headers or {})
+            answer = connection.getresponse()
+            if stream:
+                return _streamed(url, answer, connection)
+            response = _plain(url, answer)
+        except BaseException:
+            connection.close()
+            raise
+        if connection.sock is not None:
+            self._idle.append(connection)
+        return response
+
+    @contextlib.contextmanager
+    def telling(self, connected: Callable[[SocketLike], None]) -> Iterator[None]:
+        """Within it, this thread's requests tell which connection they go out on, so that another may end them."""
+        self._thread.connected = connected
+        try:
+            yield
+        finally:
+            del self._thread.connected
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def _granted(self, method: str, path: str, query: dict[str, str], data: Any, headers: Any) -> tuple[str, Any]:
+        """Path and body as they may go out. Raises PolicyRefused, CapExceeded."""
+        is_json = str(headers.get("Content-Type", "")).startswith("application/json")
+        bare = path.removeprefix(_VERSION_PREFIX)
+        if data and not is_json and not _RAW_BODY.fullmatch(bare):
+            raise PolicyRefused("a body that is not JSON can't be judged.", "This is the server's fault.")
+        allowed = decide(Request(method, bare, query, json.loads(data) if is_json and data else None), self._limits())
+        body = data.encode() if isinstance(data, str) else data
+        if allowed.body is not None:  # written anew: what was decided on is what is sent, repeated keys and all
+            body = json.dumps(allowed.body).encode()
+        return f"{path}?{urlencode(allowed.query)}" if allowed.query else path, body
+
+    def _connection(self, timeout: float | None) -> _Connection:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = _Connection(self._dial)
+            if connection.ready(timeout):
+                return connection
 
 
-def guarded_client(dial: Dial, limits: Callable[[], Limits], timeout: float = 60) -> docker.APIClient:
-    """A docker-py client for a nested engine. `timeout` bounds each request in seconds where the call names none."""
-    client = _Client(base_url="unix:///nested-engine", version=API_VERSION, timeout=timeout)
-    client.mount("http+docker://", GuardedAdapter(dial, limits, timeout))
-    return client
+def _plain(url: str, answer: http.client.HTTPResponse) -> requests.Response:
+    """An answer read to its end."""
+    response = _response(url, answer)
+    response._content = answer.read()
+    response._content_consumed = True  # type: ignore[attr-defined]
+    return response
+
+
+class _Stream(urllib3.HTTPResponse):
+    def close(self) -> None:
+        with contextlib.suppress(ValueError):  # Python 3.13 flushes what the garbage collector may have closed before
+            super().close()
+
+
+def _streamed(url: str, answer: http.client.HTTPResponse, connection: _Connection) -> requests.Response:
+    """An answer that is read as it comes, or a connection that is no longer HTTP."""
+    response = _response(url, answer)
+    response.raw = _Stream(
+        cast(Any, answer), dict(answer.headers), answer.status, preload_content=False,
+        original_response=cast(Any, answer), connection=cast(Any, connection),
+    )  # fmt: skip
+    return response
+
+
+def _response(url: str, answer: http.client.HTTPResponse) -> requests.Response:
+    response = requests.Response()
+    response.url, response.status_code, response.reason = url, answer.status, answer.reason
+    response.headers.update(answer.headers)
+    response.encoding = "utf-8"
+    return response

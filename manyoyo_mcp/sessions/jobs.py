@@ -21,6 +21,8 @@ JobState = Literal["running", "finished", "cancelled", "failed"]
 
 KEPT = 200
 """How many ended jobs are remembered, with their logs."""
+KEPT_LOGS = 4
+"""Ended jobs' logs together take at most so many times what one may; the oldest jobs are forgotten then."""
 
 
 @dataclass(slots=True)
@@ -112,7 +114,10 @@ class Jobs:
 
     def _forget_oldest(self) -> None:
         ended = [job for job in self._jobs.values() if job.state != "running"]
-        for job in ended[: max(0, len(ended) - KEPT)]:
+        kept = sum(job.log.kept for job in ended)
+        while len(ended) > KEPT or kept > KEPT_LOGS * self._log_max_bytes:
+            job = ended.pop(0)
+            kept -= job.log.kept
             self._jobs.pop(job.job_id)
             job.log.remove()
 

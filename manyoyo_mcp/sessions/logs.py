@@ -42,6 +42,11 @@ class Log:
         """Bytes written since the log began."""
         return self._size
 
+    @property
+    def kept(self) -> int:
+        """Bytes that it takes on disk, at most."""
+        return min(self._size, self._head_max + 2 * self._segment_max)
+
     def write(self, data: bytes) -> None:
         with self._lock:
             if self._file.closed:

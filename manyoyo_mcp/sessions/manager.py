@@ -113,7 +113,10 @@ class Manager:
         progress: Progress = no_progress,
     ) -> Sandbox:
         """Start a new sandbox. Raises CapExceeded, HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced."""
-        return await self._start(engine, cpus, memory, pids, progress)
+        if self._sandboxes or self._starting.locked():
+            return await self._start(engine, cpus, memory, pids, progress)
+        async with self._starting:  # who wants the session's sandbox meanwhile waits for this one
+            return await self._start(engine, cpus, memory, pids, progress)
 
     async def _start(
         self, engine: EngineName | None, cpus: float | None, memory: int | None, pids: int | None, progress: Progress

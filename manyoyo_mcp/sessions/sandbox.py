@@ -8,7 +8,7 @@ from manyoyo_mcp.engines import ENGINES, DockerApiEngine
 from manyoyo_mcp.engines.asking import Spawn
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.policy.rules import Limits
-from manyoyo_mcp.policy.transport import Dial, guarded_client
+from manyoyo_mcp.policy.transport import Dial, GuardedClient
 from manyoyo_mcp.sessions.probe import Evidence
 from manyoyo_mcp.values import Caps
 
@@ -53,7 +53,7 @@ def join(host: Host, outer: Outer, transport: str, dial: Dial, limits: Limits, s
         return sandbox.limits
 
     engine = ENGINES[outer.labels["engine"]](
-        client=guarded_client(dial, current),
+        client=GuardedClient(dial, current),
         maintain=partial(host.maintain, outer),
         spawn=spawn,
         default_caps=lambda: sandbox.limits.default,

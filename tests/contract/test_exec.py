@@ -56,6 +56,14 @@ async def test_exec_timeout_ends_everything_it_started(box: Box, service: str) -
     assert box.processes("sleep 7400"), "the service itself goes on"
 
 
+@pytest.mark.parametrize(
+    "command", [["env", "-i", "/bin/sleep", "7403"], ["env", "-i", "/bin/sh", "-c", "sleep 7403; true"]]
+)
+async def test_exec_without_its_environment_ends_too(box: Box, service: str, command: list[str]) -> None:
+    ended = await box.exec(service, *command, timeout_s=1)
+    assert ended.reason is Reason.TIMEOUT and box.processes("sleep 7403") == []
+
+
 async def test_exec_cancelled(box: Box, service: str) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(box.exec, service, "sh", "-c", "trap '' TERM; sleep 7402; sleep 7402")

@@ -5,6 +5,7 @@ from typing import Any
 
 import docker
 import pytest
+import requests
 
 from manyoyo_mcp.errors import CapExceeded, PolicyRefused
 from tests.support import BUSYBOX, MIB, Box
@@ -127,5 +128,8 @@ def address(box: Box) -> str:
 
 
 async def test_the_guard_is_the_only_client(box: Box) -> None:
-    adapters = {type(adapter).__name__ for prefix, adapter in box.engine._client.adapters.items() if "docker" in prefix}
-    assert adapters == {"GuardedAdapter"}
+    client = box.engine._client
+    with pytest.raises(PolicyRefused):
+        client.get(f"{client.base_url}/v1.41/info/of/something")
+    with pytest.raises(requests.exceptions.InvalidSchema):
+        client.get_adapter(f"{client.base_url}/v1.41/_ping")

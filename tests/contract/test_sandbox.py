@@ -1,6 +1,7 @@
 """Every engine: the sandbox itself: caps that bind on it, growth, an engine that dies, both transports."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import docker
@@ -46,6 +47,15 @@ async def test_sandbox_oom_is_told_apart_and_growing_mends_it(small: Box) -> Non
     assert ended.reason is Reason.OK, ended
     with pytest.raises(InvalidArgument):
         await small.manager.grow(small.sandbox, None, 100 * MIB, None)
+
+
+async def test_who_comes_while_the_first_one_starts_gets_that(tmp_path: Path) -> None:
+    async with open_manager(Settings(state_dir=tmp_path)) as manager:
+        async with anyio.create_task_group() as group:
+            group.start_soon(manager.start, "podman")
+            await anyio.wait_all_tasks_blocked()
+            sandbox, started = await manager.get_or_start(None)
+        assert (manager.sandboxes(), started) == ([sandbox], False)
 
 
 async def test_more_than_the_host_has_is_refused(manager: Manager) -> None:

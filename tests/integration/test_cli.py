@@ -109,7 +109,8 @@ def test_run_streams_and_passes_the_exit_code(project: Path, engine: str) -> Non
     script = "echo first; sleep 2; echo last; exit 7"
     with start("run", "--engine", engine, "--build", project, "--", "sh", "-c", script) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == "first\n"
+        first = process.stdout.readline()
+        assert first == "first\n", process.stderr.read()
         begun = time.monotonic()
         assert process.stdout.read() == "last\n"
         assert time.monotonic() - begun > 1, "the first line did not come before the last"

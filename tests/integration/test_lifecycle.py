@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,9 @@ def own_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
             if line.startswith("export ")
         )
         image = outer.reference(Settings())
-        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as save:
-            load_environment = {**os.environ, **variables}
-            subprocess.run(
-                ["docker", "load", "-q"], stdin=save.stdout, env=load_environment, check=True, capture_output=True
-            )
+        ours, other = docker.from_env(), docker.DockerClient(base_url=variables["DOCKER_HOST"])
+        with closing(ours), closing(other):
+            other.api.load_image(ours.api.get_image(image))
         yield {**variables, "MANYOYO_ENGINE_DIR": str(directory)}
     finally:
         script("purge")

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import docker
 import pytest
 from mcp import Client
@@ -144,3 +146,18 @@ async def test_nested_images_are_pulled(
         assert (
             missing.content[0].text.startswith("IMAGE_NOT_FOUND") and "could not be pulled" in missing.content[0].text
         )
+
+
+async def test_a_cancelled_pull_hangs_up(tmp_path: Path, registry: Registry) -> None:
+    """On podman; dockerd waits its own 15 s for a registry's first answer, whoever has gone."""
+    with socket.create_server((registry.remote.split(":")[0], 0)) as silent:
+        silent.settimeout(20)
+        image = f"{registry.remote.split(':')[0]}:{silent.getsockname()[1]}/never/answers"
+        async with Client(server_parameters(tmp_path)) as client:
+            run = await call(client, "nested_run", image=image, command=["true"], wait_s=0)
+            asked, _ = await anyio.to_thread.run_sync(silent.accept)
+            with asked:
+                cancelled = await call(client, "job_cancel", job_id=run["job_id"])
+                assert cancelled["state"] == "cancelled"
+                asked.settimeout(5)
+                await anyio.to_thread.run_sync(lambda: [None for _ in iter(lambda: asked.recv(1 << 16), b"")])

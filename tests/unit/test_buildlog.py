@@ -100,6 +100,12 @@ def read(dockerfile: str, stream: str, error: str = "", code: int | None = None)
     return log
 
 
+def test_a_step_is_named_by_the_dockerfile() -> None:
+    dockerfile = "FROM a\nRUN print-what-it-likes\nRUN true\n"
+    log = read(dockerfile, "STEP 1/3: FROM a\nSTEP 2/3: RUN print-what-it-likes\nSTEP 3/3: RUN something else\n")
+    assert [step.instruction for step in log.steps] == ["FROM a", "RUN print-what-it-likes", "RUN true"]
+
+
 def test_podman_counts_in_stages() -> None:
     log = read(STAGES, PODMAN, 'building at STEP "RUN exit 7": while running runtime: exit status 7\n')
     assert [(step.stage, step.number, step.total, step.line) for step in log.steps] == [

@@ -136,7 +136,7 @@ class BuildLog:
         if place is not None and not 1 < number <= 1 + triggers and place.keyword != words.split(" ", 1)[0].upper():
             return False
         self._style, self._stage, self._first_total = style, stage, first_total
-        if place is not None and (place.keyword != "FROM" or _IMAGE_ID.search(words)):
+        if place is not None and (place.keyword != "FROM" or (number == 1 and _IMAGE_ID.search(words))):
             words = (
                 place.text
             )  # the engine's are its reading of it, or another step's output; of a stage it names the id

@@ -323,8 +323,8 @@ class Running(Asking):
     async def _kill_exec(self, exec_id: str, marker: str) -> None:
         """SIGKILL what an exec began: what has its marker, and what descends from its own process."""
         pid = 0
-        with contextlib.suppress(ManyoyoError):
-            state = await self._ask(lambda client: client.exec_inspect(exec_id))
+        with contextlib.suppress(ManyoyoError), anyio.move_on_after(1):  # a slow engine is no reason not to kill
+            state = await self._await(lambda client: client.exec_inspect(exec_id))
             pid = int(state.get("Pid") or 0) if state.get("Running") else 0
         await self._maintain("kill-exec", marker, str(pid))
 

@@ -49,7 +49,7 @@ def decide(request: Request, limits: Limits) -> Allowed:
 
     Raises PolicyRefused with the reason, or CapExceeded with the largest value that is granted.
     """
-    odd = ".." in request.path or "//" in request.path or "%" in request.path
+    odd = ".." in request.path or "//" in request.path
     for methods, pattern, rule in () if odd else _ENDPOINTS:
         if request.method in methods and pattern.fullmatch(request.path):
             return rule(request, limits)
@@ -85,6 +85,8 @@ _HOST_CONFIG = frozenset(
 )  # fmt: skip
 _OUTER_NETWORKS = frozenset({"host", "pasta", "slirp4netns"})
 _LOG_DRIVERS = frozenset({"none", "json-file", "k8s-file", "local"})
+_LOG_OPTIONS = frozenset({"max-size", "max-file"})
+"""No path among them: it would be one in the outer container."""
 _RESTARTS = frozenset({"", "no", "on-failure", "unless-stopped", "always"})
 
 
@@ -100,7 +102,10 @@ def _container_create(request: Request, limits: Limits) -> Allowed:
             f"network {mode!r} would join a network namespace outside the nested container.",
             'Use "default", "none", or a nested network\'s name.',
         )
-    driver = (host.get("LogConfig") or {}).get("Type", "")
+    log = host.get("LogConfig") or {}
+    _only("a nested container's LogConfig", log, frozenset({"Type", "Config"}))
+    _only("a log driver", log.get("Config") or {}, _LOG_OPTIONS)
+    driver = log.get("Type", "")
     if driver and driver not in _LOG_DRIVERS:
         raise PolicyRefused(f"log driver {driver!r} may not be set.", f"Allowed: {', '.join(sorted(_LOG_DRIVERS))}.")
     if str((host.get("RestartPolicy") or {}).get("Name", "")) not in _RESTARTS:

@@ -36,6 +36,9 @@ class SocketLike(Protocol):
     def fileno(self) -> int: ...
 
 
+_MAX_IDLE = 32
+"""Connections kept for the next request; over the relay each is a process in the sandbox."""
+
 Dial = Callable[[], SocketLike]
 
 
@@ -93,15 +96,19 @@ class GuardedClient(docker.APIClient):  # type: ignore[misc]
         try:
             if (connected := getattr(self._thread, "connected", None)) is not None:
                 connected(connection.sock)
-            connection.request(method, target, body, headers or {})
+            # An engine may answer before it has read all of a body, and hang up: the answer says why.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, target, body, headers or {})
             answer = connection.getresponse()
-            if stream:
+            if stream and answer.status < 400:  # an error is read at once, so that keeping it keeps no connection
                 return _streamed(url, answer, connection)
             response = _plain(url, answer)
         except BaseException:
             connection.close()
             raise
-        if connection.sock is not None:
+        if connection.sock is None or len(self._idle) >= _MAX_IDLE:
+            connection.close()
+        else:
             self._idle.append(connection)
         return response
 

@@ -38,6 +38,12 @@ def test_caps_above_the_sandboxes_own_are_refused(caps: dict[str, int]) -> None:
     assert "start_sandbox" in caught.value.hint
 
 
+def test_what_says_nothing_or_harms_nobody_passes() -> None:
+    log = {"Type": "json-file", "Config": {"max-size": "1m"}}
+    host = (create({"Binds": None, "LogConfig": log}, MacAddress=None).body or {})["HostConfig"]
+    assert host["LogConfig"] == log
+
+
 @pytest.mark.parametrize("none", [-1, 0])
 @pytest.mark.parametrize("cap", ["Memory", "NanoCpus", "PidsLimit"])
 def test_unlimited_becomes_the_default(cap: str, none: int) -> None:
@@ -86,7 +92,14 @@ def test_unlimited_becomes_the_default(cap: str, none: int) -> None:
         {"LogConfig": {"Type": "syslog", "Config": {}}},
         {"RestartPolicy": {"Name": "weird"}},
         {"Tmpfs": {"/x": "rw,dev"}},
+        {"Tmpfs": {"/x": "suid"}},
+        {"Tmpfs": {"/x": "rw,bind"}},
+        {"Tmpfs": {"/x": "rbind,rw"}},
         {"Tmpfs": {"relative": ""}},
+        {"NetworkMode": "pasta"},
+        {"NetworkMode": "slirp4netns"},
+        {"LogConfig": {"Type": "k8s-file", "Config": {"path": "/etc/cron.d/x"}}},
+        {"LogConfig": {"Type": "json-file", "AFieldOfTomorrow": "x"}},
     ],
 )
 def test_what_reaches_out_is_refused(host_config: dict[str, Any]) -> None:
@@ -144,6 +157,12 @@ def test_what_a_build_may_not_do(query: dict[str, str]) -> None:
         build(**query)
 
 
+@pytest.mark.parametrize("query", [{"memory": "-1", "memswap": "-1"}, {"cpuquota": "-1"}, {"cpuperiod": "-5"}])
+def test_a_builds_unlimited_becomes_the_default(query: dict[str, str]) -> None:
+    """Swap with it: an engine takes -1 for no cap."""
+    assert build(**query).query == build().query
+
+
 @pytest.mark.parametrize("query", [{"memory": str(2 << 30)}, {"cpuquota": "500000"}])
 def test_a_builds_caps_above_the_sandboxes_own_are_refused(query: dict[str, str]) -> None:
     with pytest.raises(CapExceeded):
@@ -168,6 +187,9 @@ def test_what_an_exec_may_not_do(body: dict[str, Any]) -> None:
         ("GET", "/containers/../info"),
         ("GET", "/containers/abc%2f..%2fx/json"),
         ("GET", "//info"),
+        ("GET", "/images/a/../../info/json"),
+        ("GET", "/images/a//b/json"),
+        ("GET", "/images/a%2fb/json"),
         ("DELETE", "/_ping"),
         ("POST", "/libpod/play/kube"),
         ("GET", "/containers/abc/attach/ws"),
@@ -201,3 +223,23 @@ def test_what_the_tools_ask_for_passes(method: str, path: str) -> None:
 def test_an_image_is_not_imported_from_a_url() -> None:
     with pytest.raises(PolicyRefused):
         decide(Request("POST", "/images/create", {"fromSrc": "http://example.invalid/x.tar"}), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "body"),
+    [
+        ("/containers/create", {"tomorrow": "1"}, {"Image": "x"}),
+        ("/containers/abc/update", {}, {"Memory": 64 << 20, "BlkioWeight": 500}),
+        ("/images/create", {"fromImage": "x", "changes": "USER root"}, None),
+    ],
+)
+def test_parameters_that_are_not_named_are_refused(path: str, query: dict[str, str], body: dict[str, Any]) -> None:
+    with pytest.raises(PolicyRefused):
+        decide(Request("POST", path, query, body), LIMITS)
+
+
+def test_an_update_has_the_same_limits() -> None:
+    body = decide(Request("POST", "/containers/abc/update", {}, {"Memory": -1}), LIMITS).body
+    assert body == LIMITS.default.host_config()
+    with pytest.raises(CapExceeded):
+        decide(Request("POST", "/containers/abc/update", {}, {"Memory": 2 << 30}), LIMITS)

@@ -18,7 +18,7 @@ class Attached:
         # docker-py hands out the raw reader and keeps the response on it. The response's own buffer is what must be
         # read: output may have arrived together with the answer's headers and lie there already.
         self._response = raw._response
-        self._sock = raw._sock
+        self._sock = getattr(raw, "_sock", raw)  # over TLS docker-py hands out the socket itself
         self._reader = self._response.raw._fp.fp
         self._sock.settimeout(None)
         self._pumping = False

@@ -131,7 +131,7 @@ class Visit:
             await self._converse(exec_id, reader, reader.raw._sock)
         except BaseException:
             with anyio.CancelScope(shield=True), suppress(SandboxError):
-                await self.manager.host.maintain(self.sandbox.outer, "kill-exec", marker)
+                await self.sandbox.engine.kill_exec(exec_id, marker)
             raise
         finally:
             with suppress(OSError):

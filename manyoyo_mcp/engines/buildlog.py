@@ -136,10 +136,9 @@ class BuildLog:
         if place is not None and not 1 < number <= 1 + triggers and place.keyword != words.split(" ", 1)[0].upper():
             return False
         self._style, self._stage, self._first_total = style, stage, first_total
+        # The engine's words are its reading of the Dockerfile, or what another step wrote; of a stage it names the id.
         if place is not None and (place.keyword != "FROM" or (number == 1 and _IMAGE_ID.search(words))):
-            words = (
-                place.text
-            )  # the engine's are its reading of it, or another step's output; of a stage it names the id
+            words = place.text
         self._begin(Step(number, total, words, int(named) if named else None, place.line if place else None))
         return True
 

@@ -306,7 +306,7 @@ class Running(Asking):
             with anyio.move_on_after(spec.timeout_s) as limit:
                 code = await self._converse(attached, spec.stdin, end, exit_code)
             if limit.cancelled_caught:
-                await self._kill_exec(exec_id, marker)
+                await self.kill_exec(exec_id, marker)
                 code = await self._ask(exit_code)
             seconds = since(begun)
             if limit.cancelled_caught:
@@ -315,18 +315,19 @@ class Running(Asking):
             return await self._exec_ended(spec, code, seconds, end.tail)
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await self._kill_exec(exec_id, marker)
+                await self.kill_exec(exec_id, marker)
             raise
         finally:
             attached.close()
 
-    async def _kill_exec(self, exec_id: str, marker: str) -> None:
+    async def kill_exec(self, exec_id: str, marker: str) -> None:
         """SIGKILL what an exec began: what has its marker, and what descends from its own process."""
-        pid = 0
+        own: list[str] = []
         with contextlib.suppress(ManyoyoError), anyio.move_on_after(1):  # a slow engine is no reason not to kill
             state = await self._await(lambda client: client.exec_inspect(exec_id))
-            pid = int(state.get("Pid") or 0) if state.get("Running") else 0
-        await self._maintain("kill-exec", marker, str(pid))
+            if state.get("Running") and state.get("Pid"):
+                own = [str(int(state["Pid"])), str(state["ContainerID"])]
+        await self._maintain("kill-exec", marker, *own)
 
     async def _exec_ended(self, spec: ExecSpec, code: int | None, seconds: float, output_end: bytes) -> Ended:
         code = code if code is not None else -1

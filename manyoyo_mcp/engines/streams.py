@@ -42,6 +42,7 @@ class Streaming:
             with client.telling(self._connected):
                 yield
         finally:
+            self._connection = None  # another's by now, perhaps
             self.over = True
 
     def _connected(self, connection: SocketLike) -> None:
@@ -52,8 +53,8 @@ class Streaming:
     def stop(self) -> None:
         """Hang up, now or as soon as there is a connection: the thread gets the stream's end, or an OSError."""
         self._stopped = True
-        if self._connection is not None:
-            _hang_up(self._connection)
+        if (connection := self._connection) is not None:
+            _hang_up(connection)
 
 
 def _hang_up(connection: SocketLike) -> None:

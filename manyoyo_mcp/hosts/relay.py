@@ -40,6 +40,8 @@ class RelaySocket:
         self._keep = keep  # docker-py's response: the connection lives as long as it
         self._left = 0
         self._errors = b""
+        self._readers = 0
+        self._closing = False
         with contextlib.suppress(AttributeError):
             sock.settimeout(None)
 
@@ -74,6 +76,7 @@ class RelaySocket:
         return data
 
     def makefile(self, mode: str = "rb", *_: Any, **__: Any) -> io.BufferedReader:
+        self._readers += 1
         return io.BufferedReader(_Raw(self), 1 << 16)
 
     def settimeout(self, seconds: float | None) -> None:
@@ -85,11 +88,21 @@ class RelaySocket:
             self._sock.shutdown(how)
 
     def close(self) -> None:
+        """As sockets do: at once, or when the last reader is closed, which may have an answer still to read."""
+        self._closing = True
+        if self._readers > 0:
+            return
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._sock.close()
         self._keep = None
+
+    def released(self) -> None:
+        """A reader is closed."""
+        self._readers -= 1
+        if self._closing:
+            self.close()
 
     def fileno(self) -> int:
         return int(self._sock.fileno())
@@ -109,3 +122,8 @@ class _Raw(io.RawIOBase):
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._sock.released()

@@ -49,7 +49,7 @@ def decide(request: Request, limits: Limits) -> Allowed:
 
     Raises PolicyRefused with the reason, or CapExceeded with the largest value that is granted.
     """
-    odd = ".." in request.path or "//" in request.path
+    odd = ".." in request.path or "//" in request.path or "%" in request.path
     for methods, pattern, rule in () if odd else _ENDPOINTS:
         if request.method in methods and pattern.fullmatch(request.path):
             return rule(request, limits)

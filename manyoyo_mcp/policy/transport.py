@@ -36,6 +36,8 @@ class SocketLike(Protocol):
     def fileno(self) -> int: ...
 
 
+_UNTOLD = -1.0
+"""No timeout was named: the client's own counts."""
 _MAX_IDLE = 32
 """Connections kept for the next request; over the relay each is a process in the sandbox."""
 
@@ -63,6 +65,15 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(timeout)
         return True
 
+    def asked(self, method: str, target: str, body: Any, headers: Any) -> bool:
+        """Send a request; whether all of it went out. An engine may answer before it has read all of a body, and hang
+        up: the answer says why."""
+        try:
+            self.request(method, target, body, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
 
 class GuardedClient(docker.APIClient):  # type: ignore[misc]
     """docker-py's client, whose requests go out from here alone: judged, then sent over connections from `dial`.
@@ -83,22 +94,21 @@ class GuardedClient(docker.APIClient):  # type: ignore[misc]
 
     def request(
         self, method: str, url: str, params: Any = None, data: Any = None, headers: Any = None,
-        stream: bool = False, timeout: float | None = None, json: Any = None, allow_redirects: bool = False,
+        stream: bool = False, timeout: float | None = _UNTOLD, json: Any = None, allow_redirects: bool = False,
     ) -> requests.Response:  # fmt: skip
-        """What docker-py asks of its session. A streamed answer has a connection of its own, closed with it.
+        """What docker-py asks of its session. A streamed answer has a connection of its own, closed with it. A `timeout`
+        of None is none at all.
 
         Raises PolicyRefused, CapExceeded, and OSError or http.client.HTTPException where the engine does not answer.
         """
         assert json is None, "docker-py writes its JSON itself"
         query = {key: str(value) for key, value in (params or {}).items() if value is not None}
         target, body = self._granted(method, url.removeprefix(str(self.base_url)), query, data, headers or {})
-        connection = self._connection(timeout)
+        connection = self._connection(self.timeout if timeout is _UNTOLD else timeout)
         try:
             if (connected := getattr(self._thread, "connected", None)) is not None:
                 connected(connection.sock)
-            # An engine may answer before it has read all of a body, and hang up: the answer says why.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, target, body, headers or {})
+            whole = connection.asked(method, target, body, headers or {})
             answer = connection.getresponse()
             if stream and answer.status < 400:  # an error is read at once, so that keeping it keeps no connection
                 return _streamed(url, answer, connection)
@@ -106,7 +116,7 @@ class GuardedClient(docker.APIClient):  # type: ignore[misc]
         except BaseException:
             connection.close()
             raise
-        if connection.sock is None or len(self._idle) >= _MAX_IDLE:
+        if not whole or connection.sock is None or len(self._idle) >= _MAX_IDLE:
             connection.close()
         else:
             self._idle.append(connection)

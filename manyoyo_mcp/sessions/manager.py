@@ -63,7 +63,9 @@ class Manager:
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes)
         self._group = group
         self._sandboxes: dict[str, Sandbox] = {}
-        self._starting = anyio.Lock()
+        self._first = anyio.Lock()  # of those who come at once and find no sandbox, one starts it
+        self._starting = 0
+        self._start_ended = anyio.Event()
         self._probes = Remembered(settings.state_dir / "probes.json")
         self._reaper: subprocess.Popen[bytes] | None = None
 
@@ -97,7 +99,9 @@ class Manager:
     async def get_or_start(self, sandbox_id: str | None, progress: Progress = no_progress) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
         if sandbox_id is None and not self._sandboxes:
-            async with self._starting:
+            async with self._first:
+                while self._starting and not self._sandboxes:
+                    await self._start_ended.wait()
                 if not self._sandboxes:
                     return await self._start(None, None, None, None, progress), True
         return self.get(sandbox_id), False
@@ -113,10 +117,13 @@ class Manager:
         progress: Progress = no_progress,
     ) -> Sandbox:
         """Start a new sandbox. Raises CapExceeded, HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced."""
-        if self._sandboxes or self._starting.locked():
+        self._starting += 1
+        try:
             return await self._start(engine, cpus, memory, pids, progress)
-        async with self._starting:  # who wants the session's sandbox meanwhile waits for this one
-            return await self._start(engine, cpus, memory, pids, progress)
+        finally:
+            self._starting -= 1
+            self._start_ended.set()
+            self._start_ended = anyio.Event()
 
     async def _start(
         self, engine: EngineName | None, cpus: float | None, memory: int | None, pids: int | None, progress: Progress

@@ -57,7 +57,12 @@ async def test_exec_timeout_ends_everything_it_started(box: Box, service: str) -
 
 
 @pytest.mark.parametrize(
-    "command", [["env", "-i", "/bin/sleep", "7403"], ["env", "-i", "/bin/sh", "-c", "sleep 7403; true"]]
+    "command",
+    [
+        ["env", "-i", "/bin/sleep", "7403"],
+        ["env", "-i", "/bin/sh", "-c", "sleep 7403; true"],
+        ["env", "-i", "/bin/sh", "-c", "while :; do /bin/sleep 7403 & /bin/sleep 0.01; done"],
+    ],
 )
 async def test_exec_without_its_environment_ends_too(box: Box, service: str, command: list[str]) -> None:
     ended = await box.exec(service, *command, timeout_s=1)

@@ -29,7 +29,7 @@ def relay(client: docker.APIClient, container_id: str, engine: str) -> "RelaySoc
         raise EngineUnreachable(
             f"The relay into the sandbox could not be started: {error}", "Start another."
         ) from error
-    return RelaySocket(getattr(stream, "_sock", stream), stream)
+    return RelaySocket(getattr(stream, "_sock", stream), stream._response)
 
 
 class RelaySocket:
@@ -96,6 +96,8 @@ class RelaySocket:
             self._sock.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._sock.close()
+        if self._keep is not None:
+            self._keep.close()
         self._keep = None
 
     def released(self) -> None:

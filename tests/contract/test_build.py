@@ -99,7 +99,6 @@ async def test_timeout_ends_the_step_inside(box: Box) -> None:
     assert box.processes("sleep 7501") == []
 
 
-@pytest.mark.smoke
 async def test_cancellation_ends_the_step_inside(box: Box) -> None:
     dockerfile = f"FROM {BUSYBOX}\nRUN trap '' TERM INT; sleep 7502; sleep 7502\nRUN sleep 7502\n"
     async with anyio.create_task_group() as group:

@@ -19,7 +19,6 @@ async def service(box: Box) -> AsyncIterator[str]:
     await box.engine.remove(container)
 
 
-@pytest.mark.smoke
 async def test_exec(box: Box, service: str) -> None:
     output: list[bytes] = []
     ended = await box.exec(service, "sh", "-c", "cat; pwd; echo $A; id -u; exit 4", stdin=b"in\n", env={"A": "b"},
@@ -45,7 +44,6 @@ async def test_exec_of_nothing(box: Box, service: str) -> None:
     assert ended.reason is Reason.COMMAND_NOT_FOUND
 
 
-@pytest.mark.smoke
 async def test_exec_timeout_ends_everything_it_started(box: Box, service: str) -> None:
     watch = Stopwatch()
     script = "trap '' TERM; echo begun; setsid sleep 7401 & (sleep 7401 &); sleep 7401"

@@ -108,7 +108,6 @@ async def test_full_file_system_is_named(box: Box) -> None:
     assert ended.reason is Reason.DISK_FULL
 
 
-@pytest.mark.smoke
 async def test_timeout_ends_the_process_inside(box: Box) -> None:
     watch = Stopwatch()
     ended = await box.run("sh", "-c", "trap '' TERM INT; echo begun; sleep 7301", timeout_s=1, output=watch)

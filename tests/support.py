@@ -109,10 +109,14 @@ class Box:
     def caps(self, memory: int = 256 * MIB, cpus: float = 1, pids: int = 200) -> Caps:
         return Caps(cpus, memory, pids)
 
+    def spec(self, *command: str, **spec: Any) -> RunSpec:
+        """A run with the sandbox's default caps and of the test image, where nothing else is said."""
+        defaults = {"image": BUSYBOX, "caps": self.sandbox.limits.default}
+        return RunSpec(command=list(command), **(defaults | spec))
+
     async def run(self, *command: str, output: list[bytes] | Stopwatch | None = None, **spec: Any) -> Ended:
         chunks = output if output is not None else []
-        spec.setdefault("image", BUSYBOX)
-        return await self.engine.run(RunSpec(command=list(command), **spec), chunks.append)
+        return await self.engine.run(self.spec(*command, **spec), chunks.append)
 
     async def output(self, *command: str, **spec: Any) -> str:
         chunks: list[bytes] = []
@@ -127,7 +131,7 @@ class Box:
         return await self.engine.exec(ExecSpec(container=container, command=list(command), **spec), chunks.append)
 
     async def service(self, *command: str, **spec: Any) -> str:
-        return await self.engine.start(RunSpec(image=BUSYBOX, command=list(command), **spec))
+        return await self.engine.start(self.spec(*command, **spec))
 
     async def build(
         self,
@@ -150,7 +154,7 @@ class Box:
                 dockerfile=ready.dockerfile,
                 dockerfile_text=ready.dockerfile_text,
                 build_id=secrets.token_hex(8),
-                **spec,
+                **({"caps": self.sandbox.limits.default} | spec),
             ),
             chunks.append,
             seen.append,

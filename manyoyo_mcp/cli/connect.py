@@ -17,7 +17,6 @@ from manyoyo_mcp.errors import InvalidArgument, NotFound, NotRunning, SandboxAmb
 
 if TYPE_CHECKING:  # imported where they are used: a server's start needs none of them here
     from manyoyo_mcp.hosts.base import Host, Outer
-    from manyoyo_mcp.hosts.docker import DockerHost
     from manyoyo_mcp.sessions.manager import Manager
     from manyoyo_mcp.sessions.sandbox import Sandbox
 
@@ -86,18 +85,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-@asynccontextmanager
-async def open_host(settings: Settings) -> "AsyncIterator[DockerHost]":
-    """The host of the settings."""
-    from manyoyo_mcp.hosts.docker import DockerHost
-
-    host = DockerHost(settings)
-    try:
-        yield host
-    finally:
-        await host.close()
 
 
 async def own_sandboxes(host: "Host") -> "list[Outer]":

@@ -15,12 +15,13 @@ from mcp import Client, StdioServerParameters
 from rich.console import Console
 from rich.text import Text
 
-from manyoyo_mcp.cli.connect import load_settings, open_host
+from manyoyo_mcp.cli.connect import load_settings
 from manyoyo_mcp.cli.exits import Exit
 from manyoyo_mcp.cli.image import make_bases
 from manyoyo_mcp.cli.screen import Screen
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, SandboxError
+from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image import debian, outer
 from manyoyo_mcp.sessions.identity import owner
 from manyoyo_mcp.values import format_bytes

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from manyoyo_mcp.cli.connect import load_settings, open_host, run_async
+from manyoyo_mcp.cli.connect import load_settings, run_async
 from manyoyo_mcp.cli.exits import reported
 from manyoyo_mcp.cli.screen import Report, Screen, age, print_table
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.values import format_bytes
 
 if TYPE_CHECKING:  # imported where they are used, as in the other commands

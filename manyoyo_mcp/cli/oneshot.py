@@ -18,8 +18,9 @@ from manyoyo_mcp.cli.screen import Screen
 from manyoyo_mcp.config import EngineName, Settings
 from manyoyo_mcp.engines.base import BuildSpec, Built, Ended, OutputFile, RunSpec, Step
 from manyoyo_mcp.errors import InvalidArgument, Reason
+from manyoyo_mcp.image.outer import no_progress
 from manyoyo_mcp.sessions import context
-from manyoyo_mcp.sessions.manager import Manager, no_progress, open_manager
+from manyoyo_mcp.sessions.manager import Manager, open_manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import format_bytes

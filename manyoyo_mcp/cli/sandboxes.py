@@ -7,12 +7,13 @@ from typing import Any, BinaryIO
 
 import anyio.to_thread
 
-from manyoyo_mcp.cli.connect import find_sandbox, load_settings, open_host, open_sandbox, own_sandboxes
+from manyoyo_mcp.cli.connect import find_sandbox, load_settings, open_sandbox, own_sandboxes
 from manyoyo_mcp.cli.exits import code_of, complain, hint_of
 from manyoyo_mcp.cli.screen import Screen, age, print_table
 from manyoyo_mcp.engines.base import Ended, ExecSpec, Sink
 from manyoyo_mcp.errors import Reason
 from manyoyo_mcp.hosts.base import Outer
+from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.sessions import sweep
 from manyoyo_mcp.sessions.identity import answers_for
 from manyoyo_mcp.text import sanitise

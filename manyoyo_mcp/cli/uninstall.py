@@ -11,12 +11,13 @@ from pathlib import Path
 import docker
 import typer
 
-from manyoyo_mcp.cli.connect import load_settings, open_host
+from manyoyo_mcp.cli.connect import load_settings
 from manyoyo_mcp.cli.exits import Exit, complain
 from manyoyo_mcp.cli.screen import Screen, print_table
 from manyoyo_mcp.config import CONFIG_FILE, Settings
 from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.hosts.base import LABEL
+from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.bases import VOLUME
 from manyoyo_mcp.sessions.identity import answers_for, owner
 from manyoyo_mcp.values import format_bytes

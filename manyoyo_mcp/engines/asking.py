@@ -17,7 +17,6 @@ from manyoyo_mcp.errors import (
 )
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.text import sanitise
-from manyoyo_mcp.values import Caps
 from manyoyo_mcp.workers import in_thread, wait_in_thread
 
 T = TypeVar("T")
@@ -30,11 +29,10 @@ class Asking:
 
     name: ClassVar[str]
 
-    def __init__(self, client: GuardedClient, maintain: Maintain, spawn: Spawn, default_caps: Callable[[], Caps]):
+    def __init__(self, client: GuardedClient, maintain: Maintain, spawn: Spawn):
         self._client = client
         self._maintain = maintain
         self._spawn = spawn
-        self._default_caps = default_caps
         self._seen_records: dict[str, str] = {}
         self._pending = 0
         self._settled = anyio.Event()

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from manyoyo_mcp.errors import Reason
 from manyoyo_mcp.values import Caps
@@ -22,7 +22,7 @@ class RunSpec:
 
     image: str
     command: list[str]
-    caps: Caps | None = None
+    caps: Caps
     entrypoint: list[str] | None = None
     env: dict[str, str] = field(default_factory=dict)
     stdin: bytes | None = None
@@ -60,6 +60,7 @@ class BuildSpec:
     dockerfile: str
     dockerfile_text: str
     build_id: str
+    caps: Caps
     tags: list[str] = field(default_factory=list)
     target: str | None = None
     build_args: dict[str, str] = field(default_factory=dict)
@@ -67,7 +68,6 @@ class BuildSpec:
     pull: bool = False
     network: str = "default"
     platform: str | None = None
-    caps: Caps | None = None
     timeout_s: float | None = None
 
 
@@ -159,7 +159,7 @@ class Engine(Protocol):
     A cancelled run, exec or build ends the process inside before the cancellation is passed on.
     """
 
-    name: str
+    name: ClassVar[str]
 
     async def ping(self) -> None: ...
 
@@ -168,7 +168,16 @@ class Engine(Protocol):
     async def start(self, spec: RunSpec) -> str:
         """Start a container that stays (`detach`); its id."""
 
+    async def remove(self, container: str) -> None:
+        """Kill and remove; no error where it is gone already."""
+
+    async def pull(self, image: str) -> None:
+        """Pull an image from its registry. Raises NotFound with what the registry (or the lack of one) said."""
+
     async def exec(self, spec: ExecSpec, sink: Sink) -> Ended: ...
+
+    async def kill_exec(self, exec_id: str, marker: str) -> None:
+        """SIGKILL what an exec began: what has its marker (MANYOYO_EXEC in its environment), and what descends from it."""
 
     async def build(self, spec: BuildSpec, sink: Sink, on_step: Callable[[Step], None]) -> Built: ...
 

@@ -92,14 +92,13 @@ class Building(Asking):
         return Built(Reason.OK, seconds, log.steps, image_id=log.image_id, size=size, tags=spec.tags)
 
     def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
-        caps = spec.caps or self._default_caps()
         params: dict[str, Any] = {
             "dockerfile": spec.dockerfile,
             "t": spec.tags[0] if spec.tags else f"localhost/manyoyo/build:{spec.build_id}",
-            "memory": caps.memory,
-            "memswap": caps.memory,
+            "memory": spec.caps.memory,
+            "memswap": spec.caps.memory,
             "cpuperiod": 100_000,
-            "cpuquota": round(caps.cpus * 100_000),
+            "cpuquota": round(spec.caps.cpus * 100_000),
             "cgroupparent": f"/manyoyo-builds/{spec.build_id}",
             "rm": "1",
             "forcerm": "1",
@@ -129,7 +128,6 @@ class Building(Asking):
         output = sanitise(log.output)
         instruction = step.instruction if step else ""
         output_end = (unechoed(output, instruction) if code is not None else log.error).encode(errors="replace")
-        caps = spec.caps or self._default_caps()
         record = ""
         if step is not None and (code == SIGKILLED or suspicious(output_end)):
             record = await self._record(f"/manyoyo-builds/{spec.build_id}")
@@ -139,7 +137,7 @@ class Building(Asking):
             record=record,
             cgroup=f"/manyoyo-builds/{spec.build_id}",
             output_end=output_end,
-            cap=format_bytes(caps.memory),
+            cap=format_bytes(spec.caps.memory),
         )
         reason = told.reason if told.reason is not Reason.EXIT_NONZERO else Reason.BUILD_FAILED
         hint = told.hint

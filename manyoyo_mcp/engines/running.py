@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import anyio
 import docker
 
+from manyoyo_mcp.archive import tar
 from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.asking import Asking
 from manyoyo_mcp.engines.base import (
@@ -113,7 +114,7 @@ class Running(Asking):
         """Create a container, lay its files, attach before any output, start it. In one go, for every change of threads
         takes its time; `made` tells at every moment what there is of it. Raises NotFound (COMMAND_NOT_FOUND, …)."""
         body = self._body(spec)
-        archive = _tar(spec.files) if spec.files else None
+        archive = tar(spec.files, time.time()) if spec.files else None
 
         def begin(client: GuardedClient) -> None:
             made.container = str(client.create_container_from_config(body, spec.name)["Id"])
@@ -145,7 +146,7 @@ class Running(Asking):
             "OpenStdin": spec.stdin is not None,
             "StdinOnce": spec.stdin is not None,
             "AttachStdin": spec.stdin is not None,
-            "HostConfig": (spec.caps or self._default_caps()).host_config()
+            "HostConfig": spec.caps.host_config()
             | {"NetworkMode": spec.network, "ReadonlyRootfs": spec.read_only, "CapDrop": spec.cap_drop},
         }
         for key, value in (("Entrypoint", spec.entrypoint), ("WorkingDir", spec.workdir), ("User", spec.user)):
@@ -209,11 +210,11 @@ class Running(Asking):
         with contextlib.suppress(ManyoyoError):
             await self._ask(lambda client: client.kill(container, "SIGKILL"))
 
-    async def _explain(self, container: str, code: int, output_end: bytes, caps: Caps | None) -> Verdict:
+    async def _explain(self, container: str, code: int, output_end: bytes, caps: Caps) -> Verdict:
         state = (await self._inspect(container))["State"]
         oom = bool(state.get("OOMKilled"))
         record = await self._record(container) if code == SIGKILLED or oom or suspicious(output_end) else ""
-        cap = format_bytes((caps or self._default_caps()).memory)
+        cap = format_bytes(caps.memory)
         return verdict(code, oom_flag=oom, record=record, cgroup=container, output_end=output_end, cap=cap)
 
     async def _outputs(self, container: str, spec: RunSpec) -> list[OutputFile]:
@@ -381,17 +382,3 @@ def _command_not_found() -> Iterator[None]:
 def _runtime_words(text: str) -> str:
     """The OCI runtime's message without the engines' prefixes."""
     return text.split("OCI runtime create failed: ", 1)[-1].split("answered: ", 1)[-1].strip()[:300]
-
-
-def _tar(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for path, content in files.items():
-            entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.size, entry.mode, entry.mtime = (
-                len(content),
-                0o755 if content[:2] == b"#!" else 0o644,
-                int(time.time()),
-            )
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()

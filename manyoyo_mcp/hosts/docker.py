@@ -1,12 +1,11 @@
 """Sandboxes on any endpoint that speaks Docker's API, used as root or as a member of the docker group."""
 
 import contextlib
-import io
 import os
 import re
 import sys
-import tarfile
 import time
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import anyio
 import docker
 
+from manyoyo_mcp.archive import tar
 from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import (
@@ -67,7 +67,7 @@ class DockerHost(Store):
             )
             container_id = str(created["Id"])
             if spec.files and shared is None:
-                archive = _tar(spec.files)
+                archive = tar(spec.files)
                 await self._call(lambda client: client.put_archive(container_id, "/", archive))
             await self._call(lambda client: client.start(container_id))
         except docker.errors.ImageNotFound as error:
@@ -319,6 +319,16 @@ def _time(written: str) -> float:
     return datetime.fromisoformat(re.sub(r"(\.[0-9]{6})[0-9]*", r"\1", written)).timestamp()
 
 
+@contextlib.asynccontextmanager
+async def open_host(settings: Settings) -> AsyncIterator[DockerHost]:
+    """The host of the settings, closed on leaving."""
+    host = DockerHost(settings)
+    try:
+        yield host
+    finally:
+        await host.close()
+
+
 def _refused(error: docker.errors.APIError) -> HostUnavailable:
     text = str(error.explanation or error)
     hint = "`manyoyo-mcp doctor` looks for the cause."
@@ -346,13 +356,3 @@ def _exec(client: docker.APIClient, container_id: str, argv: list[str]) -> Compl
         time.sleep(0.02)
     code = state["ExitCode"]
     return Completed(125 if code is None else code, output.decode(errors="replace"))
-
-
-def _tar(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for path, content in files.items():
-            entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.size, entry.mode = len(content), 0o644
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()

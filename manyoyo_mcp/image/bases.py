@@ -36,16 +36,15 @@ from typing import IO
 import anyio
 
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.engines import ENGINES, DockerApiEngine
-from manyoyo_mcp.engines.base import BuildSpec, RunSpec, Step
+from manyoyo_mcp.engines import ENGINES
+from manyoyo_mcp.engines.base import BuildSpec, Engine, RunSpec, Step
 from manyoyo_mcp.errors import EngineFailed, ImageUnavailable, InvalidArgument, NameConflict, SandboxError
 from manyoyo_mcp.hosts.base import LABEL, Host, Outer, OuterSpec
 from manyoyo_mcp.image import debian, outer
+from manyoyo_mcp.image.outer import Progress
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import Caps
-
-Progress = Callable[[float, float | None, str], None]
 
 VOLUME = "manyoyo-bases"
 PREFIX = "localhost/manyoyo/"
@@ -236,7 +235,6 @@ async def _maker(
             client=GuardedClient(dial, lambda: Limits(spec.caps, spec.caps)),
             maintain=partial(host.maintain, created),
             spawn=lambda name, work: None,  # what would be removed later goes with the whole sandbox
-            default_caps=lambda: spec.caps,
         )
         await engine.ping()
         yield _Maker(host, created, engine)
@@ -270,7 +268,7 @@ async def _create_alone(host: Host, spec: OuterSpec, maintenance: Maintenance, p
 class _Maker:
     """What goes on inside the maintenance sandbox."""
 
-    def __init__(self, host: Host, container: Outer, engine: DockerApiEngine) -> None:
+    def __init__(self, host: Host, container: Outer, engine: Engine) -> None:
         self._host = host
         self._container = container
         self._engine = engine
@@ -307,6 +305,7 @@ class _Maker:
                 dockerfile="Containerfile",
                 dockerfile_text=text,
                 build_id=hashlib.sha256(recipe.name.encode()).hexdigest()[:16],
+                caps=self._container.caps,
                 tags=[f"{PREFIX}{recipe.name}:latest"],
                 no_cache=True,
             )
@@ -324,9 +323,9 @@ class _Maker:
 
     async def _version(self, recipe: Recipe) -> str:
         output = bytearray()
-        ended = await self._engine.run(
-            RunSpec(f"{PREFIX}{recipe.name}:latest", list(recipe.version), network="none"), output.extend
-        )
+        image = f"{PREFIX}{recipe.name}:latest"
+        spec = RunSpec(image, list(recipe.version), self._container.caps, network="none")
+        ended = await self._engine.run(spec, output.extend)
         numbers = re.search(r"[0-9]+(?:\.[0-9]+)*", output.decode(errors="replace"))
         if ended.exit_code != 0 or numbers is None:
             raise ImageUnavailable(

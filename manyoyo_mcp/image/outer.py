@@ -1,9 +1,6 @@
 """The outer image: found, or built on first use, from a registry's Debian or from packages where there is none."""
 
-import contextlib
 import hashlib
-import io
-import tarfile
 import tempfile
 from collections.abc import Callable
 from importlib.resources import files
@@ -11,16 +8,22 @@ from importlib.resources.abc import Traversable
 from typing import Literal
 
 from manyoyo_mcp import __version__
+from manyoyo_mcp.archive import tar
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ImageUnavailable
 from manyoyo_mcp.hosts.base import Host
 from manyoyo_mcp.image import debian
 
 Progress = Callable[[float, float | None, str], None]
+"""`progress(done, total, words)`."""
 Source = Literal["auto", "registry", "packages"]
 
 _HERE = files("manyoyo_mcp.image")
 _BASE = "docker.io/library/debian:trixie-slim"
+
+
+def no_progress(done: float, total: float | None, words: str) -> None:
+    """For callers that show none."""
 
 
 def packages() -> list[str]:
@@ -34,17 +37,16 @@ def _dpkg() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _content() -> dict[str, tuple[bytes, int]]:
-    """The build context: path → content and mode."""
-    found = {name: (_HERE.joinpath(name).read_bytes(), 0o644) for name in ("Containerfile", "packages.txt", "dpkg.cfg")}
+def _content() -> dict[str, bytes]:
+    """What the image is made of: path → content."""
+    found = {name: _HERE.joinpath(name).read_bytes() for name in ("Containerfile", "packages.txt", "dpkg.cfg")}
 
     def walk(directory: Traversable, prefix: str) -> None:
         for entry in sorted(directory.iterdir(), key=lambda each: each.name):
             if entry.is_dir():
                 walk(entry, f"{prefix}{entry.name}/")
             else:
-                content = entry.read_bytes()
-                found[prefix + entry.name] = (content, 0o755 if content.startswith(b"#!") else 0o644)
+                found[prefix + entry.name] = entry.read_bytes()
 
     walk(_HERE.joinpath("rootfs"), "rootfs/")
     return found
@@ -55,7 +57,7 @@ def reference(settings: Settings) -> str:
     if settings.outer_image:
         return settings.outer_image
     digest = hashlib.sha256()
-    for name, (content, _) in sorted(_content().items()):
+    for name, content in sorted(_content().items()):
         digest.update(name.encode() + b"\0" + content)
     return f"localhost/manyoyo/sandbox:{__version__}-{digest.hexdigest()[:10]}"
 
@@ -91,7 +93,8 @@ async def build(host: Host, settings: Settings, progress: Progress, source: Sour
     if source == "packages":
         base = await _assemble_base(host, progress)
     progress(0, None, f"building {name}")
-    await host.build_image(_context(), name, {"BASE": base}, lambda line: progress(0, None, line))
+    context = {"Dockerfile" if path == "Containerfile" else path: content for path, content in _content().items()}
+    await host.build_image(tar(context), name, {"BASE": base}, lambda line: progress(0, None, line))
     return name
 
 
@@ -101,17 +104,7 @@ async def _assemble_base(host: Host, progress: Progress) -> str:
     if await host.image_exists(name):
         return name
     progress(0, None, "assembling the outer image from Debian's packages (about half a minute)")
-    with tempfile.TemporaryFile() as tar:
-        await debian.assemble(packages(), tar, lambda line: progress(0, None, line), dpkg=_dpkg())
-        await host.import_image(tar, name)
+    with tempfile.TemporaryFile() as root:
+        await debian.assemble(packages(), root, lambda line: progress(0, None, line), dpkg=_dpkg())
+        await host.import_image(root, name)
     return name
-
-
-def _context() -> bytes:
-    buffer = io.BytesIO()
-    with contextlib.closing(tarfile.open(fileobj=buffer, mode="w")) as archive:
-        for name, (content, mode) in _content().items():
-            entry = tarfile.TarInfo("Dockerfile" if name == "Containerfile" else name)
-            entry.size, entry.mode = len(content), mode
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()

@@ -29,9 +29,10 @@ from manyoyo_mcp.errors import (
     SandboxError,
 )
 from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec
-from manyoyo_mcp.hosts.docker import DockerHost
+from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
+from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.sessions import reaper, sweep, trust
 from manyoyo_mcp.sessions.identity import Identity
@@ -41,13 +42,6 @@ from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
 from manyoyo_mcp.values import Caps, docker_size, format_bytes
 
 T = TypeVar("T")
-Progress = Callable[[float, float | None, str], None]
-"""`progress(done, total, words)`."""
-
-
-def no_progress(done: float, total: float | None, words: str) -> None:
-    """For callers that show none."""
-
 
 _log = logging.getLogger(__name__)
 
@@ -375,9 +369,8 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
     What is raised in the body comes out as it is, not in a group.
     """
     settings = settings or Settings()
-    host = DockerHost(settings)
     raised: Exception | None = None
-    async with anyio.create_task_group() as group:
+    async with open_host(settings) as host, anyio.create_task_group() as group:
         manager = Manager(settings, host, group)
         if sweep_first:
             manager._spawn("sweep", partial(sweep.sweep, host, settings))
@@ -394,6 +387,5 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                     manager._dismiss_reaper()
                 shutil.rmtree(manager.directory, ignore_errors=True)
             group.cancel_scope.cancel()
-    await host.close()
     if raised is not None:
         raise raised

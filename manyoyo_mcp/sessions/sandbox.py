@@ -4,8 +4,9 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
-from manyoyo_mcp.engines import ENGINES, DockerApiEngine
+from manyoyo_mcp.engines import ENGINES
 from manyoyo_mcp.engines.asking import Spawn
+from manyoyo_mcp.engines.base import Engine
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.policy.transport import Dial, GuardedClient
@@ -19,7 +20,7 @@ class Sandbox:
 
     sandbox_id: str
     outer: Outer
-    engine: DockerApiEngine
+    engine: Engine
     transport: str
     limits: Limits
     start_seconds: float
@@ -56,7 +57,6 @@ def join(host: Host, outer: Outer, transport: str, dial: Dial, limits: Limits, s
         client=GuardedClient(dial, current),
         maintain=partial(host.maintain, outer),
         spawn=spawn,
-        default_caps=lambda: sandbox.limits.default,
     )
     sandbox = Sandbox(outer.sandbox_id, outer, engine, transport, limits, seconds)
     return sandbox

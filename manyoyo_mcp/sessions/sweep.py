@@ -10,7 +10,7 @@ import anyio
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.hosts.base import Host, Outer
-from manyoyo_mcp.hosts.docker import DockerHost
+from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.sessions.identity import Identity, answers_for, owner
 from manyoyo_mcp.workers import in_thread
 
@@ -28,15 +28,12 @@ class Swept:
 
 async def remove_session(settings: Settings, session: str) -> None:
     """Remove every sandbox of one session of this owner."""
-    host = DockerHost(settings)
-    try:
+    async with open_host(settings) as host:
         for pause in (0, _LATE_COMER):
             await anyio.sleep(pause)
             for outer in await host.find({"owner": owner(), "session": session}, remains=True):
                 await host.remove(outer)
         shutil.rmtree(directory(settings, session), ignore_errors=True)
-    finally:
-        await host.close()
 
 
 def directory(settings: Settings, session: str) -> Path:

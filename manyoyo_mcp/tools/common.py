@@ -144,7 +144,7 @@ class CapArguments(SandboxArgument):
     cpus: Cpus = Field(None, description="CPU cap in cores, e.g. 1.5; default: the sandbox's.")
 
 
-class Limits(BaseModel):
+class GrantedCaps(BaseModel):
     """Caps as granted."""
 
     cpus: float
@@ -152,7 +152,7 @@ class Limits(BaseModel):
     pids_limit: int
 
     @classmethod
-    def of(cls, caps: Caps) -> "Limits":
+    def of(cls, caps: Caps) -> "GrantedCaps":
         return cls(cpus=caps.cpus, memory_bytes=caps.memory, pids_limit=caps.pids)
 
 

@@ -9,7 +9,7 @@ from manyoyo_mcp.errors import EngineUnreachable, InvalidArgument, SandboxError
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import fence, sanitise
 from manyoyo_mcp.tools.base import Call, ToolInput, ToolOutput, tool
-from manyoyo_mcp.tools.common import Cpus, Limits, Memory, Pids, SandboxArgument, Text
+from manyoyo_mcp.tools.common import Cpus, GrantedCaps, Memory, Pids, SandboxArgument, Text
 from manyoyo_mcp.values import format_bytes
 
 PRIVILEGED_NOTE = (
@@ -35,8 +35,8 @@ class StartInput(ToolInput):
 class SandboxInfo(BaseModel):
     sandbox_id: str
     engine: str
-    caps: Limits
-    nested_default: Limits = Field(description="Caps of a run or build that asks for none.")
+    caps: GrantedCaps
+    nested_default: GrantedCaps = Field(description="Caps of a run or build that asks for none.")
     caps_enforced: Literal["enforced", "unenforced"]
     evidence: str
     isolation: str
@@ -49,8 +49,8 @@ class SandboxInfo(BaseModel):
         return cls(
             sandbox_id=sandbox.sandbox_id,
             engine=sandbox.engine_name,
-            caps=Limits.of(sandbox.limits.largest),
-            nested_default=Limits.of(sandbox.limits.default),
+            caps=GrantedCaps.of(sandbox.limits.largest),
+            nested_default=GrantedCaps.of(sandbox.limits.default),
             caps_enforced="enforced" if sandbox.evidence and sandbox.evidence.enforced else "unenforced",
             evidence=sandbox.evidence.words if sandbox.evidence else "not probed",
             isolation=PRIVILEGED_NOTE,
@@ -112,7 +112,7 @@ class StatusItem(BaseModel):
     sandbox_id: str
     engine: str
     state: Literal["running", "stopped", "gone", "engine_down"]
-    caps: Limits
+    caps: GrantedCaps
     caps_enforced: str
     evidence: str
     isolation: str
@@ -187,7 +187,7 @@ async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
         sandbox_id=sandbox.sandbox_id,
         engine=sandbox.engine_name,
         state="gone" if now is None else "running" if now.running else "stopped",
-        caps=Limits.of(sandbox.limits.largest),
+        caps=GrantedCaps.of(sandbox.limits.largest),
         caps_enforced="enforced" if sandbox.evidence and sandbox.evidence.enforced else "unenforced",
         evidence=sandbox.evidence.words if sandbox.evidence else "not probed",
         isolation="privileged",

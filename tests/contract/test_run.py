@@ -157,12 +157,7 @@ async def test_much_output_and_invalid_utf8(box: Box) -> None:
         nonlocal size
         size += len(data)
 
-    from manyoyo_mcp.engines.base import RunSpec
-
-    ended = await box.engine.run(
-        RunSpec(image="localhost/manyoyo-test/busybox:latest", command=["head", "-c", str(200 * MIB), "/dev/urandom"]),
-        count,
-    )
+    ended = await box.engine.run(box.spec("head", "-c", str(200 * MIB), "/dev/urandom"), count)
     assert ended.exit_code == 0
     assert size == 200 * MIB
 

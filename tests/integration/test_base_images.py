@@ -17,7 +17,6 @@ import docker
 import pytest
 
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.engines.base import RunSpec
 from manyoyo_mcp.errors import NameConflict, RequestError
 from manyoyo_mcp.hosts.base import OuterSpec
 from manyoyo_mcp.image import bases, outer
@@ -180,8 +179,10 @@ async def test_making_while_they_are_used(manager: Manager, made: dict[str, Base
     waited, does it. Sandboxes that use the old image go on with it, new ones have the new one."""
     old = (await ensure_bases(["busybox"]))["busybox"]
     async with sandbox(manager, "podman") as podman, sandbox(manager, "docker") as dockerd:
-        sleeper = RunSpec(image="localhost/manyoyo/busybox", command=["sleep", "600"], network="none")
-        services = {box.sandbox.sandbox_id: await box.engine.start(sleeper) for box in (podman, dockerd)}
+        services = {
+            box.sandbox.sandbox_id: await box.service("sleep", "600", image="localhost/manyoyo/busybox", network="none")
+            for box in (podman, dockerd)
+        }
         again = command_line("base", "busybox", "--again", "--json")
         async with await anyio.open_process(again) as first:
             await said_by(first, "assembling packages")

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from rich.console import Console
 from rich.text import Text
 
-from manyoyo_mcp.cli.connect import load_settings, open_host
+from manyoyo_mcp.cli.connect import load_settings
 from manyoyo_mcp.cli.doctor import host, machine
 from manyoyo_mcp.cli.doctor.check import Check, State, fail
 from manyoyo_mcp.cli.doctor.trial import trial
@@ -16,6 +16,7 @@ from manyoyo_mcp.cli.exits import Exit
 from manyoyo_mcp.cli.screen import Screen
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ManyoyoError
+from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.text import sanitise
 
 _MARKS = {State.OK: ("ok  ", "green"), State.WARN: ("warn", "yellow"), State.FAIL: ("FAIL", "bold red")}

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from manyoyo_mcp.dialled import SocketLike
 from manyoyo_mcp.engines.base import Sink
-from manyoyo_mcp.policy.transport import GuardedClient, SocketLike
+from manyoyo_mcp.policy.transport import GuardedClient
 
 _END = 64 << 10
 """Bytes of an output's end that are kept to look for a cause in."""

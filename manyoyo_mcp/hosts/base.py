@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
-from manyoyo_mcp.policy.transport import Dial
+from manyoyo_mcp.dialled import Dial
 from manyoyo_mcp.values import Caps
 
 LABEL = "org.manyoyo."

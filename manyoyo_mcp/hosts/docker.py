@@ -16,6 +16,7 @@ import docker
 from manyoyo_mcp.archive import tar
 from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.config import Settings
+from manyoyo_mcp.dialled import Dial
 from manyoyo_mcp.errors import (
     EngineFailed,
     HostUnavailable,
@@ -28,7 +29,6 @@ from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import LABEL, Completed, Outer, OuterSpec
 from manyoyo_mcp.hosts.relay import relay
 from manyoyo_mcp.hosts.store import Store
-from manyoyo_mcp.policy.transport import Dial
 from manyoyo_mcp.values import Caps
 
 SOCKET_DIR = "/run/manyoyo"
@@ -149,11 +149,7 @@ class DockerHost(Store):
 
     def _may_share(self) -> bool:
         """Whether the host could see our directories: a unix socket on this Linux machine, not known to be a VM's."""
-        return (
-            self._transport != "relay"
-            and sys.platform == "linux"
-            and str(self.client.base_url) == "http+docker://localhost"
-        )
+        return self._transport != "relay" and sys.platform == "linux" and self._by_unix_socket
 
     def _socket_dir(self, sandbox_id: str) -> Path:
         return self._settings.runtime_dir / "sandboxes" / sandbox_id

@@ -1,5 +1,6 @@
 """A connection to a host's engine: any endpoint that speaks Docker's API."""
 
+import http.client
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,11 +9,15 @@ import docker
 import requests
 from docker.context import ContextAPI
 
+from manyoyo_mcp.dialled import DialledClient
 from manyoyo_mcp.errors import HostUnavailable
+from manyoyo_mcp.hosts import ssh, tls
 from manyoyo_mcp.hosts.base import HostInfo
 from manyoyo_mcp.workers import in_thread
 
 T = TypeVar("T")
+_SILENCE = (requests.exceptions.RequestException, http.client.HTTPException, ConnectionError, TimeoutError)
+"""What clients raise where an engine does not answer."""
 
 
 class Endpoint:
@@ -30,13 +35,17 @@ class Endpoint:
             self._client = _connect(self._address)
         return self._client
 
+    @property
+    def _by_unix_socket(self) -> bool:
+        return str(self.client.base_url) == "http+docker://localhost" and not isinstance(self.client, DialledClient)
+
     async def _call(self, fn: Callable[[docker.APIClient], T]) -> T:
         def call() -> T:
             try:
                 return fn(self.client)
             except docker.errors.APIError:
                 raise  # the host's engine answered: the caller knows what that means
-            except requests.exceptions.RequestException as error:
+            except _SILENCE as error:
                 raise _unavailable(error) from error
 
         return await in_thread(call)
@@ -64,17 +73,20 @@ class Endpoint:
 def _connect(endpoint: str | None) -> docker.APIClient:
     """A client for `endpoint`, else DOCKER_HOST's (with its TLS settings), else the current docker context's."""
     try:
-        if endpoint is None and not os.environ.get("DOCKER_HOST"):
-            context = ContextAPI.get_current_context()
-            if context is not None and context.Name != "default" and context.Host:
-                return docker.APIClient(
-                    base_url=context.Host, tls=context.TLSConfig, version="auto", use_ssh_client=True, timeout=60
-                )
         kwargs = docker.utils.kwargs_from_env()
         if endpoint is not None:
             kwargs["base_url"] = endpoint
-        return docker.APIClient(version="auto", use_ssh_client=True, timeout=60, **kwargs)
-    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+        elif not os.environ.get("DOCKER_HOST"):
+            context = ContextAPI.get_current_context()
+            if context is not None and context.Name != "default" and context.Host:
+                kwargs = {"base_url": context.Host, "tls": context.TLSConfig}
+        address, certificates = str(kwargs.get("base_url", "")), kwargs.get("tls")
+        if address.startswith("ssh://"):
+            return ssh.connect(address)
+        if certificates:
+            return tls.connect(address, certificates)
+        return docker.APIClient(version="auto", timeout=60, **kwargs)
+    except (docker.errors.DockerException, *_SILENCE, OSError, ValueError) as error:
         raise _unavailable(error) from error
 
 

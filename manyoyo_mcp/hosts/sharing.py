@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import cast
 
-from manyoyo_mcp.policy.transport import SocketLike
+from manyoyo_mcp.dialled import SocketLike
 
 
 def remove(path: Path) -> None:

@@ -4,12 +4,13 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
+from manyoyo_mcp.dialled import Dial
 from manyoyo_mcp.engines import ENGINES
 from manyoyo_mcp.engines.asking import Spawn
 from manyoyo_mcp.engines.base import Engine
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.policy.rules import Limits
-from manyoyo_mcp.policy.transport import Dial, GuardedClient
+from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.probe import Evidence
 from manyoyo_mcp.values import Caps
 

@@ -6,6 +6,7 @@ Memory is bytes, CPUs are a float of cores, pids a count, everywhere below the t
 import math
 import re
 from dataclasses import dataclass
+from datetime import datetime
 
 from manyoyo_mcp.errors import InvalidArgument
 
@@ -109,3 +110,8 @@ def check_image(value: str) -> str:
             "Write name[:tag], lower case, e.g. localhost/app:1 or python:3.13.",
         )
     return value
+
+
+def unix_time(written: str) -> float:
+    """Seconds since 1970 of an engine's time stamp, which may have nine decimals."""
+    return datetime.fromisoformat(re.sub(r"(\.[0-9]{6})[0-9]*", r"\1", written)).timestamp()

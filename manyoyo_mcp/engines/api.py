@@ -1,15 +1,23 @@
 """A nested engine over Docker's API: what podman and dockerd have in common, which is nearly all."""
 
 import shlex
+from typing import Any
 
 from manyoyo_mcp.engines.base import (
     Action,
     Container,
+    Ended,
     Image,
 )
 from manyoyo_mcp.engines.building import Building
+from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
 from manyoyo_mcp.engines.running import Running
+from manyoyo_mcp.errors import Reason
 from manyoyo_mcp.policy.transport import GuardedClient
+from manyoyo_mcp.values import format_bytes, unix_time
+
+_OVER = ("exited", "stopped", "dead")
+"""Docker's words for a container that ran and runs no longer; "stopped" is podman's, until it has cleaned up."""
 
 
 class DockerApiEngine(Running, Building):
@@ -24,6 +32,21 @@ class DockerApiEngine(Running, Building):
 
         return await self._ask(get)
 
+    async def ended(self, container: str) -> Ended | None:
+        raw = await self._inspect(container)
+        state = raw["State"]
+        if state["Status"] not in _OVER:
+            return None
+        code, oom = int(state["ExitCode"]), bool(state.get("OOMKilled"))
+        seconds = max(0.0, round(unix_time(state["FinishedAt"]) - unix_time(state["StartedAt"]), 3))
+        if code == 0:
+            return Ended(0, Reason.OK, seconds, container=raw["Id"])
+        end = await self.logs(container, 50, None)
+        record = await self._record(raw["Id"]) if code == SIGKILLED or oom or suspicious(end) else ""
+        cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
+        told = verdict(code, oom_flag=oom, record=record, cgroup=raw["Id"], output_end=end, cap=cap, stays=True)
+        return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, container=raw["Id"])
+
     async def containers(self) -> list[Container]:
         rows = await self._ask(lambda client: client.containers(all=True))
         return [
@@ -36,6 +59,7 @@ class DockerApiEngine(Running, Building):
                 created=float(row.get("Created") or 0),
                 command=row["Command"] if isinstance(row.get("Command"), str) else shlex.join(row.get("Command") or []),
                 exit_code=row.get("ExitCode"),
+                address=_address(row),
             )
             for row in rows
         ]
@@ -66,3 +90,8 @@ class DockerApiEngine(Running, Building):
                 await self.remove(container)
                 return "removed"
         return str((await self._inspect(container))["State"]["Status"])
+
+
+def _address(row: Any) -> str:
+    networks = (row.get("NetworkSettings") or {}).get("Networks") or {}
+    return next((each["IPAddress"] for each in networks.values() if each and each.get("IPAddress")), "")

@@ -129,7 +129,8 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A nested container as listed. `state` is Docker's word (created, running, exited …); `created` in Unix seconds."""
+    """A nested container as listed. `state` is Docker's word (created, running, exited …); `created` in Unix seconds;
+    `address` its IP address in the sandbox, where it has one."""
 
     container_id: str
     name: str
@@ -139,6 +140,7 @@ class Container:
     created: float
     command: str
     exit_code: int | None = None
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,9 @@ class Engine(Protocol):
         """SIGKILL what an exec began: what has its marker (MANYOYO_EXEC in its environment), and what descends from it."""
 
     async def build(self, spec: BuildSpec, sink: Sink, on_step: Callable[[Step], None]) -> Built: ...
+
+    async def ended(self, container: str) -> Ended | None:
+        """How a container that stays has ended; None where it has not, or never ran."""
 
     async def logs(self, container: str, tail: int | None, since: float | None) -> bytes: ...
 

@@ -19,6 +19,8 @@ _CACHED = re.compile(r"\s*-+> Using cache")
 _EXIT = re.compile(r"(?:exit status|returned a non-zero code:) (\d+)\s*\Z")
 # Buildah's words for a RUN step that the OCI runtime could not start, and for one that a signal ended; both are
 # output here, and the error that follows says "exit status 1" whatever happened.
+_STRUCT = re.compile(r" &imagebuilder\.Step\{.*", re.DOTALL)
+"""What podman adds of its own insides."""
 _NOT_STARTED = re.compile(
     r"(?:\A|\n)error running container: from \S+ creating container for (?P<why>.+?)\s*: exit status \d+\s*\Z",
     re.DOTALL,
@@ -96,7 +98,7 @@ class BuildLog:
         return text
 
     def _fail(self, message: str, code: Any) -> None:
-        self.error = message
+        self.error = _STRUCT.sub("", message)
         match = _EXIT.search(message)
         self.exit_code = code if isinstance(code, int) else int(match[1]) if match else None
         if self.exit_code != 1 or self._style is not _PODMAN_STEP:

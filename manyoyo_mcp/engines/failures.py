@@ -1,6 +1,7 @@
 """Whose fault was it, and what was it? Told apart by evidence: the engine's state, the kernel's record, the output's end."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manyoyo_mcp.engines.complaints import last_complaint
@@ -16,6 +17,11 @@ from manyoyo_mcp.errors import (
 )
 
 SIGKILLED = 137
+_LAST_SIGNAL = 64
+_CONTAINERS_CAPS = (
+    "Caps are the container's: start it anew with more (nested_run, detach=true), or make the command use less."
+)
+_ENGINES_CLIENTS = {"docker", "docker-compose", "podman", "podman-compose", "buildah", "nerdctl"}
 _NO_SPACE = re.compile(r"[:\])(] ?(?:no space left on device|disk quota exceeded)", re.IGNORECASE)
 _NO_SPACE_TRAILER = re.compile(r"^(?:tar|cp|npm|E|dpkg|make|error)\b|^Errors were encountered|^compilation terminated")
 _NO_FORK = re.compile(
@@ -34,8 +40,10 @@ class Verdict:
     evidence: str
 
 
-def verdict(exit_code: int, *, oom_flag: bool, record: str, cgroup: str, output_end: bytes, cap: str) -> Verdict:
-    """The reason for a non-zero exit.
+def verdict(
+    exit_code: int, *, oom_flag: bool, record: str, cgroup: str, output_end: bytes, cap: str, stays: bool = False
+) -> Verdict:
+    """The reason for a non-zero exit. `stays`: the command's container was there before it, or is there after it.
 
     `oom_flag` is the engine's own OOMKilled, `record` the kernel's lines about `cgroup` (a part of its path), `output_end` the last
     output, `cap` the memory cap in words. The kernel's record names the cgroup whose limit was hit: ours, or one above it.
@@ -47,21 +55,24 @@ def verdict(exit_code: int, *, oom_flag: bool, record: str, cgroup: str, output_
             return Verdict(
                 Reason.SANDBOX_OOM,
                 "The whole sandbox ran out of memory, and the kernel chose this command to kill.",
-                "Grow the sandbox: start_sandbox on it with a larger memory; or stop what else runs in it (nested_list).",
+                "Grow the sandbox: start_sandbox with its sandbox_id and a larger memory; or stop what else runs in it "
+                "(nested_list).",
                 f"kernel: oom_memcg={_short(hit)}",
             )
         if hit or oom_flag:
             return Verdict(
                 Reason.OOM_KILLED,
                 f"The command used more memory than its cap of {cap} and was killed by the kernel.",
-                "Ask for more with memory=…, or make the command use less.",
+                _CONTAINERS_CAPS if stays else "Ask for more with memory=…, or make the command use less.",
                 f"kernel: oom_memcg={_short(hit)}" if hit else "engine: OOMKilled=true",
             )
     if "fork rejected by pids controller" in record or (_NO_FORK.search(output_end) and "pids" in record):
         return Verdict(
             Reason.PIDS_LIMIT,
             "The command tried to have more processes and threads than its cap and was refused.",
-            "Ask for more with pids_limit=…, or run fewer in parallel (make -j, workers).",
+            _CONTAINERS_CAPS
+            if stays
+            else "Ask for more with pids_limit=…, or run fewer in parallel (make -j, workers).",
             "kernel: fork rejected by pids controller",
         )
     if last_complaint(output_end.decode(errors="replace"), _NO_SPACE, _NO_SPACE_TRAILER):
@@ -84,6 +95,23 @@ def _short(cgroup: str) -> str:
     return re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", cgroup)
 
 
+def start_hint(command: Sequence[str], refused: bool) -> str:
+    """What to do about a command that could not be started; `refused`: it is there, but may not be executed."""
+    program = command[0] if command else ""
+    if program in _ENGINES_CLIENTS:
+        return (
+            "There is no engine in a nested container: nested_build, nested_run and the other tools are that engine's."
+        )
+    if re.search(r"\s", program):
+        return 'command is an argv list: ["ls", "-l"] for `ls -l`; for shell syntax write ["sh", "-c", "…"].'
+    if refused:
+        return "It needs the x permission and to be built for this machine; a script can be run by its interpreter."
+    return (
+        "Its first word must be a program in the image: install it in a nested_build, or take an image that has it. What "
+        'only a shell knows needs one: ["sh", "-c", "…"].'
+    )
+
+
 def _exit_hint(exit_code: int) -> str:
     if exit_code == 126:
         return "126: the file was found but can't be executed (permissions, or built for another architecture)."
@@ -91,7 +119,7 @@ def _exit_hint(exit_code: int) -> str:
         return "127: the command was not found in the image."
     if exit_code == SIGKILLED:
         return "137: something sent it SIGKILL; no memory cap was hit."
-    if exit_code > 128:
+    if 128 < exit_code <= 128 + _LAST_SIGNAL:
         return f"{exit_code}: ended by signal {exit_code - 128}."
     return "The output says why."
 
@@ -121,7 +149,7 @@ _ANSWERS: list[_Answer] = [
         (None, r"already in use", NameConflict, None,
          "Choose another name, or remove the container that has it: nested_stop with action='remove'."),
         (None, r"is not running|can only create exec sessions on running|improper state|is paused", NotRunning, None,
-         "nested_list shows its state; nested_stop with action='start' starts it."),
+         "nested_logs shows what it wrote and how it ended; nested_stop with action='start' starts it again."),
         (501, r"", NotSupported, None, "The other engine may do it: start_sandbox with engine='docker' or 'podman'."),
         (400, r"", InvalidArgument, None, "Correct the argument that is named."),
     )

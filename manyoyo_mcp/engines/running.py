@@ -7,7 +7,7 @@ import re
 import secrets
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from manyoyo_mcp.engines.base import (
     RunSpec,
     Sink,
 )
-from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, suspicious, verdict
+from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, start_hint, suspicious, verdict
 from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
 from manyoyo_mcp.errors import (
     EngineFailed,
@@ -44,9 +44,9 @@ T = TypeVar("T")
 
 _RESULT_FIRST = 0.02
 """Seconds before a run's container is removed: its result is with the caller by then, who else would wait longer for it."""
-_CONTAINERS_CAPS = (
-    "Caps are the container's: start it anew with more (nested_run, detach=true), or make the command use less."
-)
+_SMALLER = "have the command pack, split or shorten it"
+_NO_REGISTRY = "localhost/"
+"""How the names of images begin that are made here and in no registry; one on this machine has a port."""
 MAX_OUTPUT_FILE = 4 << 20
 """Largest file that `outputs` brings out of a run, in bytes; larger ones are named, not truncated."""
 _NO_COMMAND = re.compile(
@@ -81,8 +81,7 @@ class Running(Asking):
             except NotFound as error:
                 if error.instance_code != "COMMAND_NOT_FOUND":
                     raise
-                refused = re.search("permission|permitted", error.message, re.IGNORECASE)
-                return Ended(126 if refused else 127, Reason.COMMAND_NOT_FOUND, since(begun), error.message, error.hint,
+                return Ended(126 if error.details["refused"] else 127, Reason.COMMAND_NOT_FOUND, since(begun), error.message, error.hint,
                              container=made.container)  # fmt: skip  # the codes are a shell's
             container, attached = made.container, made.attached
             assert attached is not None
@@ -128,13 +127,13 @@ class Running(Asking):
         if spec.pull == "always":
             await self.pull(spec.image)
         try:
-            with _command_not_found():
+            with _command_not_found(spec.command):
                 return await self._ask(begin)
         except NotFound as error:
             if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never":
                 raise
         await self.pull(spec.image)
-        with _command_not_found():
+        with _command_not_found(spec.command):
             await self._ask(begin)
 
     def _body(self, spec: RunSpec) -> dict[str, Any]:
@@ -156,6 +155,9 @@ class Running(Asking):
 
     async def pull(self, image: str) -> None:
         """Pull `image` from its registry. Raises NotFound with what the registry (or the lack of one) said."""
+        if image.startswith(_NO_REGISTRY):
+            raise NotFound(f"The image {image} is not in the sandbox, and no registry has it.", _image_hint(image),
+                           code="IMAGE_NOT_FOUND")  # fmt: skip
         repository, _, tag = image.rpartition(":") if ":" in image.rsplit("/", 1)[-1] else (image, "", "latest")
         if "@" in image:
             repository, tag = image.split("@", 1)
@@ -179,8 +181,7 @@ class Running(Asking):
         except (NotFound, EngineFailed) as error:
             raise NotFound(
                 f"The image {image} is not in the sandbox, and it could not be pulled: {sanitise(error.message)[:600]}",
-                "Check the name and tag; nested_list shows the images there are. Where no registry is reachable, "
-                "build on a base image made from packages: `manyoyo-mcp image base debian`.",
+                _image_hint(image),
                 code="IMAGE_NOT_FOUND",
             ) from error
 
@@ -235,18 +236,22 @@ class Running(Asking):
             with contextlib.closing(stream):
                 if stat["size"] > MAX_OUTPUT_FILE:
                     return OutputFile(
-                        path, None, f"{format_bytes(stat['size'])}, more than {format_bytes(MAX_OUTPUT_FILE)}"
+                        path,
+                        None,
+                        f"{format_bytes(stat['size'])}, more than {format_bytes(MAX_OUTPUT_FILE)}: {_SMALLER}",
                     )
                 data = io.BytesIO()
                 for piece in stream:
                     data.write(piece)
                     if data.tell() > MAX_OUTPUT_FILE + (1 << 20):
-                        return OutputFile(path, None, f"more than {format_bytes(MAX_OUTPUT_FILE)}")
+                        return OutputFile(path, None, f"more than {format_bytes(MAX_OUTPUT_FILE)}: {_SMALLER}")
             data.seek(0)
             with tarfile.open(fileobj=data) as archive:
                 member = archive.next()
                 if member is None or not member.isfile():
-                    return OutputFile(path, None, "not a regular file")
+                    return OutputFile(
+                        path, None, "not a regular file: name files, or have the command pack a directory (tar -cf)"
+                    )
                 content = archive.extractfile(member)
                 return OutputFile(path, content.read() if content else b"")
 
@@ -337,7 +342,7 @@ class Running(Asking):
         if code in (126, 127) and _EXEC_REFUSED.match(output_end):
             # Only the caller's own word is quoted: the stream may be the command's, and the output is shown as such.
             return Ended(code, Reason.COMMAND_NOT_FOUND, seconds, f"The command {spec.command[0]!r} could not be started.",
-                         'command is an argv list; for shell syntax write ["sh", "-c", "…"].', container=spec.container)  # fmt: skip
+                         start_hint(spec.command, code == 126), container=spec.container)  # fmt: skip
         raw = await self._inspect(spec.container)
         record = ""
         if code == SIGKILLED or suspicious(output_end):
@@ -346,9 +351,10 @@ class Running(Asking):
             record = "\n".join(line for line in whole.splitlines() if line not in seen)
             self._seen_records[raw["Id"]] = whole
         cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
-        told = verdict(code, oom_flag=False, record=record, cgroup=raw["Id"], output_end=output_end, cap=cap)
-        hint = _CONTAINERS_CAPS if told.reason in (Reason.OOM_KILLED, Reason.PIDS_LIMIT) else told.hint
-        return Ended(code, told.reason, seconds, told.explanation, hint, told.evidence, container=spec.container)
+        told = verdict(
+            code, oom_flag=False, record=record, cgroup=raw["Id"], output_end=output_end, cap=cap, stays=True
+        )
+        return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, container=spec.container)
 
 
 @dataclass(slots=True)
@@ -364,19 +370,30 @@ def _exit_code(container: str, client: GuardedClient) -> int:
 
 
 @contextlib.contextmanager
-def _command_not_found() -> Iterator[None]:
+def _command_not_found(command: Sequence[str] = ()) -> Iterator[None]:
     """Engines say in their own words that a command can't be started; here it becomes COMMAND_NOT_FOUND."""
     try:
         yield
     except (EngineFailed, NotFound, InvalidArgument) as error:
         if not _NO_COMMAND.search(error.message):
             raise
+        refused = re.search("permission|permitted", error.message, re.IGNORECASE) is not None
         raise NotFound(
             f"The command could not be started: {_runtime_words(error.message)}",
-            "command is an argv list: its first word must be a program in the image; for shell syntax write "
-            '["sh", "-c", "…"].',
+            start_hint(command, refused),
             code="COMMAND_NOT_FOUND",
+            refused=refused,
         ) from error
+
+
+def _image_hint(image: str) -> str:
+    base = re.fullmatch(r"localhost/manyoyo/(\w+)(?::.*)?", image)
+    made = f"`manyoyo-mcp image base {base[1] if base else 'NAME'}`"
+    return (
+        f"Check the name and tag; nested_list shows the images there are. Where no registry is reachable, {made} makes "
+        "base images from packages (debian, python, node, busybox): sandboxes started after that have them as "
+        "localhost/manyoyo/NAME, so cleanup and start_sandbox once more."
+    )
 
 
 def _runtime_words(text: str) -> str:

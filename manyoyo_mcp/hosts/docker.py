@@ -2,11 +2,9 @@
 
 import contextlib
 import os
-import re
 import sys
 import time
 from collections.abc import AsyncIterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import LABEL, Completed, Outer, OuterSpec
 from manyoyo_mcp.hosts.relay import relay
 from manyoyo_mcp.hosts.store import Store
-from manyoyo_mcp.values import Caps
+from manyoyo_mcp.values import Caps, unix_time
 
 SOCKET_DIR = "/run/manyoyo"
 READY_TIMEOUT = 30.0
@@ -214,7 +212,9 @@ class DockerHost(Store):
             if row["Name"] == f"manyoyo-{sandbox_id}" and sandbox_id not in there:
                 socket_dir = str(self._socket_dir(sandbox_id))
                 found.append(
-                    Outer(row["Name"], sandbox_id, labels, False, _time(row["CreatedAt"]), Caps(0, 0, 0), socket_dir)
+                    Outer(
+                        row["Name"], sandbox_id, labels, False, unix_time(row["CreatedAt"]), Caps(0, 0, 0), socket_dir
+                    )
                 )
         return found
 
@@ -242,7 +242,7 @@ class DockerHost(Store):
             sandbox_id=labels.get("sandbox", ""),
             labels=labels,
             running=bool(raw["State"]["Running"]),
-            created=_time(raw["Created"]),
+            created=unix_time(raw["Created"]),
             caps=Caps(config["NanoCpus"] / 1e9, config["Memory"], config.get("PidsLimit") or 0),
             socket_dir=next((each["Source"] for each in raw["Mounts"] if each["Destination"] == SOCKET_DIR), None),
         )
@@ -308,11 +308,6 @@ class DockerHost(Store):
 
 def _ours(labels: dict[str, str] | None) -> dict[str, str]:
     return {key.removeprefix(LABEL): value for key, value in (labels or {}).items() if key.startswith(LABEL)}
-
-
-def _time(written: str) -> float:
-    """Seconds since 1970 of an engine's time stamp, which may have nine decimals."""
-    return datetime.fromisoformat(re.sub(r"(\.[0-9]{6})[0-9]*", r"\1", written)).timestamp()
 
 
 @contextlib.asynccontextmanager

@@ -38,11 +38,17 @@ def prepare(settings: Settings, directory: str | None, files: dict[str, bytes], 
     Raises InvalidArgument for a bad path or Dockerfile, ContextRefused for what lies outside the roots, leads out by
     a link, or is too large.
     """
+    if "\n" in dockerfile or dockerfile.upper().startswith("FROM "):
+        raise InvalidArgument(
+            "dockerfile is a path in the context, not a Dockerfile's text.",
+            "Give the text as files={'Dockerfile': '…'}.",
+        )
     dockerfile = relative_path(dockerfile, "dockerfile")
     extra = {relative_path(name, "files"): content for name, content in files.items()}
     root = check_directory(settings, directory) if directory is not None else None
     ignored = _ignored(root, extra, dockerfile)
     extra = {name: content for name, content in extra.items() if name == dockerfile or not ignored.matches(name)}
+    text = _dockerfile_text(root, extra, dockerfile)
     with _readable(root):
         entries = sorted(set(ignored.walk(str(root))) - {"", ".", *extra}) if root is not None else []
     size = sum(len(content) for content in extra.values())
@@ -56,7 +62,6 @@ def prepare(settings: Settings, directory: str | None, files: dict[str, bytes], 
                 f"(reached at {entry}).",
                 "Leave out what the build does not need with a .dockerignore, or raise MANYOYO_CONTEXT_MAX_BYTES.",
             )
-    text = _dockerfile_text(root, extra, dockerfile)
     return Context(lambda: _stream(root, entries, extra), dockerfile, text, size, len(entries) + len(extra))
 
 
@@ -130,12 +135,18 @@ def _check_entry(root: Path, entry: str) -> int:
         if target != root and root not in target.parents:
             raise ContextRefused(
                 f"{entry} is a link that leads out of the context, to {path.readlink()}.",
-                f"Leave it out: add {entry} to .dockerignore; or put a copy in its place.",
+                f"Leave it out: add {_left_out_with(root, path)} to .dockerignore; or put a copy in its place.",
             )
         return 0
     if path.is_file() and not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return path.stat().st_size if path.is_file() else 0
+
+
+def _left_out_with(root: Path, link: Path) -> str:
+    """What to leave out with a link: a virtual environment is of no use without its interpreter, nor elsewhere."""
+    whole = next((each for each in link.parents if root in each.parents and (each / "pyvenv.cfg").is_file()), link)
+    return str(whole.relative_to(root))
 
 
 def _dockerfile_text(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> str:

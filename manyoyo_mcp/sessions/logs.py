@@ -34,6 +34,7 @@ class Log:
         self._lock = threading.Lock()
         self._size = 0
         self._segments: list[tuple[int, Path]] = [(0, path.with_name(f"{path.name}.head"))]
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever tidies up may have taken it
         self._file = self._segments[0][1].open("wb", buffering=0)
         self._file_size = 0
 

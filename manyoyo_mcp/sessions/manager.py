@@ -39,7 +39,7 @@ from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
 from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
-from manyoyo_mcp.values import Caps, docker_size, format_bytes
+from manyoyo_mcp.values import Caps, docker_size
 
 T = TypeVar("T")
 
@@ -166,9 +166,9 @@ class Manager:
     def _sandbox_caps(self, info: HostInfo, cpus: float | None, memory: int | None, pids: int | None) -> Caps:
         most_cpus = self.settings.max_sandbox_cpus or float(info.cpus)
         most_memory = self.settings.max_sandbox_memory or info.memory
-        _check("cpus", cpus, most_cpus, f"{most_cpus:g}")
-        _check("memory", memory, most_memory, f"{docker_size(most_memory)} ({format_bytes(most_memory)})")
-        _check("pids_limit", pids, 1 << 22, str(1 << 22))
+        _check("cpus", cpus, most_cpus, "{:g}".format)
+        _check("memory", memory, most_memory, lambda size: docker_size(int(size) >> 20 << 20))
+        _check("pids_limit", pids, 1 << 22, str)
         return Caps(
             cpus=cpus or min(self.settings.sandbox_cpus or min(info.cpus / 2, 4.0), most_cpus),
             memory=memory or min(self.settings.sandbox_memory or min(info.memory // 2, 8 << 30), most_memory),
@@ -352,11 +352,12 @@ class Manager:
         return await self._join(replace(found), time.monotonic())
 
 
-def _check(name: str, asked: float | None, most: float, shown: str) -> None:
+def _check(name: str, asked: Any, most: float, shown: Callable[[Any], str]) -> None:
     if asked is not None and asked > most:
         raise CapExceeded(
-            f"{name}={asked:g} is more than a sandbox may have here: the most is {shown}.",
-            f"Ask for at most {shown}; the operator can raise it (MANYOYO_MAX_SANDBOX_…).",
+            f"{name}={shown(asked)} is more than a sandbox may have here: the most is {shown(most)}.",
+            f"Ask for at most {shown(most)}; beyond the host's own it takes another host, below it the operator can raise it "
+            "(MANYOYO_MAX_SANDBOX_CPUS, MANYOYO_MAX_SANDBOX_MEMORY).",
             cap=name,
             maximum=most,
         )

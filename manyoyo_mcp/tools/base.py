@@ -1,5 +1,6 @@
 """What a tool is here: an input model, an output model that can say itself in words, and a handler between them."""
 
+import difflib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
 
+_NO_PORTS = "Ports are not published: another nested run reaches a service at its address (nested_list), nested_exec at localhost."
 _NOT_OFFERED = {
     "privileged": "Nested containers are never privileged.",
     "devices": "The host's devices are not given to nested containers.",
@@ -27,8 +29,8 @@ _NOT_OFFERED = {
     "volumes": "Use files (in) and outputs (out).",
     "mounts": "Use files (in) and outputs (out).",
     "binds": "Use files (in) and outputs (out).",
-    "ports": "Ports are not published; reach a service from another nested run on the same network, or with nested_exec.",
-    "publish": "Ports are not published; reach a service from another nested run on the same network, or with nested_exec.",
+    "ports": _NO_PORTS,
+    "publish": _NO_PORTS,
     "pid": "Namespaces can't be shared with the sandbox.",
     "ipc": "Namespaces can't be shared with the sandbox.",
     "runtime": "The nested engine's runtime is fixed.",
@@ -153,9 +155,10 @@ def _invalid(tool: str, model: type[BaseModel], error: ValidationError) -> Inval
         first = first or argument
         if each["type"] == "extra_forbidden":
             lines.append(f"{tool} has no argument {argument[:60]!r}")
-            hints.append(f"It takes: {', '.join(model.model_fields)}.")
+            meant = _meant(argument, model)
+            hints.append((f"Did you mean {meant}? " if meant else "") + f"It takes: {', '.join(model.model_fields)}.")
         else:
-            lines.append(f"{place}: {each['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{place}: {each['msg'].removeprefix('Value error, ').rstrip('.')}")
             field = model.model_fields.get(argument)
             if field is not None and field.description:
                 hints.append(f"{argument}: {field.description}")
@@ -164,6 +167,19 @@ def _invalid(tool: str, model: type[BaseModel], error: ValidationError) -> Inval
             0, 'Write command as a list of words: ["echo", "hi"]; for shell syntax: ["sh", "-c", "echo hi | wc"].'
         )
     return InvalidArgument("; ".join(lines) + ".", " ".join(dict.fromkeys(hints)), argument=first or "")
+
+
+_OTHER_NAMES = {
+    "cmd": "command", "args": "command", "timeout": "timeout_s", "tag": "tags", "path": "context_dir", "context": "context_dir",
+    "environment": "env", "mem": "memory", "mem_limit": "memory", "cpu": "cpus", "cwd": "workdir", "working_dir": "workdir",
+    "container_id": "container", "container_name": "name", "id": "sandbox_id", "buildargs": "build_args", "wait": "wait_s",
+}  # fmt: skip
+"""What callers call our arguments: words of docker's command line, of compose and of docker's SDKs."""
+
+
+def _meant(argument: str, model: type[BaseModel]) -> str | None:
+    names = [_OTHER_NAMES.get(argument, ""), *difflib.get_close_matches(argument, model.model_fields, 1)]
+    return next((name for name in names if name in model.model_fields), None)
 
 
 def tool(

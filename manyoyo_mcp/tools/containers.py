@@ -1,10 +1,14 @@
 """nested_list, nested_logs, nested_stop."""
 
 import time
+from contextlib import suppress
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from manyoyo_mcp.engines.base import Container
+from manyoyo_mcp.errors import NotFound, Reason
+from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
 from manyoyo_mcp.tools.common import Name, SandboxArgument, show
@@ -24,6 +28,9 @@ class ContainerRow(BaseModel):
     state: str
     status: str
     command: str
+    address: str | None = Field(None, description="IP address in the sandbox: other containers reach it there.")
+    reason: Reason | None = Field(None, description="Why it ended, where it failed.")
+    explanation: str | None = None
 
 
 class ImageRow(BaseModel):
@@ -43,7 +50,8 @@ class ListOutput(ToolOutput):
         if self.containers is not None:
             lines.append(f"{len(self.containers)} containers in {self.sandbox_id}:")
             lines += [
-                f"  {row.id} {row.name} {row.state} ({row.status}) {row.image} $ {row.command}"
+                f"  {row.id} {row.name} {row.state} ({row.status}{f', {row.reason}' if row.reason else ''}) "
+                f"{f'{row.address} ' if row.address else ''}{row.image} $ {row.command}"
                 for row in self.containers
             ]
         if self.images is not None:
@@ -70,17 +78,7 @@ async def nested_list(call: Call, arguments: ListInput) -> ToolOutput:
     result = ListOutput(sandbox_id=sandbox.sandbox_id)
     if arguments.what != "images":
         containers = await call.manager.ask(sandbox, sandbox.engine.containers)
-        result.containers = [
-            ContainerRow(
-                id=row.container_id[:12],
-                name=sanitise(row.name),
-                image=sanitise(row.image)[:100],
-                state=row.state,
-                status=sanitise(row.status),
-                command=sanitise(row.command)[:80],
-            )
-            for row in containers[:_SHOWN]
-        ]
+        result.containers = [await _row(call, sandbox, row) for row in containers[:_SHOWN]]
         result.omitted += max(0, len(containers) - _SHOWN)
     if arguments.what != "containers":
         images = await call.manager.ask(sandbox, sandbox.engine.images)
@@ -96,6 +94,24 @@ async def nested_list(call: Call, arguments: ListInput) -> ToolOutput:
     return result
 
 
+async def _row(call: Call, sandbox: Sandbox, container: Container) -> ContainerRow:
+    row = ContainerRow(
+        id=container.container_id[:12],
+        name=sanitise(container.name),
+        image=sanitise(container.image)[:100],
+        state=container.state,
+        status=sanitise(container.status),
+        command=sanitise(container.command)[:80],
+        address=container.address or None,
+    )
+    if container.state == "exited":
+        with suppress(NotFound):  # gone meanwhile
+            ended = await call.manager.ask(sandbox, lambda: sandbox.engine.ended(container.container_id))
+            if ended is not None and ended.exit_code != 0:
+                row.reason, row.explanation = ended.reason, sanitise(ended.explanation)
+    return row
+
+
 class LogsInput(SandboxArgument):
     container: Name = Field(description="Name or id of a nested container.")
     tail: int | None = Field(None, ge=1, le=1_000_000, description="Only so many lines from the end.")
@@ -107,13 +123,21 @@ class LogsOutput(ToolOutput):
     container: str
     output: str = Field(description="stdout and stderr together, untrusted, fenced.")
     omitted_bytes: int = 0
+    reason: Reason | None = Field(None, description="Why it ended, where it has.")
+    exit_code: int | None = None
+    explanation: str | None = None
+    hint: str | None = None
 
     def words(self) -> str:
-        if not self.output:
-            return f"{self.container} has written nothing."
-        return self.output + (
-            f"\n({self.omitted_bytes:,} bytes left out; use tail or max_tokens.)" if self.omitted_bytes else ""
-        )
+        lines = [self.output or f"{self.container} has written nothing."]
+        if self.omitted_bytes:
+            lines.append(f"({self.omitted_bytes:,} bytes left out; use tail or max_tokens.)")
+        if self.reason is not None:
+            lines.append(
+                f"It runs no longer: {self.reason}, exit code {self.exit_code}. {self.explanation or ''}".rstrip()
+            )
+        lines += [f"What to do: {self.hint}"] if self.hint else []
+        return "\n".join(lines)
 
 
 @tool(
@@ -134,7 +158,12 @@ async def nested_logs(call: Call, arguments: LogsInput) -> ToolOutput:
     since = time.time() - arguments.since_s if arguments.since_s else None
     raw = await manager.ask(sandbox, lambda: sandbox.engine.logs(arguments.container, arguments.tail, since))
     output, omitted = show(raw, arguments.container, (arguments.max_tokens or manager.settings.result_tokens) - 150)
-    return LogsOutput(container=arguments.container, output=output, omitted_bytes=omitted)
+    result = LogsOutput(container=arguments.container, output=output, omitted_bytes=omitted)
+    ended = await manager.ask(sandbox, lambda: sandbox.engine.ended(arguments.container))
+    if ended is not None:
+        result.reason, result.exit_code, result.hint = ended.reason, ended.exit_code, ended.hint or None
+        result.explanation = sanitise(ended.explanation) or None
+    return result
 
 
 class StopInput(SandboxArgument):

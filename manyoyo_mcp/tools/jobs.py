@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from manyoyo_mcp.engines.base import Built, Ended
+from manyoyo_mcp.errors import Reason
 from manyoyo_mcp.sessions.jobs import Job
 from manyoyo_mcp.text import fence, sanitise, shorten
 from manyoyo_mcp.tools import build, run
@@ -27,6 +29,7 @@ class JobRow(BaseModel):
     state: str
     seconds: float
     title: str
+    reason: Reason | None = Field(None, description="Why it ended so.")
 
 
 class StatusOutput(ToolOutput):
@@ -42,9 +45,10 @@ class StatusOutput(ToolOutput):
     result_words: str | None = Field(None, exclude=True)
 
     def words(self) -> str:
-        lines = [f"{row.job_id}: {row.state}, {row.seconds:.1f} s, {row.title}" for row in self.jobs] or [
-            "No jobs yet."
-        ]
+        lines = [
+            f"{row.job_id}: {row.state}{f' ({row.reason})' if row.reason else ''}, {row.seconds:.1f} s, {row.title}"
+            for row in self.jobs
+        ] or ["No jobs yet."]
         lines += [part for part in (self.progress, self.output) if part]
         lines += [self.result_words] if self.result_words else []
         if self.cursor is not None and self.result is None:
@@ -56,7 +60,9 @@ class StatusOutput(ToolOutput):
 
 
 def _row(job: Job) -> JobRow:
-    return JobRow(job_id=job.job_id, kind=job.kind, state=job.state, seconds=job.seconds, title=sanitise(job.title))
+    reason = job.result.reason if isinstance(job.result, Ended | Built) else None
+    return JobRow(job_id=job.job_id, kind=job.kind, state=job.state, seconds=job.seconds, title=sanitise(job.title),
+                  reason=reason)  # fmt: skip
 
 
 @tool(

@@ -3,11 +3,13 @@
 import base64
 from typing import Literal
 
+import anyio
 from pydantic import BaseModel, Field
 
 from manyoyo_mcp.engines.base import Ended, ExecSpec, OutputFile, RunSpec
 from manyoyo_mcp.errors import InvalidArgument, Reason
 from manyoyo_mcp.sessions.jobs import Job
+from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import estimate_tokens, fence, sanitise, shorten
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
 from manyoyo_mcp.tools.common import (
@@ -26,8 +28,11 @@ from manyoyo_mcp.tools.common import (
     log_uri,
     log_view,
     raise_failure,
+    show,
 )
 
+_AT_ONCE = 0.4
+"""Seconds after which a service is looked at once more."""
 _FRAME_TOKENS = 350
 """What a result's own fields take of its budget."""
 
@@ -38,10 +43,10 @@ class RunInput(CapArguments):
         default_factory=list, description='argv list, e.g. ["pytest", "-q"]; default: the image\'s own.'
     )
     entrypoint: Command | None = Field(None, description="Replaces the image's entrypoint.")
-    env: Env = Field(default_factory=dict, description="Environment variables.")
+    env: Env = Field(default_factory=dict, description='Environment variables: {"NAME": "value"}.')
     stdin: str | None = Field(None, description="Text for standard input, which is then closed.")
     pids_limit: Pids = Field(None, description="Processes and threads; default 1024.")
-    network: Text = Field("default", description='"default" (outgoing), "none", or the name of a nested network.')
+    network: Text = Field("default", description='"default" (outgoing; services by their address), or "none".')
     workdir: Text | None = Field(None, description="Working directory.")
     user: Text | None = Field(None, description="User name or uid[:gid].")
     read_only: bool = Field(False, description="Root file system read-only.")
@@ -84,6 +89,7 @@ class RunOutput(ToolOutput):
     omitted_bytes: int = 0
     outputs: list[OutFile] | None = None
     container: str | None = Field(None, description="Container id, for a detached run.")
+    address: str | None = Field(None, description="Its IP address in the sandbox, for a detached run.")
     job_id: str | None = None
     log: str | None = Field(None, description="URI of the whole output; read_log pages it.")
     next: str | None = Field(None, description="Which tool goes on from here.")
@@ -95,7 +101,7 @@ class RunOutput(ToolOutput):
             lines.append(f"Started sandbox {self.sandbox_id} with the defaults.")
         match self.state:
             case "started":
-                lines.append(f"Container {self.container} runs.")
+                lines.append(f"Container {self.container} runs" + (f", at {self.address}." if self.address else "."))
             case "running":
                 lines.append(f"Still running after {self.seconds:.0f} s, as job {self.job_id}.")
             case "cancelled":
@@ -166,18 +172,39 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
         pull=arguments.pull,
     )
     if arguments.detach:
-        container = await manager.start_detached(sandbox, spec)
-        return RunOutput(sandbox_id=sandbox.sandbox_id, state="started", seconds=0, container=container[:12],
-                         next="nested_logs shows its output, nested_exec runs a command in it, nested_stop ends it.",
-                         sandbox_started=started or None)  # fmt: skip
+        return await _detached(call, sandbox, spec, started)
     job = manager.run(sandbox, spec)
     return await _finish(call, job, arguments.wait_s, arguments.max_tokens, started)
+
+
+async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, started: bool) -> RunOutput:
+    """A service as it is a moment after its start: most that can't work end at once."""
+    manager, engine = call.manager, sandbox.engine
+    container = await manager.start_detached(sandbox, spec)
+    await anyio.sleep(_AT_ONCE)
+    ended = await manager.ask(sandbox, lambda: engine.ended(container))
+    result = RunOutput(sandbox_id=sandbox.sandbox_id, state="started", seconds=0, container=container[:12],
+                       sandbox_started=started or None)  # fmt: skip
+    if ended is None:
+        rows = await manager.ask(sandbox, engine.containers)
+        result.address = next((row.address for row in rows if row.container_id == container), "") or None
+        result.next = "nested_logs shows its output, nested_exec runs a command in it, nested_stop ends it."
+        return result
+    raw = await manager.ask(sandbox, lambda: engine.logs(container, None, None))
+    _tell(result, ended)
+    result.state, result.seconds, result.output_bytes = "finished", ended.seconds, len(raw)
+    result.output, result.omitted_bytes = show(raw, container[:12], manager.settings.result_tokens - _FRAME_TOKENS)
+    result.next = (
+        "The service ended at once; its container is kept: nested_stop starts it again or removes it (action), nested_logs "
+        "shows all that it wrote."
+    )
+    return result
 
 
 class ExecInput(SandboxArgument):
     container: Name = Field(description="Name or id of a nested container that runs.")
     command: Command = Field(min_length=1, description='argv list, e.g. ["cat", "/etc/hosts"].')
-    env: Env = Field(default_factory=dict, description="Environment variables.")
+    env: Env = Field(default_factory=dict, description='Environment variables: {"NAME": "value"}.')
     stdin: str | None = Field(None, description="Text for standard input, which is then closed.")
     workdir: Text | None = Field(None, description="Working directory.")
     user: Text | None = Field(None, description="User name or uid[:gid].")
@@ -248,12 +275,17 @@ def describe(job: Job, max_tokens: int) -> RunOutput:
     if job.state == "cancelled":
         result.reason = Reason.CANCELLED
     if ended is not None:
-        result.reason = ended.reason
-        result.exit_code = ended.exit_code
-        result.explanation = sanitise(ended.explanation) or None if ended.reason is not Reason.EXIT_NONZERO else None
-        result.hint = ended.hint or None
-        result.evidence = ended.evidence or None
+        _tell(result, ended)
     return result
+
+
+def _tell(result: RunOutput, ended: Ended) -> None:
+    """How it ended, as a part of a result."""
+    result.reason = ended.reason
+    result.exit_code = ended.exit_code
+    result.explanation = sanitise(ended.explanation) or None if ended.reason is not Reason.EXIT_NONZERO else None
+    result.hint = ended.hint or None
+    result.evidence = ended.evidence or None
 
 
 def _next(job: Job, omitted: int) -> str | None:

@@ -223,10 +223,11 @@ class CleanupInput(ToolInput):
 class CleanupOutput(ToolOutput):
     removed: list[str]
     remaining: int = Field(description="Sandboxes that this session still has.")
+    note: str | None = None
 
     def words(self) -> str:
         if not self.removed:
-            return "Nothing to remove."
+            return self.note or "Nothing to remove."
         return f"Removed {len(self.removed)}: {', '.join(self.removed)}, each with its containers, images and volumes."
 
 
@@ -246,7 +247,9 @@ async def cleanup(call: Call, arguments: CleanupInput) -> ToolOutput:
     manager = call.manager
     if arguments.sandbox_id is not None:
         removed = await manager.remove_by_id(arguments.sandbox_id)
-        return CleanupOutput(removed=removed, remaining=len(manager.sandboxes()))
+        left = [sandbox.sandbox_id for sandbox in manager.sandboxes()]
+        note = f"There is no sandbox {arguments.sandbox_id[:60]!r} (any more). This session has: {', '.join(left) or 'none'}."
+        return CleanupOutput(removed=removed, remaining=len(left), note=None if removed else note)
     removed = await manager.remove_all()
     if arguments.scope == "mine":
         removed += await manager.remove_others()

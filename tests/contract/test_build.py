@@ -85,7 +85,7 @@ async def test_cpu_cap_binds_on_a_run_step(box: Box) -> None:
 
 
 async def test_pids_cap_binds_on_run_steps(box: Box) -> None:
-    script = "i=0; while [ $i -lt 1500 ]; do sleep 20 & i=$((i+1)); done; wait"
+    script = "i=0; while [ $i -lt 1500 ]; do sleep 600 & i=$((i+1)); done; wait"
     built = await box.build(f"FROM {BUSYBOX}\nRUN {script}\n", caps=box.caps(memory=900 * MIB), timeout_s=60 * SLACK)
     assert built.reason is Reason.PIDS_LIMIT, built
 

@@ -4,10 +4,37 @@ from manyoyo_mcp.engines.causes.signs import SHELL, TRACED, Known, Q, engine, sa
 
 _FROM = r"^FROM (?:--\S+ )*(?P<image>\S+)"
 _FROM_STAGE = r"--from=(?P<stage>\S+)"
+_LOGIN_MOUNT = r"--mount=\S*type=(?:secret|ssh)"
 _VARIABLE = r"\$\{?(?P<name>\w+)"
 
 DOCKERFILE: tuple[Known, ...] = (
     # -- the Dockerfile, before anything runs
+    Known(
+        "BUILD_SECRETS_NOT_OFFERED",
+        "The step asks for a build secret or an ssh agent, and builds are given none here.",
+        "Leave the mount out: fetch what needs a login beforehand and bring it in with the context (files), or give a value "
+        "that is no secret with build_args.",
+        (
+            engine(r"the --mount option requires BuildKit|secret.* required|no secret with id", _LOGIN_MOUNT),
+            said(
+                range(1, 256),
+                r"/run/secrets/.*No such file|SSH_AUTH_SOCK|Permission denied \(publickey",
+                r".*",
+                _LOGIN_MOUNT,
+            ),
+        ),
+    ),
+    Known(
+        "STEP_NETWORK",
+        "A RUN step can't choose the network {network}.",
+        'Leave --network out of it: steps have a network of their own, or none with network="none" of nested_build.',
+        (
+            engine(
+                r"a build step may not use the sandbox's own network|the --network option requires BuildKit",
+                r"--network=(?P<network>\S+)",
+            ),
+        ),
+    ),
     Known(
         "NEEDS_PODMAN",
         "The Dockerfile uses {feature}, which dockerd's classic builder does not know.",
@@ -86,8 +113,9 @@ DOCKERFILE: tuple[Known, ...] = (
         "IMAGE_NOT_FOUND",
         "The base image {image} is not in the sandbox (or not for the platform asked for), and could not be pulled: "
         "{why}.",
-        "Build on an image that is there: nested_list shows them. Where no registry is reachable, base images are made "
-        "from packages: `manyoyo-mcp image base debian` (python, node, busybox), then FROM localhost/manyoyo/debian.",
+        "Build on an image that is there: nested_list shows them. Where no registry is reachable, `manyoyo-mcp image base "
+        "NAME` makes base images from packages (debian, python, node, busybox): sandboxes started after that have them as "
+        "localhost/manyoyo/NAME, so cleanup and start_sandbox once more.",
         (
             engine(r"(?P<why>pull access denied|manifest unknown|unauthorized|no such image)", _FROM),
             engine(r"initializing source docker://.*: (?P<why>[^:]+)$", _FROM),

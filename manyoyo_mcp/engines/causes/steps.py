@@ -295,6 +295,24 @@ STEPS: tuple[Known, ...] = (
     ),
     # -- what a step does
     Known(
+        "SHELL_SYNTAX",
+        "The shell can't read the command: {what}.",
+        "Correct quotes and blocks (if … fi). A command that goes on over lines needs a backslash at each line's end; or "
+        "put it into a script and COPY that.",
+        (
+            said(
+                {2},
+                SHELL + r"(?:-c: (?:line \d+: )?)?(?:eval: )?[Ss]yntax error:? (?P<what>.+)",
+                r"^\S+: -c: (?:line|`)",
+            ),
+            said(
+                {1, 2},
+                r"^\S*sh: (?:-c: )?line \d+: (?P<what>unexpected EOF while looking for .+)",
+                r"^\S+: -c: (?:line|`)",
+            ),
+        ),
+    ),
+    Known(
         "PERMISSION_DENIED",
         "The step's user may not write or change {file}.",
         "Do it as root: put the step before USER, or write USER root before and USER NAME after; or give the directory to "

@@ -55,6 +55,7 @@ _NO_COMMAND = re.compile(
     r"exec: \"[^\"]*\": (?:stat [^:]*: )?(?:no such file|permission denied)|exec format error",
     re.IGNORECASE,
 )
+_REFUSED = re.compile("permission denied|not permitted|format error", re.IGNORECASE)
 _EXEC_REFUSED = re.compile(rb"\A(?:OCI runtime exec failed: |Error: (?:nested|crun|runc): )")
 """How an engine begins what it writes into an exec's stream when the command never began."""
 
@@ -341,8 +342,10 @@ class Running(Asking):
             return Ended(0, Reason.OK, seconds, container=spec.container)
         if code in (126, 127) and _EXEC_REFUSED.match(output_end):
             # Only the caller's own word is quoted: the stream may be the command's, and the output is shown as such.
-            return Ended(code, Reason.COMMAND_NOT_FOUND, seconds, f"The command {spec.command[0]!r} could not be started.",
-                         start_hint(spec.command, code == 126), container=spec.container)  # fmt: skip
+            refused = _REFUSED.search(output_end.decode(errors="replace")) is not None
+            return Ended(126 if refused else 127, Reason.COMMAND_NOT_FOUND, seconds,
+                         f"The command {spec.command[0]!r} could not be started.", start_hint(spec.command, refused),
+                         container=spec.container)  # fmt: skip  # the codes are a shell's; dockerd has 126 for both
         raw = await self._inspect(spec.container)
         record = ""
         if code == SIGKILLED or suspicious(output_end):
@@ -377,7 +380,7 @@ def _command_not_found(command: Sequence[str] = ()) -> Iterator[None]:
     except (EngineFailed, NotFound, InvalidArgument) as error:
         if not _NO_COMMAND.search(error.message):
             raise
-        refused = re.search("permission|permitted", error.message, re.IGNORECASE) is not None
+        refused = _REFUSED.search(error.message) is not None
         raise NotFound(
             f"The command could not be started: {_runtime_words(error.message)}",
             start_hint(command, refused),

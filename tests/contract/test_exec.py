@@ -131,3 +131,36 @@ async def test_container_removed_while_its_logs_are_read(box: Box) -> None:
         group.start_soon(read)
         await anyio.sleep(0.2)
         await box.engine.remove(container)
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "reason"),
+    [
+        ("exit 0", 0, Reason.OK),
+        ("exit 3", 3, Reason.EXIT_NONZERO),
+        ("tail /dev/zero", 137, Reason.OOM_KILLED),
+        ("exec tail /dev/zero", 137, Reason.OOM_KILLED),
+    ],
+)
+async def test_how_a_service_ended_is_told(box: Box, script: str, code: int, reason: Reason) -> None:
+    container = await box.service("sh", "-c", f"{script}", caps=box.caps(memory=32 * MIB))
+    try:
+        with anyio.fail_after(20 * SLACK):
+            while (ended := await box.engine.ended(container)) is None:
+                await anyio.sleep(0.05)
+        assert (ended.exit_code, ended.reason) == (code, reason), ended
+        if reason is Reason.OOM_KILLED:
+            assert "32 MiB" in ended.explanation and "start it anew" in ended.hint
+    finally:
+        await box.engine.remove(container)
+
+
+async def test_a_service_that_runs_or_was_stopped_was_not_killed_by_a_cap(box: Box, service: str) -> None:
+    assert await box.engine.ended(service) is None
+    await box.engine.act("stop", service, 0)
+    ended = await box.engine.ended(service)
+    assert ended is not None and (ended.exit_code, ended.reason) == (137, Reason.EXIT_NONZERO), ended
+    await box.engine.act("start", service, 1)
+    assert await box.engine.ended(service) is None
+    with pytest.raises(NotFound):
+        await box.engine.ended("no-such-one")

@@ -1,13 +1,20 @@
 """Every setting: flags over `MANYOYO_*` environment variables over the configuration file over the defaults here."""
 
+import json
 import os
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from platformdirs import PlatformDirs
 from pydantic import BeforeValidator, Field, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from manyoyo_mcp.values import parse_memory
 
@@ -52,9 +59,9 @@ class Settings(BaseSettings):
     nested_pids: int = Field(1024, ge=16, description="Processes and threads in a run or build.")
     allow_unenforced_caps: bool = Field(False, description="Start sandboxes on a host where the cap probe fails.")
 
-    roots: list[Path] = Field(
+    roots: Annotated[list[Path], NoDecode] = Field(
         default_factory=list,
-        description="Directories under which context_dir may lie; default: the server's working directory.",
+        description="Directories under which context_dir may lie, as in PATH; default: the server's working directory.",
     )
     context_max_bytes: Memory = Field(2 << 30, description="Largest build context.")
     ca_bundle: Literal["auto", "off"] | Path = Field(
@@ -66,6 +73,13 @@ class Settings(BaseSettings):
     log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")
     state_dir: Path = Field(default_factory=lambda: DIRS.user_state_path, description="Logs and the probe's memory.")
     runtime_dir: Path = Field(default_factory=lambda: _runtime_dir(), description="Sockets of the sandboxes' engines.")
+
+    @field_validator("roots", mode="before")
+    @classmethod
+    def _listed(cls, roots: Any) -> Any:
+        if isinstance(roots, str):
+            return json.loads(roots) if roots.startswith("[") else [each for each in roots.split(os.pathsep) if each]
+        return roots
 
     @field_validator("roots")
     @classmethod

@@ -91,13 +91,19 @@ async def demo(*, quiet: bool) -> int:
     figures = "; ".join(show.figures)
     done = Text(f"Done in {time.monotonic() - begun:.1f} s: {figures}.", style="bold green")
     screen.console.print(done, soft_wrap=True)
-    screen.say(f"For an agent of yours: claude mcp add manyoyo -- {_program()}")
+    screen.say(f"For an agent of yours: claude mcp add manyoyo {_where()}-- {_program()}")
     return Exit.OK
 
 
 def _program() -> Path:
     """The console script of this installation."""
     return Path(sys.executable).with_name("manyoyo-mcp")
+
+
+def _where() -> str:
+    """What tells a server of somebody else's shell where this one's engine is."""
+    names = ("DOCKER_HOST", "DOCKER_CONTEXT", "MANYOYO_DOCKER_HOST", "MANYOYO_HOST_RUNTIME")
+    return "".join(f"-e {name}={os.environ[name]} " for name in names if os.environ.get(name))
 
 
 def find_application() -> Path:

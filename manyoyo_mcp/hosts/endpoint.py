@@ -3,6 +3,7 @@
 import http.client
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import docker
@@ -83,7 +84,7 @@ def _connect(endpoint: str | None) -> docker.APIClient:
         address, certificates = str(kwargs.get("base_url", "")), kwargs.get("tls")
         if address.startswith("ssh://"):
             return ssh.connect(address)
-        if certificates:
+        if certificates and address.startswith(("tcp://", "https://")):
             return tls.connect(address, certificates)
         return docker.APIClient(version="auto", timeout=60, **kwargs)
     except (docker.errors.DockerException, *_SILENCE, OSError, ValueError) as error:
@@ -91,9 +92,11 @@ def _connect(endpoint: str | None) -> docker.APIClient:
 
 
 def _unavailable(error: Exception) -> HostUnavailable:
+    ours = next(Path("/run").glob("manyoyo-engine-*/docker.sock"), None)
     return HostUnavailable(
         f"The host's container engine does not answer: {error}",
-        "Start it (e.g. `systemctl start docker`), or name its endpoint in DOCKER_HOST or MANYOYO_DOCKER_HOST (in the "
+        (f"The engine that scripts/engine started is at DOCKER_HOST=unix://{ours}. Else: start" if ours else "Start")
+        + " it (e.g. `systemctl start docker`), or name its endpoint in DOCKER_HOST or MANYOYO_DOCKER_HOST (in the "
         "`env` of this server's entry in the client's configuration: some clients hand on nothing else); "
         "`manyoyo-mcp doctor` says what was tried.",
     )

@@ -140,7 +140,7 @@ def _check_largest(memory: int, cpus: float, pids: int, limits: Limits) -> None:
         if asked > most:
             raise CapExceeded(
                 f"{name} is more than the sandbox itself has: the most is {shown}.",
-                f"Ask for less, or grow the sandbox first: start_sandbox with a larger {name} on the live sandbox.",
+                f"Ask for less, or grow the sandbox first: start_sandbox with its sandbox_id and a larger {name}.",
                 cap=name,
                 maximum=most,
             )

@@ -13,6 +13,7 @@ from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
 from manyoyo_mcp.tools.common import Name, SandboxArgument, show
 from manyoyo_mcp.values import format_bytes
+from manyoyo_mcp.workers import in_thread
 
 _SHOWN = 50
 
@@ -157,7 +158,8 @@ async def nested_logs(call: Call, arguments: LogsInput) -> ToolOutput:
     sandbox = manager.get(arguments.sandbox_id)
     since = time.time() - arguments.since_s if arguments.since_s else None
     raw = await manager.ask(sandbox, lambda: sandbox.engine.logs(arguments.container, arguments.tail, since))
-    output, omitted = show(raw, arguments.container, (arguments.max_tokens or manager.settings.result_tokens) - 150)
+    tokens = (arguments.max_tokens or manager.settings.result_tokens) - 150
+    output, omitted = await in_thread(show, raw, arguments.container, tokens)
     result = LogsOutput(container=arguments.container, output=output, omitted_bytes=omitted)
     ended = await manager.ask(sandbox, lambda: sandbox.engine.ended(arguments.container))
     if ended is not None:

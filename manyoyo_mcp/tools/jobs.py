@@ -12,6 +12,7 @@ from manyoyo_mcp.text import fence, sanitise, shorten
 from manyoyo_mcp.tools import build, run
 from manyoyo_mcp.tools.base import Call, ToolInput, ToolOutput, tool
 from manyoyo_mcp.tools.common import Text, follow, log_uri
+from manyoyo_mcp.workers import in_thread
 
 _NEW_BYTES = 64 << 10
 
@@ -181,7 +182,7 @@ async def read_log(call: Call, arguments: ReadInput) -> ToolOutput:
     job = call.manager.jobs.get(arguments.job_id)
     tokens = (arguments.max_tokens or call.manager.settings.result_tokens) - 150
     if arguments.grep is not None:
-        return _grep(job, arguments.grep, tokens)
+        return await in_thread(_grep, job, arguments.grep, tokens)
     page = job.log.read(arguments.offset, tokens * 4)
     length = len(page.data)
     text = sanitise(page.data)

@@ -9,6 +9,7 @@ from platformdirs import PlatformDirs
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.values import parse_memory
 
 DIRS = PlatformDirs("manyoyo-mcp", appauthor=False)
@@ -24,7 +25,16 @@ def _runtime_dir() -> Path:
 
 
 EngineName = Literal["podman", "docker"]
-Memory = Annotated[int, BeforeValidator(parse_memory)]
+
+
+def _memory(value: str | int) -> int:
+    try:
+        return parse_memory(value)
+    except InvalidArgument as error:  # as pydantic wants it, which then names the setting
+        raise ValueError(f"{str(value)[:40]!r} is no size from 6m. {error.hint.rstrip('.')}") from error
+
+
+Memory = Annotated[int, BeforeValidator(_memory)]
 
 
 class Settings(BaseSettings):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.errors import ManyoyoError, NotFound, NotRunning, Reason, RequestError
 from manyoyo_mcp.text import sanitise
 
@@ -65,7 +66,7 @@ def code_of(reason: Reason, exit_code: int | None) -> int:
 
 def hint_of(reason: Reason, hint: str) -> str:
     """What to do about a command that ended so, in the command line's words."""
-    return _REASON_HINTS.get(reason, hint)
+    return _REASON_HINTS.get(reason) or in_options(hint)
 
 
 def code_of_error(error: ManyoyoError) -> int:
@@ -93,7 +94,8 @@ def reported() -> Iterator[None]:
     try:
         yield
     except ManyoyoError as error:
-        complain(f"{error.instance_code}: {error.message}", _HINTS.get(error.instance_code, error.hint))
+        hint = _HINTS.get(error.instance_code) or in_options(error.hint)
+        complain(f"{error.instance_code}: {in_options(error.message)}", hint)
         sys.exit(code_of_error(error))
     except KeyboardInterrupt:
         complain("interrupted", "")

@@ -130,7 +130,13 @@ def test_run_killed_by_its_cap(project: Path) -> None:
 def test_run_over_its_time(project: Path) -> None:
     done = cli("run", "--quiet", "--timeout", "1", "--build", project, "--", "sh", "-c", "echo began; sleep 60")
     assert (done.returncode, done.stdout) == (124, "began\n")
-    assert "TIMEOUT" in done.stderr and "--timeout" in done.stderr
+    assert "TIMEOUT: Killed after --timeout 1." in done.stderr
+
+
+def test_run_without_a_dockerfile(tmp_path: Path) -> None:
+    done = cli("run", "--quiet", "--build", tmp_path, "--", "true")
+    assert done.returncode == 2 and "There is no Dockerfile in" in done.stderr
+    assert done.stderr.endswith("Name it with --dockerfile ….\n")
 
 
 def test_run_of_nothing(project: Path) -> None:
@@ -208,7 +214,15 @@ def test_a_run_whose_reader_goes(project: Path) -> None:
         (("run", "--image", "a", "--file", "none"), "is not SRC:DST"),
         (("run", "--build", "/no/such/directory"), "is not a directory"),
         (("run", "--build", "/"), "far more than a project"),
+        (("run", "--image", "a", "--memry", "1g", "--", "true"), "No such option: --memry"),
+        (("run", "--image", "a", "-v", "/a:/b", "true"), "Volumes are not offered"),
+        (("run", "--publish", "80:80", "--image", "a"), "Published ports are not offered"),
         (("exec", "sb-1", "web"), "Missing argument"),
+        (("exec", "sb-1", "web", "--"), "the command is missing"),
+        (("exec", "sb-1", "web", "--user", "postgres", "id"), "'--user' comes too late"),
+        (("exec", "sb-1", "--user", "postgres", "web", "id"), "'--user' comes too late"),
+        (("exec", "--usr", "postgres", "sb-1", "web", "id"), "No such option: --usr"),
+        (("shell", "sb-1", "--image", "a", "true"), "'--image' comes too late"),
         (("ps", "--frob"), "No such option"),
         (("frob",), "No such command"),
     ],
@@ -217,6 +231,7 @@ def test_wrong_use(arguments: tuple[str, ...], words: str) -> None:
     done = cli(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
+    assert "starting a" not in done.stderr, "no sandbox is started for what can't be meant"
 
 
 @pytest.mark.parametrize(
@@ -234,6 +249,8 @@ def test_no_host(arguments: tuple[str, ...]) -> None:
 def test_a_wrong_setting(arguments: tuple[str, ...]) -> None:
     done = cli(*arguments, env={"MANYOYO_ENGINE": "chroot"})
     assert (done.returncode, done.stdout) == (2, "") and "The setting engine is wrong" in done.stderr
+    done = cli(*arguments, env={"MANYOYO_NESTED_MEMORY": "lots"})
+    assert (done.returncode, done.stdout) == (2, "") and "The setting nested_memory is wrong" in done.stderr
 
 
 # -- serve
@@ -294,6 +311,8 @@ def test_exec(held: Held) -> None:
     beginning = held.sandbox_id.removeprefix("sb-")[:10]
     done = cli("exec", "-i", "-e", "A=b", "-w", "/tmp", beginning, "web", "sh", "-c", "cat; echo $A; pwd", stdin="in\n")
     assert (done.returncode, done.stdout) == (0, "in\nb\n/tmp\n")
+    done = cli("exec", "-u", "guest", held.sandbox_id, "web", "--", "sh", "-c", "id -un; echo -- $0", "-x")
+    assert (done.returncode, done.stdout) == (0, "guest\n-- -x\n")
     done = cli("exec", "--timeout", "1", held.sandbox_id, "web", "sleep", "60")
     assert done.returncode == 124 and "TIMEOUT" in done.stderr
 
@@ -399,6 +418,22 @@ def test_shell_in_a_throw_away_container(held: Held) -> None:
     assert [row["name"] for row in json.loads(cli("ps", held.sandbox_id, "--json").stdout)] == ["web"]
 
 
+def test_a_command_in_a_throw_away_container(held: Held) -> None:
+    """It runs once, to its end, whatever it is; what it wrote and its exit code come out."""
+    for words in (
+        ("sh", "-c", "sleep 1; tty; echo ran $((40 + 2)); exit 4"),
+        ("--", "sh", "-c", "echo ran 42; exit 4"),
+    ):
+        terminal = Terminal("shell", "--image", IMAGE, held.sandbox_id, *words)
+        assert terminal.end() == 4
+        assert terminal.text.count("ran 42") == 1, terminal.text
+    terminal = Terminal("shell", "--image", IMAGE, held.sandbox_id, "no-such-program", columns=400)
+    assert terminal.end() in (125, 126, 127) and "'no-such-program' could not be started" in terminal.text
+    terminal = Terminal("shell", held.sandbox_id, "web", "--", "ls", "/")
+    assert terminal.end() == 0 and "etc" in terminal.text
+    assert [row["name"] for row in json.loads(cli("ps", held.sandbox_id, "--json").stdout)] == ["web"]
+
+
 def test_shell_that_is_ended_from_outside(held: Held) -> None:
     terminal = Terminal("shell", held.sandbox_id, "web", "sh", "-c", "echo marked; exec sleep 4321")
     terminal.until("marked")
@@ -443,6 +478,24 @@ def orphan() -> Iterator[str]:
         each.remove(force=True)
     host.images.remove(f"localhost/cli-test-orphan:{sandbox_id}")
     host.close()
+
+
+def test_rm(orphan: str) -> None:
+    done = cli("rm", orphan, "sb-0000000000000000")
+    assert (done.returncode, done.stdout) == (125, "") and "SANDBOX_NOT_FOUND" in done.stderr
+    done = cli("rm", orphan[:12], orphan)
+    assert done.returncode == 0 and done.stdout.startswith(f"removed {orphan} ("), done.stderr
+    assert cli("rm", orphan).returncode == 125
+
+
+def test_rm_of_what_a_server_holds(project: Path) -> None:
+    with start("run", "-q", "--build", project, "--", "sh", "-c", "echo began; sleep 1000") as process:
+        assert process.stdout is not None and process.stdout.readline() == "began\n"
+        (name,) = {each.removeprefix("manyoyo-") for each in left_of(process.pid)}
+        done = cli("rm", "--quiet", name)
+        assert "the server that held it runs on" in done.stdout
+        assert process.wait(30) == 125
+    assert left_of(process.pid) == []
 
 
 def test_gc(orphan: str) -> None:

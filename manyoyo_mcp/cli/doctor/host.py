@@ -180,9 +180,7 @@ async def overlay(facts: Facts) -> Check:
 async def disk(facts: Facts) -> Check:
     root = Path(str(facts.info.get("DockerRootDir", "")))
     if not facts.here or not os.access(root, os.X_OK):
-        return ok(
-            "disk", f"the host's data ({root}) can't be seen from here; sandbox_status shows what a sandbox has free"
-        )
+        return ok("disk", f"the host's data ({root}) can't be seen from here; `docker system df` on the host tells")
     return disk_free(str(root), shutil.disk_usage(root).free)
 
 

@@ -13,6 +13,8 @@ from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.values import parse_memory
 
 DIRS = PlatformDirs("manyoyo-mcp", appauthor=False)
+ENGINE_SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "engine"
+"""Brings up an engine; there in a checkout, not in an installed package."""
 CONFIG_FILE = Path(os.environ.get("MANYOYO_CONFIG", DIRS.user_config_path / "config.toml"))
 
 

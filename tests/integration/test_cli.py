@@ -23,6 +23,8 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from mcp import Client
 
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.identity import owner
 from tests.conftest import ROOT, server_parameters
 from tests.support import busybox_context, busybox_rootfs
@@ -520,6 +522,27 @@ def test_doctor(tmp_path: Path) -> None:
     assert all(bool(each["mend"]) == (each["state"] == "warn") for each in result["checks"])
     shown = cli("doctor", env={"MANYOYO_RUNTIME_DIR": f"/tmp/{'x' * 100}", "http_proxy": "http://localhost:1"}).stdout
     assert "warn  runtime directory: " in shown and "warn  proxy: " in shown and "→ " in shown
+
+
+def test_doctor_asks_the_engine_about_capabilities() -> None:
+    """Without a runtime of its own: a warning if and only if the engine does not start a privileged container."""
+    host = docker.from_env()
+    refused = False
+    try:
+        host.containers.run(outer.reference(Settings()), [], entrypoint=["/bin/true"], privileged=True, remove=True)
+    except docker.errors.APIError:
+        refused = True
+        for each in host.containers.list(all=True, filters={"status": "created"}):
+            if each.attrs["Config"]["Entrypoint"] == ["/bin/true"]:
+                each.remove()
+    before = len(host.containers.list(all=True))
+    environment = {name: value for name, value in os.environ.items() if name != "MANYOYO_HOST_RUNTIME"}
+    command = [sys.executable, "-m", "manyoyo_mcp", "doctor", "--json", "--quiet"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    (check,) = [each for each in json.loads(done.stdout)["checks"] if each["name"] == "capabilities"]
+    assert check["state"] == ("warn" if refused else "ok"), check
+    assert len(host.containers.list(all=True)) == before
+    host.close()
 
 
 def test_doctor_tries_both_engines() -> None:

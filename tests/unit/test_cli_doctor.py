@@ -101,12 +101,22 @@ def test_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_capabilities() -> None:
-    assert well(host.bounding_set(FULL, 40, None, {"runc": {}}))
-    lacking = host.bounding_set(WITHOUT_SYS_RESOURCE, 40, None, {"runc": {}})
-    assert lacking.state is State.WARN and "SYS_RESOURCE" in lacking.found
-    assert well(host.bounding_set(WITHOUT_SYS_RESOURCE, 40, "shim", {"runc": {}, "shim": {}}))
-    assert host.bounding_set(FULL, 40, "shim", {"runc": {}}).state is State.FAIL
-    assert "42" in host.bounding_set(FULL, 42, None, {}).found, "a capability newer than our names"
+    assert host.lacking(FULL, 40) == []
+    assert host.lacking(WITHOUT_SYS_RESOURCE, 40) == ["SYS_RESOURCE"]
+    assert host.lacking(FULL, 42) == ["41", "42"], "capabilities newer than our names"
+    assert host.unknown_runtime("shim", {"runc": {}}).state is State.FAIL
+
+
+def test_missing_capabilities_are_a_warning_only_where_the_engine_minds() -> None:
+    assert well(host.privileged([], None, "", True))
+    for runtime, refusal in (("shim", ""), (None, ""), (None, None)):
+        check = host.privileged(["SYS_RESOURCE"], runtime, refusal, True)
+        assert well(check) and "SYS_RESOURCE" in check.found
+    assert "--try" in host.privileged(["SYS_RESOURCE"], None, None, True).found
+    refused = host.privileged(["SYS_RESOURCE"], None, "unable to apply caps", True)
+    assert refused.state is State.WARN and "apply caps" in refused.found and "scripts/engine" in refused.mend
+    packaged = host.privileged(["SYS_RESOURCE"], None, "unable to apply caps", False)
+    assert "scripts/engine" not in packaged.mend and "MANYOYO_HOST_RUNTIME" in packaged.mend
 
 
 def test_capability_names_are_the_kernels() -> None:

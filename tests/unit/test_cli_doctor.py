@@ -1,5 +1,6 @@
 """doctor's judgements, each a pure function of what was found."""
 
+import re
 import socket
 from pathlib import Path
 
@@ -32,6 +33,24 @@ def test_python() -> None:
 )
 def test_mcp_version(version: str, good: bool) -> None:
     assert well(machine.mcp_version(version)) is good
+
+
+def test_variables_that_no_setting_has() -> None:
+    assert well(machine.configuration(Settings(), {"MANYOYO_ENGINE": "docker", "manyoyo_wait_s": "1", "PATH": "/bin"}))
+    check = machine.configuration(Settings(), {"MANYOYO_FOO": "1"})
+    assert check.state is State.WARN and "MANYOYO_FOO" in check.found and "sandbox_memory" in check.mend
+    check = machine.configuration(Settings(), {"MANYOYO_SANDBOX_MEM": "1g"})
+    assert "did you mean MANYOYO_SANDBOX_MEMORY?" in check.mend
+
+
+def test_every_variable_is_known() -> None:
+    """What scripts, tests and the program read from the environment is no mistake there."""
+    root = Path(__file__).parents[2]
+    files = [*root.glob("manyoyo_mcp/**/*.py"), *root.glob("scripts/*"), *root.glob("scripts/lib/*"), *root.glob("bench/*.py"),
+             *root.glob("tests/conftest.py"), *root.glob("tests/support.py")]  # fmt: skip
+    text = "".join(path.read_text() for path in files if path.is_file())
+    names = set(re.findall(r"(?:\$\{|environ\.get\(\"|environ\[\"|export )(MANYOYO_[A-Z_]+)", text))
+    assert len(names) > 8 and machine.unknown_variables(names) == {}
 
 
 def test_socket_path(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_wrong_use(arguments: tuple[str, ...], words: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("ps",), ("gc",), ("logs", "sb-1"), ("exec", "sb-1", "a", "b"), ("run", "--image", "a"), ("uninstall", "--yes")],
+    [("ps",), ("gc",), ("logs", "sb-1"), ("exec", "sb-1", "a", "b"), ("run", "--image", "a"), ("rm", "sb-1")],
 )
 def test_no_host(arguments: tuple[str, ...]) -> None:
     done = cli(*arguments, env={"DOCKER_HOST": "unix:///no/such/socket"})
@@ -579,6 +579,44 @@ def test_uninstall_lists_and_asks(held: Held) -> None:
     terminal.type("n\n")
     assert terminal.end() == 1
     assert cli("exec", held.sandbox_id, "web", "true").returncode == 0
+
+
+def test_uninstall_without_a_host(tmp_path: Path) -> None:
+    """Processes and files go all the same; that nobody could look for containers is said."""
+    state = tmp_path / "state"
+    env = {
+        "DOCKER_HOST": "unix:///no/such/socket",
+        "MANYOYO_STATE_DIR": str(state),
+        "MANYOYO_RUNTIME_DIR": str(tmp_path),
+    }
+    ended = json.dumps([1 << 22, "1", "0" * 16])
+    orphan = [sys.executable, "-m", "manyoyo_mcp.sessions.reaper", ended]
+    with (
+        start("serve", stdin=subprocess.PIPE, env=env) as server,
+        subprocess.Popen(orphan, env=os.environ | env) as reaper,
+    ):
+        try:
+            deadline = time.monotonic() + 20
+            while not list(state.glob("sessions/*/server.json")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            listed = cli("uninstall", "--dry-run", "--json", env=env)
+            found = {(each["kind"], each["name"]) for each in json.loads(listed.stdout)}
+            assert found == {
+                ("server", f"process {server.pid}"),
+                ("reaper", f"process {reaper.pid}"),
+                ("directory", str(state / "sessions")),
+            }
+            assert listed.returncode == 1 and "could not be looked at" in listed.stderr
+            done = cli("uninstall", "--yes", env=env)
+            assert done.returncode == 1 and "Removed 3 of 3" in done.stderr, done.stderr
+            for words in ("claude mcp remove manyoyo", "scripts/engine purge", "pip uninstall manyoyo-mcp"):
+                assert words in done.stderr
+            assert reaper.wait(5) == -signal.SIGTERM and server.wait(5) is not None
+            assert not state.exists()
+        finally:
+            server.kill()
+            reaper.kill()
 
 
 @pytest.fixture

@@ -295,7 +295,7 @@ def suite(*words: str, engine: Path, **environment: str) -> subprocess.Popen[str
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("script", ["test", "demo", "engine", "lint", "clients"])
+@pytest.mark.parametrize("script", ["test", "demo", "engine", "lint", "clients", "fresh", "cgroup2", "bench"])
 def test_help_does_nothing_else(script: str) -> None:
     done = subprocess.run(
         [ROOT / "scripts" / script, "--help"], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, cwd="/"

@@ -121,7 +121,7 @@ async def execute(name: str, spec: ExecSpec) -> int:
     """Run a command in a nested container, its output on stdout as it comes; the exit code."""
     async with open_sandbox(load_settings(), name) as (manager, sandbox):
         ended = await manager.ask(sandbox, lambda: sandbox.engine.exec(spec, writer(sys.stdout.buffer)))
-    return finish(ended)
+    return finish(ended, capped_here=False)
 
 
 async def read_stdin(wanted: bool) -> bytes | None:
@@ -139,10 +139,13 @@ def writer(stream: BinaryIO) -> Sink:
     return write
 
 
-def finish(ended: Ended) -> int:
+def finish(ended: Ended, *, capped_here: bool = True) -> int:
     """The exit code of a command that ended; on stderr, why it ended so where its own exit code would not say it."""
     if ended.reason not in (Reason.OK, Reason.EXIT_NONZERO):
-        complain(f"{ended.reason}: {in_options(ended.explanation)}", hint_of(ended.reason, ended.hint))
+        complain(
+            f"{ended.reason}: {in_options(ended.explanation)}",
+            hint_of(ended.reason, ended.hint, capped_here=capped_here),
+        )
     return code_of(ended.reason, ended.exit_code)
 
 

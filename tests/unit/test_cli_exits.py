@@ -63,6 +63,11 @@ def test_what_could_not_be_done(error: ManyoyoError, expected: int) -> None:
 
 def test_hints_speak_of_options_not_of_tools() -> None:
     assert "--memory" in hint_of(Reason.OOM_KILLED, "Ask for more with memory=…")
+    theirs = (
+        "Caps are the container's: start it anew with more (nested_run, detach=true), or make the command use less."
+    )
+    shown = hint_of(Reason.OOM_KILLED, theirs, capped_here=False)
+    assert shown == "Caps are the container's: start it anew with more, or make the command use less."
     assert hint_of(Reason.DISK_FULL, "Remove something.") == "Remove something."
 
 

@@ -16,9 +16,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.values import parse_memory
 
 DIRS = PlatformDirs("manyoyo-mcp", appauthor=False)
+ENGINE_SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "engine"
+"""Brings up an engine; there in a checkout, not in an installed package."""
 CONFIG_FILE = Path(os.environ.get("MANYOYO_CONFIG", DIRS.user_config_path / "config.toml"))
 
 
@@ -31,7 +34,16 @@ def _runtime_dir() -> Path:
 
 
 EngineName = Literal["podman", "docker"]
-Memory = Annotated[int, BeforeValidator(parse_memory)]
+
+
+def _memory(value: str | int) -> int:
+    try:
+        return parse_memory(value)
+    except InvalidArgument as error:  # as pydantic wants it, which then names the setting
+        raise ValueError(f"{str(value)[:40]!r} is no size from 6m. {error.hint.rstrip('.')}") from error
+
+
+Memory = Annotated[int, BeforeValidator(_memory)]
 
 
 class Settings(BaseSettings):

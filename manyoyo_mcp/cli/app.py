@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from manyoyo_mcp.cli.arguments import command_words, no_option, no_port, no_volume
 from manyoyo_mcp.cli.connect import run_async
 from manyoyo_mcp.cli.image import app as image
 
@@ -22,8 +23,10 @@ app.add_typer(image, name="image")
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
 Sandbox = Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id, or the beginning of it (`ps` lists them).")]
-Words = {"allow_interspersed_args": False, "ignore_unknown_options": True}
-"""For commands whose last argument is a command: what looks like an option there is the command's."""
+Words = {"allow_interspersed_args": False}
+"""For commands whose last argument is a command: what follows our first argument is no option of ours."""
+EXEC_USAGE = "exec [OPTIONS] SANDBOX CONTAINER [--] COMMAND…"
+SHELL_USAGE = "shell [--image IMAGE] SANDBOX [CONTAINER] [--] [COMMAND…]"
 
 
 def _version(wanted: bool) -> None:
@@ -83,6 +86,8 @@ def run(
         bool, typer.Option("--json", help="How it ended, as JSON on stdout; the output goes to stderr.")
     ] = False,
     quiet: Quiet = False,
+    _volume: Annotated[list[str] | None, typer.Option("--volume", "-v", hidden=True, callback=no_volume)] = None,
+    _publish: Annotated[list[str] | None, typer.Option("--publish", "-p", hidden=True, callback=no_port)] = None,
 ) -> None:
     """One shot, for CI: start a sandbox, build, run, bring files out, remove it all; exit with the command's exit code.
 
@@ -160,10 +165,15 @@ def execute(
     from manyoyo_mcp.cli import oneshot, sandboxes
     from manyoyo_mcp.engines.base import ExecSpec
 
+    no_option(container, EXEC_USAGE)
+    words = command_words(command, EXEC_USAGE)
+    if not words:
+        raise typer.BadParameter("the command is missing", param_hint="COMMAND…")
+
     async def work() -> int:
         spec = ExecSpec(
             container=container,
-            command=command,
+            command=words,
             env=oneshot.pairs(env or [], "--env"),
             stdin=await sandboxes.read_stdin(stdin),
             workdir=workdir,
@@ -180,9 +190,12 @@ def shell(
     sandbox: Sandbox,
     container: Annotated[str | None, typer.Argument(help="A nested container that runs.")] = None,
     command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND…", help="Default: bash, else sh.")] = None,
-    image: Annotated[str | None, typer.Option(help="Without CONTAINER: a throw-away container of this image.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Without CONTAINER: a throw-away container of this image, which has a sh.")
+    ] = None,
 ) -> None:
-    """A terminal in a nested container: one that runs, or with --image a new one that goes when you leave.
+    """A terminal in a nested container: one that runs, or with --image a new one that goes when you leave. Options come
+    before SANDBOX.
 
     There is no shell in the sandbox's outer container: that is privileged, and root in it is root on the host. What
     runs in the nested ones is held by the sandbox's caps and policy, and so are you.
@@ -190,9 +203,26 @@ def shell(
     from manyoyo_mcp.cli import shell as terminal
     from manyoyo_mcp.cli.screen import Screen
 
+    words = command or []
     if image is not None and container is not None:  # without CONTAINER the words are all COMMAND's
-        command, container = [container, *(command or [])], None
-    raise typer.Exit(run_async(lambda: terminal.shell(sandbox, container, image, command or [], Screen())))
+        words, container = [container, *words], None
+    if container is not None:
+        no_option(container, SHELL_USAGE)
+    words = command_words(words, SHELL_USAGE)
+    raise typer.Exit(run_async(lambda: terminal.shell(sandbox, container, image, words, Screen())))
+
+
+@app.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="SANDBOX…", help="Ids, or the beginnings of them.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove sandboxes of yours with all that is in them, whether or not a server holds them."""
+    from manyoyo_mcp.cli import sandboxes
+    from manyoyo_mcp.cli.screen import Screen
+
+    run_async(lambda: sandboxes.rm(names, as_json=as_json, screen=Screen(quiet=quiet)))
 
 
 @app.command()

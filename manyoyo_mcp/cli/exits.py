@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.errors import ManyoyoError, NotFound, NotRunning, Reason, RequestError
 from manyoyo_mcp.text import sanitise
 
@@ -35,10 +36,12 @@ _HINTS = {
 }
 """What to do, in this command line's words, where the error's own hint speaks of the tools."""
 
-_REASON_HINTS = {
+_CAP_HINTS = {
     Reason.OOM_KILLED: "Give it more with --memory (e.g. --memory 2g), or make it use less.",
     Reason.SANDBOX_OOM: "Give the run more with --memory (the sandbox grows with it), or run less at once.",
     Reason.PIDS_LIMIT: "Give it more with --pids-limit, or run fewer in parallel (make -j, workers).",
+}
+_REASON_HINTS = {
     Reason.TIMEOUT: "Give it longer with --timeout, or find what it waits for.",
     Reason.COMMAND_NOT_FOUND: _HINTS["COMMAND_NOT_FOUND"],
 }
@@ -63,9 +66,10 @@ def code_of(reason: Reason, exit_code: int | None) -> int:
             return exit_code if exit_code is not None and 0 < exit_code < 256 else Exit.SANDBOX
 
 
-def hint_of(reason: Reason, hint: str) -> str:
-    """What to do about a command that ended so, in the command line's words."""
-    return _REASON_HINTS.get(reason, hint)
+def hint_of(reason: Reason, hint: str, *, capped_here: bool = True) -> str:
+    """What to do about a command that ended so, in the command line's words. `capped_here`: its caps are options."""
+    hints = _REASON_HINTS | (_CAP_HINTS if capped_here else {})
+    return hints.get(reason) or in_options(hint)
 
 
 def code_of_error(error: ManyoyoError) -> int:
@@ -93,7 +97,8 @@ def reported() -> Iterator[None]:
     try:
         yield
     except ManyoyoError as error:
-        complain(f"{error.instance_code}: {error.message}", _HINTS.get(error.instance_code, error.hint))
+        hint = _HINTS.get(error.instance_code) or in_options(error.hint)
+        complain(f"{error.instance_code}: {in_options(error.message)}", hint)
         sys.exit(code_of_error(error))
     except KeyboardInterrupt:
         complain("interrupted", "")

@@ -15,6 +15,7 @@ from manyoyo_mcp.cli.connect import load_settings
 from manyoyo_mcp.cli.exits import Exit, code_of, complain, hint_of
 from manyoyo_mcp.cli.sandboxes import finish, read_stdin, writer
 from manyoyo_mcp.cli.screen import Screen
+from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.config import EngineName, Settings
 from manyoyo_mcp.engines.base import BuildSpec, Built, Ended, OutputFile, RunSpec, Step
 from manyoyo_mcp.errors import InvalidArgument, Reason
@@ -217,7 +218,8 @@ def _built(built: Built) -> int:
         if step
         else ""
     )
-    why = built.cause or built.error.strip()[:400]
+    error = in_options(built.error) if built.reason is Reason.TIMEOUT else built.error  # else it quotes the log
+    why = in_options(built.cause) or error.strip()[:400]
     complain(
         f"{built.reason}: the build failed{place}. {why}",
         hint_of(built.reason, built.mend) or "The log above says why.",
@@ -250,7 +252,7 @@ def _ended(ended: Ended) -> dict[str, Any]:
         "reason": ended.reason,
         "exit_code": ended.exit_code,
         "seconds": ended.seconds,
-        "explanation": sanitise(ended.explanation),
+        "explanation": sanitise(in_options(ended.explanation)),
         "hint": hint_of(ended.reason, ended.hint),
         "evidence": ended.evidence,
         "outputs": [{"path": each.path, "size": len(each.content or b""), "note": each.note} for each in ended.outputs],

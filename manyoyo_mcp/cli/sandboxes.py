@@ -1,4 +1,4 @@
-"""ps, logs, exec, gc: a look at this owner's sandboxes, and into one."""
+"""ps, logs, exec, rm, gc: a look at this owner's sandboxes, and into one."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ import anyio.to_thread
 from manyoyo_mcp.cli.connect import find_sandbox, load_settings, open_sandbox, own_sandboxes
 from manyoyo_mcp.cli.exits import code_of, complain, hint_of
 from manyoyo_mcp.cli.screen import Screen, age, print_table
+from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.engines.base import Ended, ExecSpec, Sink
 from manyoyo_mcp.errors import Reason
 from manyoyo_mcp.hosts.base import Outer
@@ -120,7 +121,7 @@ async def execute(name: str, spec: ExecSpec) -> int:
     """Run a command in a nested container, its output on stdout as it comes; the exit code."""
     async with open_sandbox(load_settings(), name) as (manager, sandbox):
         ended = await manager.ask(sandbox, lambda: sandbox.engine.exec(spec, writer(sys.stdout.buffer)))
-    return finish(ended)
+    return finish(ended, capped_here=False)
 
 
 async def read_stdin(wanted: bool) -> bytes | None:
@@ -138,11 +139,28 @@ def writer(stream: BinaryIO) -> Sink:
     return write
 
 
-def finish(ended: Ended) -> int:
+def finish(ended: Ended, *, capped_here: bool = True) -> int:
     """The exit code of a command that ended; on stderr, why it ended so where its own exit code would not say it."""
     if ended.reason not in (Reason.OK, Reason.EXIT_NONZERO):
-        complain(f"{ended.reason}: {ended.explanation}", hint_of(ended.reason, ended.hint))
+        complain(
+            f"{ended.reason}: {in_options(ended.explanation)}",
+            hint_of(ended.reason, ended.hint, capped_here=capped_here),
+        )
     return code_of(ended.reason, ended.exit_code)
+
+
+async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
+    """Remove these sandboxes; none where one of the names means none or several."""
+    async with open_host(load_settings()) as host:
+        found = {outer.sandbox_id: outer for outer in [await find_sandbox(host, name) for name in names]}
+        for outer in found.values():
+            with screen.working(f"removing {outer.sandbox_id}"):
+                await host.remove(outer)
+            if not as_json:
+                held = "; the server that held it runs on" if answers_for(outer.labels) else ""
+                print(f"removed {outer.sandbox_id} ({age(time.time() - outer.created)} old{held})", flush=True)
+    if as_json:
+        print(json.dumps({"sandboxes": [describe(each) for each in found.values()]}, indent=2))
 
 
 async def gc(*, dry_run: bool, as_json: bool, screen: Screen) -> None:

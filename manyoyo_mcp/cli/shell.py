@@ -21,10 +21,10 @@ import anyio
 import docker
 
 from manyoyo_mcp.cli.connect import load_settings, open_sandbox
-from manyoyo_mcp.cli.exits import Exit
+from manyoyo_mcp.cli.exits import Exit, complain, hint_of
 from manyoyo_mcp.cli.screen import Screen
 from manyoyo_mcp.engines.failures import from_answer
-from manyoyo_mcp.errors import InvalidArgument, SandboxError
+from manyoyo_mcp.errors import InvalidArgument, Reason, SandboxError
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
@@ -46,14 +46,20 @@ async def shell(name: str, container: str | None, image: str | None, command: li
         )
     if container is not None and image is not None:
         raise InvalidArgument("CONTAINER and --image exclude each other.", "Give the one that is meant.")
-    command = command or _DEFAULT
     async with open_sandbox(load_settings(), name) as (manager, sandbox):
         visit = await Visit.to(manager, sandbox)
         if container is not None:
-            return await visit.enter(container, command)
-        async with visit.throw_away(image, command) as made:
-            screen.say(f"a throw-away container of {image} in {sandbox.sandbox_id}; it goes when you leave", "dim")
-            return await visit.enter(made, command)
+            code = await visit.enter(container, command or _DEFAULT)
+        else:
+            async with visit.throw_away(image) as made:
+                screen.say(f"a throw-away container of {image} in {sandbox.sandbox_id}; it goes when you leave", "dim")
+                code = await visit.enter(made, command or _DEFAULT)
+    if command and code in (Exit.SANDBOX, Exit.NOT_EXECUTABLE, Exit.NOT_FOUND):  # an engine's words may be no help
+        complain(
+            f"exit code {code}: most likely {command[0]!r} could not be started.",
+            hint_of(Reason.COMMAND_NOT_FOUND, ""),
+        )
+    return code
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +83,8 @@ class Visit:
             raise from_answer(self.sandbox.engine_name, error.status_code or 500, text) from error
 
     @asynccontextmanager
-    async def throw_away(self, image: str | None, command: list[str]) -> AsyncIterator[str]:
-        """A container of `image` that waits at a terminal of its own, removed at the end; its id."""
+    async def throw_away(self, image: str | None) -> AsyncIterator[str]:
+        """A container of `image` whose shell waits at a terminal of its own, removed at the end; its id."""
         if image is None:
             tags = [tag for each in await self.sandbox.engine.images() for tag in each.tags]
             raise InvalidArgument(
@@ -86,7 +92,7 @@ class Visit:
                 f"`manyoyo-mcp ps {self.sandbox.sandbox_id}` lists the containers; "
                 f"--image takes one of: {', '.join(tags) or 'none yet'}.",
             )
-        body = {"Image": image, "Entrypoint": command, "Cmd": [], "Tty": True, "OpenStdin": True, "HostConfig": {}}
+        body = {"Image": image, "Entrypoint": _DEFAULT, "Cmd": [], "Tty": True, "OpenStdin": True, "HostConfig": {}}
 
         def create(client: Any) -> str:
             return str(client.create_container_from_config(body)["Id"])

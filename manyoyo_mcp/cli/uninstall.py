@@ -1,4 +1,4 @@
-"""`manyoyo-mcp uninstall`: everything of ours on this host, found by our labels and names, listed, then removed."""
+"""`manyoyo-mcp uninstall`: everything of ours on this host and in this user's files, listed, then removed."""
 
 import json
 import shutil
@@ -13,9 +13,10 @@ import typer
 
 from manyoyo_mcp.cli.connect import load_settings
 from manyoyo_mcp.cli.exits import Exit, complain
+from manyoyo_mcp.cli.processes import running
 from manyoyo_mcp.cli.screen import Screen, print_table
-from manyoyo_mcp.config import CONFIG_FILE, Settings
-from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
+from manyoyo_mcp.errors import HostUnavailable, InvalidArgument
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.bases import VOLUME
@@ -38,26 +39,55 @@ class Thing:
 
 
 async def uninstall(*, yes: bool, dry_run: bool, as_json: bool, screen: Screen) -> int:
-    """List everything, ask, remove it; the exit code: 1 where the answer is no or something could not be removed."""
+    """List everything, ask, remove it; the exit code: 1 where the answer is no, something could not be removed, or the
+    host could not be looked at."""
     settings = load_settings()
     async with open_host(settings) as host:
         with screen.working("looking for everything of ours on this host"):
-            await host.info()  # the host answers, or this says why not
-            things = await in_thread(lambda: [*on_host(host.client, owner()), *on_disk(settings)])
+            things = await in_thread(lambda: list(of_processes(settings)))
+            unseen = None
+            try:
+                await host.info()  # the host answers, or this says why not
+                things += await in_thread(lambda: list(on_host(host.client, owner())))
+            except HostUnavailable as error:
+                unseen = error
+            things += await in_thread(lambda: list(on_disk(settings)))
         if as_json:
             print(json.dumps([{"kind": each.kind, "name": each.name, "note": each.note} for each in things], indent=2))
         else:
             _show(things, screen)
-        if dry_run or not things:
-            return Exit.OK
-        if not yes and not _agreed(len(things), screen):
-            return Exit.FAILED
-        kept = await in_thread(_remove, things, screen)
-    screen.say(f"Removed {len(things) - kept} of {len(things)}.")
+        if unseen is not None:
+            complain(
+                f"{unseen.instance_code}: {unseen.message}",
+                f"Containers, volumes and images could not be looked at: run this again when it answers. {unseen.hint}",
+            )
+        if not dry_run and things:
+            if not yes and not _agreed(len(things)):
+                return Exit.FAILED
+            kept = await in_thread(_remove, things, screen)
+            screen.say(f"Removed {len(things) - kept} of {len(things)}.")
+        else:
+            kept = 0
+    for line in _further():
+        screen.say(line)
+    return Exit.FAILED if kept or unseen else Exit.OK
+
+
+def _further() -> Iterator[str]:
+    """What else there may be, which is not ours to remove."""
+    yield "What else there may be, yours to remove:"
+    yield "  the server's entry in your client: `claude mcp remove manyoyo`, or the client's own way"
+    if ENGINE_SCRIPT.exists():
+        yield f"  engines that this checkout's scripts brought up, with their data: `{ENGINE_SCRIPT} purge`"
     if CONFIG_FILE.exists():
-        screen.say(f"Kept: your configuration, {CONFIG_FILE}.")
-    screen.say("The program itself: `pip uninstall manyoyo-mcp` (or as you installed it).")
-    return Exit.FAILED if kept else Exit.OK
+        yield f"  your configuration: {CONFIG_FILE}"
+    yield "  the program itself: `pip uninstall manyoyo-mcp`, or `uv tool uninstall manyoyo-mcp`, as you installed it"
+
+
+def of_processes(settings: Settings) -> Iterator[Thing]:
+    """The servers and reapers that run; a server removes its sandboxes as it ends."""
+    for each in running(settings):
+        yield Thing(each.kind, f"process {each.pid}", each.words, each.end)
 
 
 def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
@@ -115,12 +145,12 @@ def _remove_if_empty(directory: Path) -> None:
 
 def _show(things: list[Thing], screen: Screen) -> None:
     if not things:
-        screen.say("Nothing of ours on this host.")
+        screen.say("Nothing of ours found.")
     else:
         print_table(("KIND", "NAME", "NOTE"), [(each.kind, each.name, each.note) for each in things])
 
 
-def _agreed(count: int, screen: Screen) -> bool:
+def _agreed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise InvalidArgument("Nobody is there to say yes: nothing was removed.", "Add --yes to remove what is listed.")
     return typer.confirm(f"Remove these {count}? They can't be brought back.", default=False, err=True)
@@ -134,8 +164,8 @@ def _remove(things: list[Thing], screen: Screen) -> int:
             progress(index, len(things), f"removing {each.name}")
             try:
                 each.remove()
-            except docker.errors.NotFound:
-                continue
+            except (docker.errors.NotFound, FileNotFoundError):
+                continue  # it went with another thing
             except (docker.errors.APIError, OSError) as error:
                 kept += 1
                 reason = error.explanation if isinstance(error, docker.errors.APIError) else str(error)

@@ -324,9 +324,7 @@ def _refused(error: docker.errors.APIError) -> HostUnavailable:
     text = str(error.explanation or error)
     hint = "`manyoyo-mcp doctor` looks for the cause."
     if "unable to apply caps" in text or "operation not permitted" in text.lower():
-        hint = (
-            "This machine lacks a capability that --privileged asks for; set MANYOYO_HOST_RUNTIME (see scripts/engine)."
-        )
+        hint = "This machine lacks a capability that --privileged asks for; `manyoyo-mcp doctor` says what to do."
     elif "runtime" in text and "nknown" in text:
         hint = "MANYOYO_HOST_RUNTIME names a runtime that the host's engine does not have."
     return HostUnavailable(f"The host's engine could not start the sandbox: {text}", hint)

@@ -14,6 +14,8 @@ from manyoyo_mcp.sessions.identity import process_start
 
 INTERVAL = 0.5
 """Seconds between looks at the server, where the kernel can't tell of its end by itself."""
+PATIENCE = 120.0
+"""Seconds for which the host's engine may be away, as when it is restarted; after that a later sweep has to do."""
 
 
 def spawn(session: str) -> subprocess.Popen[bytes]:
@@ -41,12 +43,17 @@ def main(argument: str) -> None:
     from manyoyo_mcp.config import Settings
     from manyoyo_mcp.sessions.sweep import remove_session
 
-    for attempt in range(30):
+    end = time.monotonic() + PATIENCE
+    pause = 1.0
+    while True:
         try:
             anyio.run(remove_session, Settings(), session)
             return
-        except Exception:  # the host's engine may be restarting: try again, then leave it to the next sweep
-            time.sleep(min(2**attempt, 20))
+        except Exception:  # the host's engine may be restarting: try again
+            if time.monotonic() + pause > end:
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, 20)
 
 
 def _wait_for_end(pid: int, started: str) -> None:

@@ -11,7 +11,7 @@ import anyio
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
-from manyoyo_mcp.sessions.identity import Identity, answers_for, owner
+from manyoyo_mcp.sessions.identity import Identity, answers_for, owner, pid_namespace
 from manyoyo_mcp.workers import in_thread
 
 _OWNER = "server.json"
@@ -47,6 +47,17 @@ def claim(settings: Settings, identity: Identity) -> Path:
     path.mkdir(mode=0o700, parents=True)
     (path / _OWNER).write_text(json.dumps(identity.labels()))
     return path
+
+
+def servers(settings: Settings) -> list[int]:
+    """The processes that keep their session in this state directory and run, where that can be told."""
+    found = []
+    for path in (settings.state_dir / "sessions").glob(f"*/{_OWNER}"):
+        with contextlib.suppress(OSError, ValueError):
+            labels = json.loads(path.read_text())
+            if labels.get("server-pid-namespace") == pid_namespace() and answers_for(labels):
+                found.append(int(labels["server-pid"]))
+    return found
 
 
 def _forget_sessions(settings: Settings) -> None:

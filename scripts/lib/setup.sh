@@ -6,6 +6,10 @@ cd "$root" || exit
 say() { echo "${0##*/}: $*" >&2; }
 die() { say "$*"; exit 1; }
 
+# usage: the comment at a script's beginning.
+usage() { sed -n '2,/^[^#]/{ s/^# \{0,1\}//p; }' "$root/scripts/${0##*/}"; }
+help() { case ${1:-} in -h|--help) usage; exit 0 ;; esac; }
+
 # Programs of the system that a user's PATH may lack (`su` keeps the user's).
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 

@@ -23,6 +23,8 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from mcp import Client
 
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.identity import owner
 from tests.conftest import ROOT, server_parameters
 from tests.support import busybox_context, busybox_rootfs
@@ -130,7 +132,13 @@ def test_run_killed_by_its_cap(project: Path) -> None:
 def test_run_over_its_time(project: Path) -> None:
     done = cli("run", "--quiet", "--timeout", "1", "--build", project, "--", "sh", "-c", "echo began; sleep 60")
     assert (done.returncode, done.stdout) == (124, "began\n")
-    assert "TIMEOUT" in done.stderr and "--timeout" in done.stderr
+    assert "TIMEOUT: Killed after --timeout 1." in done.stderr
+
+
+def test_run_without_a_dockerfile(tmp_path: Path) -> None:
+    done = cli("run", "--quiet", "--build", tmp_path, "--", "true")
+    assert done.returncode == 2 and "There is no Dockerfile in" in done.stderr
+    assert done.stderr.endswith("Name it with --dockerfile ….\n")
 
 
 def test_run_of_nothing(project: Path) -> None:
@@ -208,7 +216,15 @@ def test_a_run_whose_reader_goes(project: Path) -> None:
         (("run", "--image", "a", "--file", "none"), "is not SRC:DST"),
         (("run", "--build", "/no/such/directory"), "is not a directory"),
         (("run", "--build", "/"), "far more than a project"),
+        (("run", "--image", "a", "--memry", "1g", "--", "true"), "No such option: --memry"),
+        (("run", "--image", "a", "-v", "/a:/b", "true"), "Volumes are not offered"),
+        (("run", "--publish", "80:80", "--image", "a"), "Published ports are not offered"),
         (("exec", "sb-1", "web"), "Missing argument"),
+        (("exec", "sb-1", "web", "--"), "the command is missing"),
+        (("exec", "sb-1", "web", "--user", "postgres", "id"), "'--user' comes too late"),
+        (("exec", "sb-1", "--user", "postgres", "web", "id"), "'--user' comes too late"),
+        (("exec", "--usr", "postgres", "sb-1", "web", "id"), "No such option: --usr"),
+        (("shell", "sb-1", "--image", "a", "true"), "'--image' comes too late"),
         (("ps", "--frob"), "No such option"),
         (("frob",), "No such command"),
     ],
@@ -217,11 +233,12 @@ def test_wrong_use(arguments: tuple[str, ...], words: str) -> None:
     done = cli(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
+    assert "starting a" not in done.stderr, "no sandbox is started for what can't be meant"
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("ps",), ("gc",), ("logs", "sb-1"), ("exec", "sb-1", "a", "b"), ("run", "--image", "a"), ("uninstall", "--yes")],
+    [("ps",), ("gc",), ("logs", "sb-1"), ("exec", "sb-1", "a", "b"), ("run", "--image", "a"), ("rm", "sb-1")],
 )
 def test_no_host(arguments: tuple[str, ...]) -> None:
     done = cli(*arguments, env={"DOCKER_HOST": "unix:///no/such/socket"})
@@ -234,6 +251,8 @@ def test_no_host(arguments: tuple[str, ...]) -> None:
 def test_a_wrong_setting(arguments: tuple[str, ...]) -> None:
     done = cli(*arguments, env={"MANYOYO_ENGINE": "chroot"})
     assert (done.returncode, done.stdout) == (2, "") and "The setting engine is wrong" in done.stderr
+    done = cli(*arguments, env={"MANYOYO_NESTED_MEMORY": "lots"})
+    assert (done.returncode, done.stdout) == (2, "") and "The setting nested_memory is wrong" in done.stderr
 
 
 # -- serve
@@ -294,6 +313,8 @@ def test_exec(held: Held) -> None:
     beginning = held.sandbox_id.removeprefix("sb-")[:10]
     done = cli("exec", "-i", "-e", "A=b", "-w", "/tmp", beginning, "web", "sh", "-c", "cat; echo $A; pwd", stdin="in\n")
     assert (done.returncode, done.stdout) == (0, "in\nb\n/tmp\n")
+    done = cli("exec", "-u", "guest", held.sandbox_id, "web", "--", "sh", "-c", "id -un; echo -- $0", "-x")
+    assert (done.returncode, done.stdout) == (0, "guest\n-- -x\n")
     done = cli("exec", "--timeout", "1", held.sandbox_id, "web", "sleep", "60")
     assert done.returncode == 124 and "TIMEOUT" in done.stderr
 
@@ -399,6 +420,22 @@ def test_shell_in_a_throw_away_container(held: Held) -> None:
     assert [row["name"] for row in json.loads(cli("ps", held.sandbox_id, "--json").stdout)] == ["web"]
 
 
+def test_a_command_in_a_throw_away_container(held: Held) -> None:
+    """It runs once, to its end, whatever it is; what it wrote and its exit code come out."""
+    for words in (
+        ("sh", "-c", "sleep 1; tty; echo ran $((40 + 2)); exit 4"),
+        ("--", "sh", "-c", "echo ran 42; exit 4"),
+    ):
+        terminal = Terminal("shell", "--image", IMAGE, held.sandbox_id, *words)
+        assert terminal.end() == 4
+        assert terminal.text.count("ran 42") == 1, terminal.text
+    terminal = Terminal("shell", "--image", IMAGE, held.sandbox_id, "no-such-program", columns=400)
+    assert terminal.end() in (125, 126, 127) and "'no-such-program' could not be started" in terminal.text
+    terminal = Terminal("shell", held.sandbox_id, "web", "--", "ls", "/")
+    assert terminal.end() == 0 and "etc" in terminal.text
+    assert [row["name"] for row in json.loads(cli("ps", held.sandbox_id, "--json").stdout)] == ["web"]
+
+
 def test_shell_that_is_ended_from_outside(held: Held) -> None:
     terminal = Terminal("shell", held.sandbox_id, "web", "sh", "-c", "echo marked; exec sleep 4321")
     terminal.until("marked")
@@ -445,6 +482,24 @@ def orphan() -> Iterator[str]:
     host.close()
 
 
+def test_rm(orphan: str) -> None:
+    done = cli("rm", orphan, "sb-0000000000000000")
+    assert (done.returncode, done.stdout) == (125, "") and "SANDBOX_NOT_FOUND" in done.stderr
+    done = cli("rm", orphan[:12], orphan)
+    assert done.returncode == 0 and done.stdout.startswith(f"removed {orphan} ("), done.stderr
+    assert cli("rm", orphan).returncode == 125
+
+
+def test_rm_of_what_a_server_holds(project: Path) -> None:
+    with start("run", "-q", "--build", project, "--", "sh", "-c", "echo began; sleep 1000") as process:
+        assert process.stdout is not None and process.stdout.readline() == "began\n"
+        (name,) = {each.removeprefix("manyoyo-") for each in left_of(process.pid)}
+        done = cli("rm", "--quiet", name)
+        assert "the server that held it runs on" in done.stdout
+        assert process.wait(30) == 125
+    assert left_of(process.pid) == []
+
+
 def test_gc(orphan: str) -> None:
     listed = json.loads(cli("gc", "--dry-run", "--json").stdout)
     (row,) = [each for each in listed["sandboxes"] if each["sandbox_id"] == orphan]
@@ -467,6 +522,27 @@ def test_doctor(tmp_path: Path) -> None:
     assert all(bool(each["mend"]) == (each["state"] == "warn") for each in result["checks"])
     shown = cli("doctor", env={"MANYOYO_RUNTIME_DIR": f"/tmp/{'x' * 100}", "http_proxy": "http://localhost:1"}).stdout
     assert "warn  runtime directory: " in shown and "warn  proxy: " in shown and "→ " in shown
+
+
+def test_doctor_asks_the_engine_about_capabilities() -> None:
+    """Without a runtime of its own: a warning if and only if the engine does not start a privileged container."""
+    host = docker.from_env()
+    refused = False
+    try:
+        host.containers.run(outer.reference(Settings()), [], entrypoint=["/bin/true"], privileged=True, remove=True)
+    except docker.errors.APIError:
+        refused = True
+        for each in host.containers.list(all=True, filters={"status": "created"}):
+            if each.attrs["Config"]["Entrypoint"] == ["/bin/true"]:
+                each.remove()
+    before = len(host.containers.list(all=True))
+    environment = {name: value for name, value in os.environ.items() if name != "MANYOYO_HOST_RUNTIME"}
+    command = [sys.executable, "-m", "manyoyo_mcp", "doctor", "--json", "--quiet"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    (check,) = [each for each in json.loads(done.stdout)["checks"] if each["name"] == "capabilities"]
+    assert check["state"] == ("warn" if refused else "ok"), check
+    assert len(host.containers.list(all=True)) == before
+    host.close()
 
 
 def test_doctor_tries_both_engines() -> None:
@@ -503,6 +579,44 @@ def test_uninstall_lists_and_asks(held: Held) -> None:
     terminal.type("n\n")
     assert terminal.end() == 1
     assert cli("exec", held.sandbox_id, "web", "true").returncode == 0
+
+
+def test_uninstall_without_a_host(tmp_path: Path) -> None:
+    """Processes and files go all the same; that nobody could look for containers is said."""
+    state = tmp_path / "state"
+    env = {
+        "DOCKER_HOST": "unix:///no/such/socket",
+        "MANYOYO_STATE_DIR": str(state),
+        "MANYOYO_RUNTIME_DIR": str(tmp_path),
+    }
+    ended = json.dumps([1 << 22, "1", "0" * 16])
+    orphan = [sys.executable, "-m", "manyoyo_mcp.sessions.reaper", ended]
+    with (
+        start("serve", stdin=subprocess.PIPE, env=env) as server,
+        subprocess.Popen(orphan, env=os.environ | env) as reaper,
+    ):
+        try:
+            deadline = time.monotonic() + 20
+            while not list(state.glob("sessions/*/server.json")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            listed = cli("uninstall", "--dry-run", "--json", env=env)
+            found = {(each["kind"], each["name"]) for each in json.loads(listed.stdout)}
+            assert found == {
+                ("server", f"process {server.pid}"),
+                ("reaper", f"process {reaper.pid}"),
+                ("directory", str(state / "sessions")),
+            }
+            assert listed.returncode == 1 and "could not be looked at" in listed.stderr
+            done = cli("uninstall", "--yes", env=env)
+            assert done.returncode == 1 and "Removed 3 of 3" in done.stderr, done.stderr
+            for words in ("claude mcp remove manyoyo", "scripts/engine purge", "pip uninstall manyoyo-mcp"):
+                assert words in done.stderr
+            assert reaper.wait(5) == -signal.SIGTERM and server.wait(5) is not None
+            assert not state.exists()
+        finally:
+            server.kill()
+            reaper.kill()
 
 
 @pytest.fixture

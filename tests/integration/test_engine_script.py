@@ -1,5 +1,7 @@
-"""scripts/engine: an engine of its own comes up and answers, and goes without a trace; nobody else's is touched."""
+"""scripts/engine: an engine of its own comes up and answers, and goes without a trace; nobody else's is touched. And
+scripts/test, which runs on one."""
 
+import fcntl
 import os
 import re
 import signal
@@ -16,6 +18,7 @@ from tests.support import busybox_rootfs
 pytestmark = pytest.mark.usefixtures("beside_the_guest")
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "engine"
+ROOT = SCRIPT.parent.parent
 SETTINGS = ("DOCKER_HOST", "DOCKER_CONTEXT", "MANYOYO_ENGINE_DIR", "MANYOYO_HOST_RUNTIME")
 
 
@@ -260,6 +263,81 @@ def test_purge_leaves_what_it_did_not_make(tmp_path: Path) -> None:
     engine.script("up")
     engine.script("purge")
     assert [each.name for each in directory.iterdir()] == ["somebody's"]
+
+
+def test_purge_takes_the_data_of_the_tests_too_unless_tests_run() -> None:
+    """In namespaces of its own, where the usual directories are empty and no engine of this machine is seen."""
+    steps = f"""
+        for each in /run /var/lib /sys/fs/cgroup; do mount -t tmpfs none $each; done
+        mkdir -p /var/lib/manyoyo-engine/data /var/lib/manyoyo-test-engine/data
+        flock /var/lib/manyoyo-test-engine {SCRIPT} purge; ls /var/lib
+        {SCRIPT} purge; ls -A /var/lib; echo end"""
+    plain = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "MANYOYO_TEST_ENGINE_DIR")}
+    own = ["unshare", "--mount", "--pid", "--fork", "--net", "--mount-proc", "sh", "-ec", steps]
+    done = subprocess.run(own, env=plain, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "manyoyo-test-engine\nend\n"), done.stderr
+    assert "the tests' engine stays" in done.stderr and "the tests' engine too" in done.stderr
+
+
+def test_status(engine: Engine) -> None:
+    assert "up (" in engine.script("status").stderr
+    engine.script("down")
+    assert "down" in engine.script("status", code=1).stderr
+
+
+def suite(*words: str, engine: Path, **environment: str) -> subprocess.Popen[str]:
+    """`scripts/test words…`, its engine in the directory `engine`."""
+    plain = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "MANYOYO_TEST_ALONE")}
+    return subprocess.Popen(
+        [ROOT / "scripts" / "test", *words],
+        env=plain | {"MANYOYO_TEST_ENGINE_DIR": str(engine)} | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["test", "demo", "engine", "lint", "clients", "fresh", "cgroup2", "bench"])
+def test_help_does_nothing_else(script: str) -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / script, "--help"], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, cwd="/"
+    )
+    assert (done.returncode, done.stderr) == (0, "") and f"  scripts/{script}" in done.stdout
+
+
+def test_unit_tests_need_no_engine(tmp_path: Path) -> None:
+    with suite("-q", "tests/unit/test_text.py", engine=tmp_path / "engine", DOCKER_HOST="unix:///none") as process:
+        out, err = process.communicate()
+    assert process.returncode == 0 and "passed" in out, err
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_second_run_of_the_suite_waits(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with suite("--contract", engine=tmp_path) as process:
+        assert process.stderr is not None
+        assert "another run is under way" in process.stderr.readline()
+        assert process.poll() is None
+        process.terminate()
+    os.close(descriptor)
+    assert not (tmp_path / "data").exists(), "no engine was started"
+
+
+def test_the_suite_ends_no_engine_but_its_own(engine: Engine, tmp_path: Path) -> None:
+    start(engine.client())
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    (tars / "image.tar").write_bytes(b"".join(engine.client().images.get("busybox").save()))
+    collect = ("--collect-only", "-q", "tests/contract")
+    with suite(*collect, engine=engine.directory, MANYOYO_IMAGE_TARS=str(tars)) as process:
+        _, err = process.communicate()
+    assert process.returncode == 0 and "is up already, and stays up" in err
+    assert client_answers(engine)
+    engine.script("down")
+    with suite(*collect, engine=engine.directory, MANYOYO_IMAGE_TARS=str(tars)) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0 and str(engine.directory) in err and "scripts/engine purge" in err
+    assert "collected" in out.splitlines()[-1]
+    engine.script("status", code=1)
 
 
 def test_an_unknown_word_shows_the_usage(tmp_path: Path) -> None:

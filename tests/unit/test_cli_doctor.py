@@ -1,5 +1,6 @@
 """doctor's judgements, each a pure function of what was found."""
 
+import re
 import socket
 from pathlib import Path
 
@@ -32,6 +33,24 @@ def test_python() -> None:
 )
 def test_mcp_version(version: str, good: bool) -> None:
     assert well(machine.mcp_version(version)) is good
+
+
+def test_variables_that_no_setting_has() -> None:
+    assert well(machine.configuration(Settings(), {"MANYOYO_ENGINE": "docker", "manyoyo_wait_s": "1", "PATH": "/bin"}))
+    check = machine.configuration(Settings(), {"MANYOYO_FOO": "1"})
+    assert check.state is State.WARN and "MANYOYO_FOO" in check.found and "sandbox_memory" in check.mend
+    check = machine.configuration(Settings(), {"MANYOYO_SANDBOX_MEM": "1g"})
+    assert "did you mean MANYOYO_SANDBOX_MEMORY?" in check.mend
+
+
+def test_every_variable_is_known() -> None:
+    """What scripts, tests and the program read from the environment is no mistake there."""
+    root = Path(__file__).parents[2]
+    files = [*root.glob("manyoyo_mcp/**/*.py"), *root.glob("scripts/*"), *root.glob("scripts/lib/*"), *root.glob("bench/*.py"),
+             *root.glob("tests/conftest.py"), *root.glob("tests/support.py")]  # fmt: skip
+    text = "".join(path.read_text() for path in files if path.is_file())
+    names = set(re.findall(r"(?:\$\{|environ\.get\(\"|environ\[\"|export )(MANYOYO_[A-Z_]+)", text))
+    assert len(names) > 8 and machine.unknown_variables(names) == {}
 
 
 def test_socket_path(tmp_path: Path) -> None:
@@ -101,12 +120,22 @@ def test_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_capabilities() -> None:
-    assert well(host.bounding_set(FULL, 40, None, {"runc": {}}))
-    lacking = host.bounding_set(WITHOUT_SYS_RESOURCE, 40, None, {"runc": {}})
-    assert lacking.state is State.WARN and "SYS_RESOURCE" in lacking.found
-    assert well(host.bounding_set(WITHOUT_SYS_RESOURCE, 40, "shim", {"runc": {}, "shim": {}}))
-    assert host.bounding_set(FULL, 40, "shim", {"runc": {}}).state is State.FAIL
-    assert "42" in host.bounding_set(FULL, 42, None, {}).found, "a capability newer than our names"
+    assert host.lacking(FULL, 40) == []
+    assert host.lacking(WITHOUT_SYS_RESOURCE, 40) == ["SYS_RESOURCE"]
+    assert host.lacking(FULL, 42) == ["41", "42"], "capabilities newer than our names"
+    assert host.unknown_runtime("shim", {"runc": {}}).state is State.FAIL
+
+
+def test_missing_capabilities_are_a_warning_only_where_the_engine_minds() -> None:
+    assert well(host.privileged([], None, "", True))
+    for runtime, refusal in (("shim", ""), (None, ""), (None, None)):
+        check = host.privileged(["SYS_RESOURCE"], runtime, refusal, True)
+        assert well(check) and "SYS_RESOURCE" in check.found
+    assert "--try" in host.privileged(["SYS_RESOURCE"], None, None, True).found
+    refused = host.privileged(["SYS_RESOURCE"], None, "unable to apply caps", True)
+    assert refused.state is State.WARN and "apply caps" in refused.found and "scripts/engine" in refused.mend
+    packaged = host.privileged(["SYS_RESOURCE"], None, "unable to apply caps", False)
+    assert "scripts/engine" not in packaged.mend and "MANYOYO_HOST_RUNTIME" in packaged.mend
 
 
 def test_capability_names_are_the_kernels() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from manyoyo_mcp.cli.arguments import command_words
 from manyoyo_mcp.cli.exits import Exit, code_of, code_of_error, complain, hint_of, reported
+from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.errors import (
     CapExceeded,
     EngineFailed,
@@ -61,7 +63,40 @@ def test_what_could_not_be_done(error: ManyoyoError, expected: int) -> None:
 
 def test_hints_speak_of_options_not_of_tools() -> None:
     assert "--memory" in hint_of(Reason.OOM_KILLED, "Ask for more with memory=…")
+    theirs = (
+        "Caps are the container's: start it anew with more (nested_run, detach=true), or make the command use less."
+    )
+    shown = hint_of(Reason.OOM_KILLED, theirs, capped_here=False)
+    assert shown == "Caps are the container's: start it anew with more, or make the command use less."
     assert hint_of(Reason.DISK_FULL, "Remove something.") == "Remove something."
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Killed after timeout_s=1.", "Killed after --timeout 1."),
+        ("Give it a larger timeout_s; finished steps are cached.", "Give it a larger --timeout; finished steps are cached."),
+        ("Name it with dockerfile=…, or give it: files={'Dockerfile': '…'}.", "Name it with --dockerfile ….",),
+        ("context_dir='x' is not a directory.", "--build 'x' is not a directory."),
+        ("dockerfile: '../x' is not a path", "--dockerfile: '../x' is not a path"),
+        ("start_sandbox with engine='docker' or 'podman'.", "--engine 'docker' or 'podman'."),
+        ("sandbox_status shows the engine's log.", "`manyoyo-mcp logs SANDBOX` shows the engine's log."),
+        ("Remove what is not needed (nested_list shows sizes).", "Remove what is not needed."),
+        ("--memory='lots' and a.memory=1 and 'cpus=2' stay", "--memory='lots' and a.memory=1 and 'cpus=2' stay"),
+    ],
+)  # fmt: skip
+def test_errors_of_tools_are_said_in_options(said: str, shown: str) -> None:
+    assert in_options(said) == shown
+
+
+def test_a_command_begins_where_options_end() -> None:
+    for words in (["sh", "-c", "a"], ["--", "sh", "-c", "a"]):
+        assert command_words(words, "exec …") == ["sh", "-c", "a"]
+    assert command_words(["--", "-odd", "--"], "exec …") == ["-odd", "--"]
+    assert command_words([], "shell …") == []
+    with pytest.raises(InvalidArgument, match="'--user' comes too late") as raised:
+        command_words(["--user", "postgres", "id"], "exec [OPTIONS] SANDBOX …")
+    assert "exec [OPTIONS] SANDBOX" in raised.value.hint and "after --" in raised.value.hint
 
 
 def test_messages_are_harmless(capsys: pytest.CaptureFixture[str]) -> None:

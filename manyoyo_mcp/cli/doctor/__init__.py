@@ -67,7 +67,7 @@ async def _examine(try_sandboxes: bool, screen: Screen) -> AsyncGenerator[Check]
 
 def _local(settings: Settings) -> Sequence[Check]:
     found = [
-        machine.configuration(settings),
+        machine.configuration(settings, os.environ),
         machine.socket_path(settings.runtime_dir),
         machine.certificates(settings),
         machine.proxy(os.environ),

@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import requests
 from docker.context import ContextAPI
 
 from manyoyo_mcp.cli.doctor.check import Check, fail, ok, warn
-from manyoyo_mcp.config import CONFIG_FILE, Settings
+from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
 from manyoyo_mcp.errors import ManyoyoError
+from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import DockerHost
 from manyoyo_mcp.image import bases, outer
 from manyoyo_mcp.sessions import sweep
+from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.values import format_bytes
 from manyoyo_mcp.workers import in_thread
 
@@ -124,23 +126,30 @@ async def cgroups(facts: Facts) -> Check:
 
 
 async def capabilities(facts: Facts) -> Check:
+    """`--privileged` asks for every capability. What this machine's bounding set lacks some engines leave out by
+    themselves, others need a runtime that does."""
+    runtime, runtimes = facts.settings.host_runtime, facts.info.get("Runtimes") or {}
+    if runtime is not None and runtime not in runtimes:
+        return unknown_runtime(runtime, runtimes)
     if not facts.here:
-        return runtime_only(facts.settings.host_runtime, facts.info.get("Runtimes") or {}) or ok(
-            "capabilities", "the engine is not on this machine; `manyoyo-mcp doctor --try` tells"
-        )
+        return ok("capabilities", "the engine is not on this machine; `manyoyo-mcp doctor --try` tells")
     status = dict(line.split(":\t", 1) for line in _read("/proc/self/status").splitlines() if ":\t" in line)
-    last = int(_read("/proc/sys/kernel/cap_last_cap"))
-    return bounding_set(int(status["CapBnd"], 16), last, facts.settings.host_runtime, facts.info.get("Runtimes") or {})
+    missing = lacking(int(status["CapBnd"], 16), int(_read("/proc/sys/kernel/cap_last_cap")))
+    refusal = await _refusal(facts) if missing and runtime is None else ""
+    return privileged(missing, runtime, refusal, ENGINE_SCRIPT.exists())
 
 
 def _read(path: str) -> str:
     return Path(path).read_text()
 
 
-def runtime_only(host_runtime: str | None, runtimes: Mapping[str, Any]) -> Check | None:
+def lacking(bounding: int, last: int) -> list[str]:
+    """The names of the capabilities up to number `last` that a bounding set lacks."""
+    return [CAPABILITIES[i] if i < len(CAPABILITIES) else str(i) for i in range(last + 1) if not bounding >> i & 1]
+
+
+def unknown_runtime(host_runtime: str, runtimes: Mapping[str, Any]) -> Check:
     """The failure of a configured runtime that the host does not have."""
-    if host_runtime is None or host_runtime in runtimes:
-        return None
     return fail(
         "capabilities",
         f"MANYOYO_HOST_RUNTIME is {host_runtime}, which the host's engine does not have (it has {', '.join(runtimes)})",
@@ -148,22 +157,53 @@ def runtime_only(host_runtime: str | None, runtimes: Mapping[str, Any]) -> Check
     )
 
 
-def bounding_set(bounding: int, last: int, host_runtime: str | None, runtimes: Mapping[str, Any]) -> Check:
-    """`--privileged` asks for every capability: what this machine's bounding set lacks a runtime must leave out."""
-    unknown = runtime_only(host_runtime, runtimes)
-    if unknown is not None:
-        return unknown
-    missing = [CAPABILITIES[i] if i < len(CAPABILITIES) else str(i) for i in range(last + 1) if not bounding >> i & 1]
+async def _refusal(facts: Facts) -> str | None:
+    """What the host's engine says to a privileged container that does nothing: nothing where it starts one; None where
+    there is no image to try it with."""
+    image = outer.reference(facts.settings)
+    if not await facts.host.image_exists(image):
+        return None
+    body = {
+        "Image": image,
+        "Entrypoint": ["/bin/true"],
+        "Labels": {LABEL + key: value for key, value in Identity().labels().items()},
+        "NetworkDisabled": True,
+        "HostConfig": {"Privileged": True},
+    }
+
+    def attempt() -> str:
+        client = facts.host.client
+        container = client.create_container_from_config(body)["Id"]
+        try:
+            client.start(container)
+        except docker.errors.APIError as error:
+            return str(error.explanation or error)
+        finally:
+            client.remove_container(container, force=True, v=True)
+        return ""
+
+    return await in_thread(attempt)
+
+
+def privileged(missing: Sequence[str], host_runtime: str | None, refusal: str | None, with_script: bool) -> Check:
+    """What becomes of `--privileged` where capabilities are missing; a warning only where it was refused."""
     if not missing:
         return ok("capabilities", "complete, as --privileged needs them")
     words = f"this machine's bounding set lacks {', '.join(missing)}"
-    if host_runtime is None:
-        return warn(
-            "capabilities",
-            f"{words}: plain runc refuses --privileged here",
-            'Use an engine with a runtime that leaves them out: `scripts/engine up; eval "$(scripts/engine env)"`.',
-        )
-    return ok("capabilities", f"{words}; the runtime {host_runtime} (MANYOYO_HOST_RUNTIME) leaves them out")
+    if host_runtime is not None:
+        return ok("capabilities", f"{words}; the runtime {host_runtime} (MANYOYO_HOST_RUNTIME) leaves them out")
+    if refusal is None:
+        return ok("capabilities", f"{words}; `manyoyo-mcp doctor --try` tells whether the engine leaves them out")
+    if not refusal:
+        return ok("capabilities", f"{words}; the engine leaves them out")
+    return warn(
+        "capabilities",
+        f"{words}, and the engine refuses --privileged: {refusal[-200:]}",
+        'Use an engine with a runtime that leaves them out: `scripts/engine up; eval "$(scripts/engine env)"`.'
+        if with_script
+        else "Update the engine, or register a runtime with it that leaves them out (dockerd --add-runtime NAME=PATH) "
+        "and name that in MANYOYO_HOST_RUNTIME.",
+    )
 
 
 async def overlay(facts: Facts) -> Check:
@@ -180,9 +220,7 @@ async def overlay(facts: Facts) -> Check:
 async def disk(facts: Facts) -> Check:
     root = Path(str(facts.info.get("DockerRootDir", "")))
     if not facts.here or not os.access(root, os.X_OK):
-        return ok(
-            "disk", f"the host's data ({root}) can't be seen from here; sandbox_status shows what a sandbox has free"
-        )
+        return ok("disk", f"the host's data ({root}) can't be seen from here; `docker system df` on the host tells")
     return disk_free(str(root), shutil.disk_usage(root).free)
 
 

@@ -6,7 +6,8 @@ import os
 import pwd
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,13 @@ from manyoyo_mcp.sessions import trust
 
 SOCKET_PATH_MAX = 107
 """Longest path of a unix socket on Linux, in bytes (unix(7): 108 with the null byte)."""
+_OTHER_VARIABLES = frozenset(
+    {
+        "CONFIG", "TRACEBACK", "CACHE", "ENGINE_DIR", "IMAGE_TARS", "QEMU_ACCEL", "APT_UPDATED", "BENCH_NOTES", "TEST_ALONE",
+        "TEST_ENGINE_DIR", "TEST_SLACK",
+    }
+)  # fmt: skip
+"""MANYOYO_… that are no settings, yet read: by the command line, scripts, tests."""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -43,11 +51,27 @@ def mcp_version(found: str) -> Check:
     return ok("mcp", f"SDK {found}")
 
 
-def configuration(settings: Settings) -> Check:
-    """The settings themselves were read before; here is what was changed, and where."""
+def configuration(settings: Settings, environ: Mapping[str, str]) -> Check:
+    """The settings themselves were read before; here is what was changed, and where, and what is none."""
+    unknown = unknown_variables(environ)
+    if unknown:
+        meant = "; ".join(f"{name}: did you mean {close}?" for name, close in unknown.items() if close)
+        return warn(
+            "configuration",
+            f"no setting has the name {', '.join(unknown)}",
+            meant or f"Unset it. Settings are: {', '.join(sorted(Settings.model_fields))} (MANYOYO_… in capitals).",
+        )
     changed = sorted(settings.model_fields_set)
     where = f" ({CONFIG_FILE})" if CONFIG_FILE.exists() else ""
     return ok("configuration", f"set: {', '.join(changed)}{where}" if changed else f"all defaults{where}")
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str]:
+    """The MANYOYO_… among `names` that nobody reads, each with the one that may be meant, or ""."""
+    known = {field.upper() for field in Settings.model_fields} | _OTHER_VARIABLES
+    words = {name: name.upper().removeprefix("MANYOYO_") for name in names if name.upper().startswith("MANYOYO_")}
+    close = {name: get_close_matches(word, known, 1) for name, word in words.items() if word not in known}
+    return {name: f"MANYOYO_{found[0]}" if found else "" for name, found in close.items()}
 
 
 def access(endpoint: str) -> Check | None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 
 from manyoyo_mcp.cli.doctor.check import Check, fail, ok
 from manyoyo_mcp.cli.screen import Report, Screen
+from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.config import EngineName, Settings
 from manyoyo_mcp.errors import ManyoyoError
 from manyoyo_mcp.sessions.manager import Manager, open_manager
@@ -22,7 +23,7 @@ async def trial(settings: Settings, screen: Screen) -> AsyncGenerator[Check]:
                 try:
                     check = await _try(manager, engine, progress)
                 except ManyoyoError as error:
-                    check = fail(f"sandbox {engine}", error.message, error.hint)
+                    check = fail(f"sandbox {engine}", in_options(error.message), in_options(error.hint))
             yield check
 
 

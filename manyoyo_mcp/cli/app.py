@@ -49,7 +49,7 @@ def _options(
 @app.command()
 def serve() -> None:
     """Serve MCP over stdio, until the client closes it (the default)."""
-    from manyoyo_mcp.cli.main import serve as run
+    from manyoyo_mcp.cli.serve import serve as run
 
     run()
 

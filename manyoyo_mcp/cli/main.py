@@ -9,18 +9,10 @@ def main() -> None:
     """`manyoyo-mcp`, with the arguments of this process."""
     with reported():
         if sys.argv[1:] in ([], ["serve"]):
+            from manyoyo_mcp.cli.serve import serve
+
             serve()
         else:
             from manyoyo_mcp.cli.app import app
 
             app(prog_name="manyoyo-mcp")
-
-
-def serve() -> None:
-    """Serve MCP over stdio until the client closes it."""
-    from manyoyo_mcp.cli.connect import load_settings
-
-    settings = load_settings()  # said in two lines where one is wrong, before the server is loaded
-    from manyoyo_mcp.server import serve as run
-
-    run(settings)

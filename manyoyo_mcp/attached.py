@@ -7,8 +7,17 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from manyoyo_mcp.errors import EngineUnreachable
+
 _HUNG_UP = re.compile(rb"Error: (?:read|write) unixpacket @->/proc/self/fd/[0-9]+/attach: [^\n]{,80}\n")
 """What podman writes into the output itself where the command ended without reading all of its stdin."""
+
+
+def _cut(why: str) -> EngineUnreachable:
+    return EngineUnreachable(
+        f"The connection to what runs broke, and with it its output: {why}",
+        "Run it again. If that goes on, look at the connection to the host's engine.",
+    )
 
 
 class Attached:
@@ -25,21 +34,31 @@ class Attached:
 
     def pump(self, sink: Callable[[bytes], object]) -> None:
         """Hand on all output until the stream ends. Where the command ended without reading all of its stdin the end is
-        a reset, after the output."""
+        a reset, after the output. Raises EngineUnreachable where the stream was cut."""
         self._pumping = True
         try:
-            with contextlib.suppress(ConnectionResetError):
-                while len(header := self._reader.read(8)) == 8:
-                    (left,) = struct.unpack(">xxxxL", header)
-                    while left > 0:
-                        piece = self._reader.read1(min(left, 1 << 18))
-                        if not piece:
-                            return
-                        if not _HUNG_UP.fullmatch(piece):
-                            sink(piece)
-                        left -= len(piece)
+            while header := self._read(8, whole=True):
+                (left,) = struct.unpack(">xxxxL", header)
+                while left > 0:
+                    piece = self._read(min(left, 1 << 18))
+                    if not piece:
+                        raise _cut("it ended early")
+                    if not _HUNG_UP.fullmatch(piece):
+                        sink(piece)
+                    left -= len(piece)
         finally:
             self._response.close()
+
+    def _read(self, count: int, *, whole: bool = False) -> bytes:
+        try:
+            data: bytes = self._reader.read(count) if whole else self._reader.read1(count)
+        except ConnectionResetError:
+            return b""
+        except OSError as error:
+            raise _cut(str(error)) from error
+        if whole and 0 < len(data) < count:
+            raise _cut("it ended early")
+        return data
 
     def feed(self, data: bytes) -> None:
         """Write all of stdin, then close it. A process that does not read all of it is no error."""

@@ -1,14 +1,15 @@
 """The servers and reapers of this user that work on the same files; found in /proc, so on Linux alone."""
 
+import contextlib
 import os
+import select
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.sessions import sweep
+from manyoyo_mcp.sessions import reaper, sweep
 from manyoyo_mcp.sessions.identity import process_start
 
 _GRACE = 30.0
@@ -26,23 +27,26 @@ class Process:
 
     def end(self) -> None:
         """Ask it to end, and wait for that; nothing where it has ended. Raises OSError where it does not."""
-        deadline = time.monotonic() + _GRACE
-        if process_start(self.pid) == self.started:
-            os.kill(self.pid, signal.SIGTERM)
-        while process_start(self.pid) == self.started and not _is_zombie(self.pid):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"it has not ended within {_GRACE:g} s")
-            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(self.pid)
+            try:
+                if self.started and process_start(self.pid) == self.started:  # it is the one that was meant
+                    signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+                    if not select.select([descriptor], [], [], _GRACE)[0]:
+                        raise TimeoutError(f"it has not ended within {_GRACE:g} s")
+            finally:
+                os.close(descriptor)
 
 
 def running(settings: Settings) -> Iterator[Process]:
     """Those whose files are the ones of these settings; a server comes before its reaper."""
     for pid in sweep.servers(settings):
         yield Process("server", pid, process_start(pid), " ".join(_words(pid)))
+    sessions = {path.name for path in (settings.state_dir / "sessions").glob("*")}
     for entry in Path("/proc").glob("[0-9]*"):
         pid = int(entry.name)
         words = _words(pid)
-        if words[1:3] == ["-m", "manyoyo_mcp.sessions.reaper"] and _same_files(pid):
+        if words[1:3] == ["-m", reaper.__name__] and reaper.session_of(words[3]) in sessions:
             yield Process("reaper", pid, process_start(pid), " ".join(words[:3]))
 
 
@@ -51,22 +55,3 @@ def _words(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")
     except OSError:
         return []
-
-
-def _same_files(pid: int) -> bool:
-    """Whether it is this user's and was told of the same state directory as this process, or of none as this one."""
-    name = "MANYOYO_STATE_DIR"
-    try:
-        pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        mine = Path(f"/proc/{pid}").stat().st_uid == os.getuid()
-    except OSError:
-        return False
-    told = next((os.fsdecode(pair.split(b"=", 1)[1]) for pair in pairs if pair.startswith(f"{name}=".encode())), None)
-    return mine and told == os.environ.get(name)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (OSError, IndexError):
-        return False

@@ -1,5 +1,6 @@
 """A nested engine over Docker's API: what podman and dockerd have in common, which is nearly all."""
 
+import contextlib
 import shlex
 from typing import Any
 
@@ -12,7 +13,7 @@ from manyoyo_mcp.engines.base import (
 from manyoyo_mcp.engines.building import Building
 from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
 from manyoyo_mcp.engines.running import Running
-from manyoyo_mcp.errors import Reason
+from manyoyo_mcp.errors import ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import format_bytes, unix_time
 
@@ -41,8 +42,12 @@ class DockerApiEngine(Running, Building):
         seconds = max(0.0, round(unix_time(state["FinishedAt"]) - unix_time(state["StartedAt"]), 3))
         if code == 0:
             return Ended(0, Reason.OK, seconds, container=raw["Id"])
-        end = await self.logs(container, 50, None)
-        record = await self._record(raw["Id"]) if code == SIGKILLED or oom or suspicious(end) else ""
+        end = b""
+        with contextlib.suppress(ManyoyoError):  # that it ended is known all the same
+            end = await self.logs(container, 50, unix_time(state["StartedAt"]))
+        record = await self._new_record(raw["Id"]) if code == SIGKILLED or oom or suspicious(end) else ""
+        # The flag is the container's: of an exec that was killed in it, and with podman of a start before this one.
+        oom = oom and ("oom-kill" in record or "oom-kill" not in self._seen_records.get(raw["Id"], ""))
         cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
         told = verdict(code, oom_flag=oom, record=record, cgroup=raw["Id"], output_end=end, cap=cap, stays=True)
         return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, container=raw["Id"])
@@ -82,8 +87,10 @@ class DockerApiEngine(Running, Building):
             case "stop":
                 await self._ask(lambda client: client.stop(container, timeout=round(timeout_s)))
             case "restart":
+                await self._forget_record(container)
                 await self._ask(lambda client: client.restart(container, timeout=round(timeout_s)))
             case "start":
+                await self._forget_record(container)
                 await self._start(container)
             case "remove":
                 await self._inspect(container)

@@ -63,6 +63,11 @@ class Asking:
     async def _record(self, cgroup: str) -> str:
         return str((await self._maintain("kernel-record", cgroup)).output)
 
+    async def _new_record(self, cgroup: str) -> str:
+        """The kernel's record, but for what was evidence of something before."""
+        seen = self._seen_records.get(cgroup, "")
+        return "\n".join(line for line in (await self._record(cgroup)).splitlines() if line not in seen)
+
     def _later(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._pending += 1
 
@@ -76,6 +81,9 @@ class Asking:
                     self._settled = anyio.Event()
 
         self._spawn(name, run)
+
+    def close(self) -> None:
+        self._client.close()
 
     async def settle(self) -> None:
         while self._pending:

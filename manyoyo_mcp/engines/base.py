@@ -195,5 +195,8 @@ class Engine(Protocol):
     async def act(self, action: Action, container: str, timeout_s: float) -> str:
         """Do it; the container's state afterwards, in Docker's words, or "removed"."""
 
+    def close(self) -> None:
+        """Let go of the connections that wait for the next request."""
+
     async def settle(self) -> None:
         """Wait until removals that nobody waited for are finished."""

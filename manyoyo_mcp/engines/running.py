@@ -128,13 +128,13 @@ class Running(Asking):
         if spec.pull == "always":
             await self.pull(spec.image)
         try:
-            with _command_not_found(spec.command):
+            with _command_not_found([*(spec.entrypoint or []), *spec.command]):
                 return await self._ask(begin)
         except NotFound as error:
             if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never":
                 raise
         await self.pull(spec.image)
-        with _command_not_found(spec.command):
+        with _command_not_found([*(spec.entrypoint or []), *spec.command]):
             await self._ask(begin)
 
     def _body(self, spec: RunSpec) -> dict[str, Any]:
@@ -336,6 +336,11 @@ class Running(Asking):
                 own = [str(int(state["Pid"])), str(state["ContainerID"])]
         await self._maintain("kill-exec", marker, *own)
 
+    async def _forget_record(self, container: str) -> None:
+        """What the kernel wrote of a container up to now is no evidence about its next start."""
+        cgroup = (await self._inspect(container))["Id"]
+        self._seen_records[cgroup] = await self._record(cgroup)
+
     async def _exec_ended(self, spec: ExecSpec, code: int | None, seconds: float, output_end: bytes) -> Ended:
         code = code if code is not None else -1
         if code == 0:
@@ -349,10 +354,8 @@ class Running(Asking):
         raw = await self._inspect(spec.container)
         record = ""
         if code == SIGKILLED or suspicious(output_end):
-            whole = await self._record(raw["Id"])
-            seen = self._seen_records.get(raw["Id"], "")  # of execs before this one: no evidence about it
-            record = "\n".join(line for line in whole.splitlines() if line not in seen)
-            self._seen_records[raw["Id"]] = whole
+            record = await self._new_record(raw["Id"])
+            self._seen_records[raw["Id"]] = self._seen_records.get(raw["Id"], "") + record
         cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
         told = verdict(
             code, oom_flag=False, record=record, cgroup=raw["Id"], output_end=output_end, cap=cap, stays=True

@@ -2,12 +2,14 @@
 
 import http.client
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import docker
 import requests
+import urllib3
 from docker.context import ContextAPI
 
 from manyoyo_mcp.dialled import DialledClient
@@ -17,7 +19,9 @@ from manyoyo_mcp.hosts.base import HostInfo
 from manyoyo_mcp.workers import in_thread
 
 T = TypeVar("T")
-_SILENCE = (requests.exceptions.RequestException, http.client.HTTPException, ConnectionError, TimeoutError)
+_SILENCE = (
+    requests.exceptions.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, ConnectionError, TimeoutError
+)  # fmt: skip
 """What clients raise where an engine does not answer."""
 
 
@@ -27,14 +31,16 @@ class Endpoint:
     def __init__(self, address: str | None) -> None:
         self._address = address
         self._client: docker.APIClient | None = None
+        self._connecting = threading.Lock()
         self._info: HostInfo | None = None
 
     @property
     def client(self) -> docker.APIClient:
         """The docker-py client of the endpoint. Raises HostUnavailable."""
-        if self._client is None:
-            self._client = _connect(self._address)
-        return self._client
+        with self._connecting:
+            if self._client is None:
+                self._client = _connect(self._address)
+            return self._client
 
     @property
     def _by_unix_socket(self) -> bool:

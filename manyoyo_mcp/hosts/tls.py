@@ -29,11 +29,31 @@ def connect(address: str, tls: docker.tls.TLSConfig) -> DialledClient:
     if not parts.hostname:
         raise ValueError(f"{address!r} is not tcp://HOST:PORT")
     host, port, context = parts.hostname, parts.port or 2376, _context(tls)
-    return DialledClient(lambda: TLSSocket(socket.create_connection((host, port), _CONNECT_TIMEOUT), context, host))
+
+    def dial() -> TLSSocket:
+        try:
+            sock = socket.create_connection((host, port), _CONNECT_TIMEOUT)
+            kept_alive(sock)
+            return TLSSocket(sock, context, host)
+        except OSError as error:  # TLS's own among them
+            raise ConnectionError(f"{host}:{port}: {error}") from error
+
+    return DialledClient(dial)
+
+
+def kept_alive(sock: socket.socket) -> None:
+    """Have the system notice within a minute or two that the other side is gone, where it can be told so."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", 90_000)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _context(tls: docker.tls.TLSConfig) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=tls.ca_cert or None)
+    context.verify_flags &= (
+        ~ssl.VERIFY_X509_STRICT
+    )  # certificates as Docker's documentation makes them lack what it asks
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -71,21 +91,22 @@ class TLSSocket(Stream):
             with self._state:
                 data = self._read_before[: len(buffer)] or self._decrypted(len(buffer))
                 self._read_before = self._read_before[len(data or b"") :]
+                answer = data is None and self._out.pending > 0  # the other side wants one, for a new key say
             if data is not None:
                 buffer[: len(data)] = data
                 return len(data)
-            self._flush()
+            if answer:
+                self._flush()
             self._more()
 
     def shutdown(self, how: int) -> None:
         if how != socket.SHUT_WR:
             super().shutdown(how)
             return
-        with self._state:
+        with self._state, contextlib.suppress(OSError):
             while data := self._decrypted(_PIECE):  # to OpenSSL, data that arrives after the farewell is an error
                 self._read_before += data
-            with contextlib.suppress(ssl.SSLError):  # it asks for the other side's farewell, which comes in its time
-                self._tls.unwrap()
+            self._tls.unwrap()  # raises, for it asks for the other side's farewell too, which comes in its time
         with contextlib.suppress(OSError):
             self._flush()
 
@@ -101,22 +122,28 @@ class TLSSocket(Stream):
             return self._tls.read(most)
         except ssl.SSLWantReadError:
             return None
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+        except ssl.SSLZeroReturnError:
             return b""
+        except ssl.SSLError as error:  # an end without a farewell among them: whatever comes last may be missing
+            raise ConnectionAbortedError(f"TLS: {error}") from error
 
     def _more(self) -> None:
-        if data := self._sock.recv(_PIECE):
-            self._in.write(data)
-        else:
-            self._in.write_eof()
+        data = self._sock.recv(_PIECE)
+        with self._state:
+            if data:
+                self._in.write(data)
+            else:
+                self._in.write_eof()
 
     def _flush(self, data: memoryview | None = None) -> None:
         """Send what is to be sent, `data` at its end."""
-        if data is None and not self._out.pending:
-            return
         with self._order:
             with self._state:
-                if data is not None:
-                    self._tls.write(data)
+                try:
+                    if data is not None:
+                        self._tls.write(data)
+                except ssl.SSLError as error:
+                    raise ConnectionAbortedError(f"TLS: {error}") from error
                 made = self._out.read()
-            self._sock.sendall(made)
+            if made:
+                self._sock.sendall(made)

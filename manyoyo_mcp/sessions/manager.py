@@ -40,6 +40,7 @@ from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
 from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
 from manyoyo_mcp.values import Caps, docker_size
+from manyoyo_mcp.workers import in_thread
 
 T = TypeVar("T")
 
@@ -307,6 +308,7 @@ class Manager:
                 if job.state == "running":
                     group.start_soon(job.cancel)
         freed = await self.host.remove(sandbox.outer)
+        await in_thread(sandbox.engine.close)
         self._sandboxes.pop(sandbox.sandbox_id, None)
         return freed
 

@@ -35,6 +35,11 @@ def spawn(session: str) -> subprocess.Popen[bytes]:
     )
 
 
+def session_of(argument: str) -> str:
+    """The session that a reaper with this argument waits for."""
+    return str(json.loads(argument)[2])
+
+
 def main(argument: str) -> None:
     pid, started, session = json.loads(argument)
     _wait_for_end(pid, started)

@@ -51,7 +51,9 @@ def claim(settings: Settings, identity: Identity) -> Path:
 
 def servers(settings: Settings) -> list[int]:
     """The processes that keep their session in this state directory and run, where that can be told."""
-    found = []
+    found: list[int] = []
+    if not pid_namespace():
+        return found
     for path in (settings.state_dir / "sessions").glob(f"*/{_OWNER}"):
         with contextlib.suppress(OSError, ValueError):
             labels = json.loads(path.read_text())

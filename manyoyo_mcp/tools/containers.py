@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from manyoyo_mcp.engines.base import Container
-from manyoyo_mcp.errors import NotFound, Reason
+from manyoyo_mcp.errors import ManyoyoError, Reason
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
@@ -105,8 +105,8 @@ async def _row(call: Call, sandbox: Sandbox, container: Container) -> ContainerR
         command=sanitise(container.command)[:80],
         address=container.address or None,
     )
-    if container.state == "exited":
-        with suppress(NotFound):  # gone meanwhile
+    if container.state == "exited" and not container.status.startswith("Exited (0)"):
+        with suppress(ManyoyoError):  # gone meanwhile, or not to be read: the list is more than that
             ended = await call.manager.ask(sandbox, lambda: sandbox.engine.ended(container.container_id))
             if ended is not None and ended.exit_code != 0:
                 row.reason, row.explanation = ended.reason, sanitise(ended.explanation)
@@ -161,10 +161,11 @@ async def nested_logs(call: Call, arguments: LogsInput) -> ToolOutput:
     tokens = (arguments.max_tokens or manager.settings.result_tokens) - 150
     output, omitted = await in_thread(show, raw, arguments.container, tokens)
     result = LogsOutput(container=arguments.container, output=output, omitted_bytes=omitted)
-    ended = await manager.ask(sandbox, lambda: sandbox.engine.ended(arguments.container))
-    if ended is not None:
-        result.reason, result.exit_code, result.hint = ended.reason, ended.exit_code, ended.hint or None
-        result.explanation = sanitise(ended.explanation) or None
+    with suppress(ManyoyoError):
+        ended = await manager.ask(sandbox, lambda: sandbox.engine.ended(arguments.container))
+        if ended is not None:
+            result.reason, result.exit_code, result.hint = ended.reason, ended.exit_code, ended.hint or None
+            result.explanation = sanitise(ended.explanation) or None
     return result
 
 

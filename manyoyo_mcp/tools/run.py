@@ -1,13 +1,14 @@
 """nested_run, nested_exec."""
 
 import base64
+from contextlib import suppress
 from typing import Literal
 
 import anyio
 from pydantic import BaseModel, Field
 
 from manyoyo_mcp.engines.base import Ended, ExecSpec, OutputFile, RunSpec
-from manyoyo_mcp.errors import InvalidArgument, Reason
+from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, Reason
 from manyoyo_mcp.sessions.jobs import Job
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import estimate_tokens, fence, sanitise, shorten
@@ -30,6 +31,7 @@ from manyoyo_mcp.tools.common import (
     raise_failure,
     show,
 )
+from manyoyo_mcp.workers import in_thread
 
 _AT_ONCE = 0.4
 """Seconds after which a service is looked at once more."""
@@ -172,32 +174,40 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
         pull=arguments.pull,
     )
     if arguments.detach:
-        return await _detached(call, sandbox, spec, started)
+        return await _detached(call, sandbox, spec, arguments.max_tokens, started)
     job = manager.run(sandbox, spec)
     return await _finish(call, job, arguments.wait_s, arguments.max_tokens, started)
 
 
-async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, started: bool) -> RunOutput:
+async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, max_tokens: int | None, started: bool) -> RunOutput:
     """A service as it is a moment after its start: most that can't work end at once."""
     manager, engine = call.manager, sandbox.engine
     container = await manager.start_detached(sandbox, spec)
-    await anyio.sleep(_AT_ONCE)
-    ended = await manager.ask(sandbox, lambda: engine.ended(container))
-    result = RunOutput(sandbox_id=sandbox.sandbox_id, state="started", seconds=0, container=container[:12],
-                       sandbox_started=started or None)  # fmt: skip
-    if ended is None:
-        rows = await manager.ask(sandbox, engine.containers)
-        result.address = next((row.address for row in rows if row.container_id == container), "") or None
-        result.next = "nested_logs shows its output, nested_exec runs a command in it, nested_stop ends it."
-        return result
-    raw = await manager.ask(sandbox, lambda: engine.logs(container, None, None))
-    _tell(result, ended)
-    result.state, result.seconds, result.output_bytes = "finished", ended.seconds, len(raw)
-    result.output, result.omitted_bytes = show(raw, container[:12], manager.settings.result_tokens - _FRAME_TOKENS)
-    result.next = (
-        "The service ended at once; its container is kept: nested_stop starts it again or removes it (action), nested_logs "
-        "shows all that it wrote."
-    )
+    result = RunOutput(
+        sandbox_id=sandbox.sandbox_id, state="started", seconds=0, container=container[:12], sandbox_started=started or None,
+        next="nested_logs shows its output, nested_exec runs a command in it, nested_stop ends it.",
+    )  # fmt: skip
+    try:
+        await anyio.sleep(_AT_ONCE)
+        with suppress(ManyoyoError):  # it was started, whatever can't be told of it now
+            ended = await manager.ask(sandbox, lambda: engine.ended(container))
+            if ended is None:
+                rows = await manager.ask(sandbox, engine.containers)
+                result.address = next((row.address for row in rows if row.container_id == container), "") or None
+                return result
+            raw = await manager.ask(sandbox, lambda: engine.logs(container, None, None))
+            _tell(result, ended)
+            result.state, result.seconds, result.output_bytes = "finished", ended.seconds, len(raw)
+            tokens = (max_tokens or manager.settings.result_tokens) - _FRAME_TOKENS
+            result.output, result.omitted_bytes = await in_thread(show, raw, container[:12], tokens)
+            result.next = (
+                "The service ended at once; its container is kept: nested_stop starts it again or removes it (action), "
+                "nested_logs shows all that it wrote."
+            )
+    except BaseException:  # whoever asked is told nothing any more, not even its name
+        with anyio.CancelScope(shield=True), anyio.move_on_after(5), suppress(ManyoyoError):
+            await engine.remove(container)
+        raise
     return result
 
 

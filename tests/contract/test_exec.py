@@ -164,3 +164,26 @@ async def test_a_service_that_runs_or_was_stopped_was_not_killed_by_a_cap(box: B
     assert await box.engine.ended(service) is None
     with pytest.raises(NotFound):
         await box.engine.ended("no-such-one")
+
+
+async def test_what_was_evidence_before_is_none_about_a_services_end(box: Box, service: str) -> None:
+    killed = await box.exec(service, "tail", "/dev/zero")
+    assert killed.reason is Reason.OOM_KILLED
+    await box.engine.act("stop", service, 0)
+    ended = await box.engine.ended(service)
+    assert ended is not None and (ended.exit_code, ended.reason) == (137, Reason.EXIT_NONZERO), ended
+
+
+async def test_a_service_that_was_started_again_ended_for_its_own_reason(box: Box) -> None:
+    script = "[ -e /again ] && { echo thread failed; exit 1; }; touch /again; echo No space left on device >&2; exec tail /dev/zero"
+    container = await box.service("sh", "-c", script, caps=box.caps(memory=32 * MIB))
+    try:
+        for code, reason in ((137, Reason.OOM_KILLED), (1, Reason.EXIT_NONZERO)):
+            with anyio.fail_after(20 * SLACK):
+                while (ended := await box.engine.ended(container)) is None:
+                    await anyio.sleep(0.05)
+            assert (ended.exit_code, ended.reason) == (code, reason), ended
+            await anyio.sleep(1.1)  # logs are told apart by the second
+            await box.engine.act("start", container, 1)
+    finally:
+        await box.engine.remove(container)

@@ -229,6 +229,8 @@ async def test_streams(tmp_path: Path, engine: str, road: Road) -> None:
         count = await call("nested_run", image="localhost/bb:1", command=[*busybox, "busybox cat /in; busybox wc -c > /out"],
                            stdin="x" * 300_000, files={"/in": "laid in"}, outputs=["/out"])  # fmt: skip
         assert "laid in" in count.get("output", "") and "\n300000\n" in count["outputs"][0]["text"], count
+        echoed = await call("nested_run", image="localhost/bb:1", command=["busybox", "cat"], stdin="y" * 2_000_000)
+        assert echoed["reason"] == "OK" and echoed["output_bytes"] == 2_000_000, echoed
         ended = await call("nested_run", image="localhost/bb:1", command=["busybox", "sleep", "7999"], timeout_s=1)
         assert ended["reason"] == "TIMEOUT"
 

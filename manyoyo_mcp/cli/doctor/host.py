@@ -5,6 +5,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,18 +172,20 @@ async def _refusal(facts: Facts) -> str | None:
         "HostConfig": {"Privileged": True},
     }
 
-    def attempt() -> str:
-        client = facts.host.client
-        container = client.create_container_from_config(body)["Id"]
+    def attempt(client: docker.APIClient) -> str:
+        container = ""
         try:
+            container = client.create_container_from_config(body)["Id"]
             client.start(container)
         except docker.errors.APIError as error:
             return str(error.explanation or error)
         finally:
-            client.remove_container(container, force=True, v=True)
+            if container:
+                with suppress(docker.errors.APIError):
+                    client.remove_container(container, force=True, v=True)
         return ""
 
-    return await in_thread(attempt)
+    return await facts.host._call(attempt)
 
 
 def privileged(missing: Sequence[str], host_runtime: str | None, refusal: str | None, with_script: bool) -> Check:

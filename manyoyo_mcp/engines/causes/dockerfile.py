@@ -19,7 +19,7 @@ DOCKERFILE: tuple[Known, ...] = (
             said(
                 range(1, 256),
                 r"/run/secrets/.*No such file|SSH_AUTH_SOCK|Permission denied \(publickey",
-                r".*",
+                r"^fatal: |^Please make sure|^and the repository",
                 _LOGIN_MOUNT,
             ),
         ),

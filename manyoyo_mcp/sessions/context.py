@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import docker.utils.build as docker_build
 
@@ -108,7 +109,8 @@ def _ignored(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> doc
             text = extra[name].decode(errors="replace")
             break
         if root is not None and (root / name).is_file():
-            text = (root / name).read_text(errors="replace")
+            with _open_inside(root, name) as file:
+                text = file.read().decode(errors="replace")
             break
     lines = (line.strip() for line in text.splitlines())
     patterns = [line for line in lines if line and not line.startswith("#")]
@@ -153,10 +155,7 @@ def _dockerfile_text(root: Path | None, extra: dict[str, bytes], dockerfile: str
     if dockerfile in extra:
         raw = extra[dockerfile]
     elif root is not None and (root / dockerfile).is_file():
-        path = (root / dockerfile).resolve()
-        if root not in path.parents:
-            raise ContextRefused(f"{dockerfile} is a link that leads out of the context.", "Put the file itself there.")
-        with path.open("rb") as file:
+        with _open_inside(root, dockerfile) as file:
             raw = file.read(MAX_DOCKERFILE + 1)
     else:
         where = str(root) if root is not None else "files"
@@ -201,18 +200,28 @@ def _stream(root: Path | None, entries: list[str], extra: dict[str, bytes]) -> I
         info.uname = info.gname = ""
         yield _header(info)
         if info.isfile():
-            yield from _content(path, info.size)
+            yield from _content(root, entry, info.size)
     yield b"\0" * 1024
 
 
-def _content(path: Path, size: int) -> Iterator[bytes]:
+def _open_inside(root: Path, entry: str) -> IO[bytes]:
+    """A file of the context, opened. Raises ContextRefused where a link leads out of it, be it made this very moment."""
+    path = root / entry
+    with _readable(path), contextlib.ExitStack() as until_known:
+        file = until_known.enter_context(path.open("rb"))
+        real = path.resolve()
+        if root in real.parents and os.path.samestat(os.fstat(file.fileno()), real.stat()):
+            until_known.pop_all()
+            return file
+    raise ContextRefused(f"{entry} is a link that leads out of the context.", "Put the file itself there.")
+
+
+def _content(root: Path, entry: str, size: int) -> Iterator[bytes]:
     """Exactly `size` bytes, whatever happens to the file meanwhile."""
     left = size
-    with _readable(path):
-        file = path.open("rb")
-    with file:
+    with _open_inside(root, entry) as file:
         while left > 0:
-            with _readable(path):
+            with _readable(root / entry):
                 piece = file.read(min(left, _CHUNK)) or b"\0" * min(left, _CHUNK)
             left -= len(piece)
             yield piece

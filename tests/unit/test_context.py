@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,28 @@ def test_a_dockerfile_that_is_a_link_out_is_refused(project: Path) -> None:
     (project / ".dockerignore").write_text("Evil\n")
     with pytest.raises((ContextRefused, InvalidArgument)):
         prepare(settings(project), str(project), {}, "Evil")
+
+
+def test_a_dockerignore_that_is_a_link_out_is_refused(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("*.py\n")
+    (project / ".dockerignore").symlink_to(tmp_path / "outside")
+    with pytest.raises(ContextRefused, match=r"\.dockerignore is a link that leads out"):
+        names(project)
+
+
+@pytest.mark.parametrize("swapped", ["src/a.py", "src"])
+def test_a_link_made_while_it_is_sent_is_not_followed(project: Path, tmp_path: Path, swapped: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a.py").write_text("print(2)\n")
+    context = prepare(settings(project), str(project), {}, "Dockerfile")
+    (project / swapped).rename(tmp_path / "away")
+    (project / swapped).symlink_to(outside / "a.py" if swapped.endswith(".py") else outside)
+    sent = b""
+    with nullcontext() if swapped.endswith(".py") else pytest.raises(ContextRefused, match="leads out"):
+        for piece in context.stream():  # a link in a file's place is sent as one
+            sent += piece
+    assert b"Dockerfile" in sent and b"print(2)" not in sent
 
 
 def test_hard_links_are_sent_whole(project: Path) -> None:

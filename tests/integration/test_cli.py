@@ -589,7 +589,9 @@ def test_uninstall_without_a_host(tmp_path: Path) -> None:
         "MANYOYO_STATE_DIR": str(state),
         "MANYOYO_RUNTIME_DIR": str(tmp_path),
     }
-    ended = json.dumps([1 << 22, "1", "0" * 16])
+    session = "0" * 16
+    (state / "sessions" / session / "logs").mkdir(parents=True)
+    ended = json.dumps([1 << 22, "1", session])
     orphan = [sys.executable, "-m", "manyoyo_mcp.sessions.reaper", ended]
     with (
         start("serve", stdin=subprocess.PIPE, env=env) as server,

@@ -25,7 +25,7 @@ _ARGUMENT = re.compile(rf"(?<![\w.'\"/-])(?:({'|'.join(_OPTIONS)})=|^({'|'.join(
 _SENTENCES = (
     (re.compile(r", or give it: files=\{[^}]*\}"), ""),
     (re.compile(r" \(nested_list shows [^)]*\)| \(nested_run, detach=true\)"), ""),
-    (re.compile(r"start_sandbox on it with a larger memory"), "its MCP client can (start_sandbox)"),
+    (re.compile(r"start_sandbox with its sandbox_id and a larger \w+"), "its MCP client can (start_sandbox)"),
     (re.compile(r"start_sandbox with engine="), "engine="),
     (re.compile(r"timeout_s(?=[;,.])"), "--timeout"),
     (re.compile(r"`?nested_list`?"), "`manyoyo-mcp ps SANDBOX`"),

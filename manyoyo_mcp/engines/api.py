@@ -11,6 +11,7 @@ from manyoyo_mcp.engines.base import (
     Image,
 )
 from manyoyo_mcp.engines.building import Building
+from manyoyo_mcp.engines.entering import Entering
 from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
 from manyoyo_mcp.engines.running import Running
 from manyoyo_mcp.errors import ManyoyoError, Reason
@@ -21,7 +22,7 @@ _OVER = ("exited", "stopped", "dead")
 """Docker's words for a container that ran and runs no longer; "stopped" is podman's, until it has cleaned up."""
 
 
-class DockerApiEngine(Running, Building):
+class DockerApiEngine(Running, Entering, Building):
     """An engine behind a guarded docker-py client. Subclasses say where theirs differs."""
 
     async def logs(self, container: str, tail: int | None, since: float | None) -> bytes:

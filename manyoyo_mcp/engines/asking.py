@@ -2,15 +2,14 @@
 
 import http.client
 from collections.abc import Awaitable, Callable
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 import docker
 import urllib3
 
-from manyoyo_mcp.engines.base import (
-    Maintain,
-)
+from manyoyo_mcp.attached import Attached
+from manyoyo_mcp.engines.base import Maintain, Sink
 from manyoyo_mcp.engines.failures import from_answer
 from manyoyo_mcp.errors import (
     EngineUnreachable,
@@ -56,6 +55,26 @@ class Asking:
                 f"The sandbox's {self.name} engine does not answer: {error}",
                 "It is started again by itself; try once more. If it stays away, sandbox_status says why.",
             ) from error
+
+    async def _inspect(self, container: str) -> Any:
+        return await self._ask(lambda client: client.inspect_container(container))
+
+    async def _converse(
+        self, attached: Attached, stdin: bytes | None, sink: Sink, then: Callable[[GuardedClient], T]
+    ) -> T:
+        """Feed and read until the output ends, `then` ask for the rest."""
+
+        def read() -> T:
+            attached.pump(sink)  # not asking: an OSError here is the sink's
+            return self._translate(then)
+
+        if stdin is None:
+            return await wait_in_thread(read)
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait_in_thread, attached.feed, stdin)
+            result = await wait_in_thread(read)
+            group.cancel_scope.cancel()
+        return result
 
     async def ping(self) -> None:
         await self._ask(lambda client: client.ping())

@@ -22,6 +22,8 @@ _CONTAINERS_CAPS = (
     "Caps are the container's: start it anew with more (nested_run, detach=true), or make the command use less."
 )
 _ENGINES_CLIENTS = {"docker", "docker-compose", "podman", "podman-compose", "buildah", "nerdctl"}
+REFUSED = re.compile("permission denied|not permitted|format error", re.IGNORECASE)
+"""What runtimes say of a program that is there and may not, or can't, be executed."""
 _NO_SPACE = re.compile(r"[:\])(] ?(?:no space left on device|disk quota exceeded)", re.IGNORECASE)
 _NO_SPACE_TRAILER = re.compile(r"^(?:tar|cp|npm|E|dpkg|make|error)\b|^Errors were encountered|^compilation terminated")
 _NO_FORK = re.compile(
@@ -131,7 +133,7 @@ _ANSWERS: list[_Answer] = [
         (None, r"unable to find (user|group)|no matching entries in (passwd|group)", InvalidArgument, None,
          "user is a name in the image's /etc/passwd, or a number."),
         (None, r"network .*not found|unable to find network|no such network", NotFound, "NETWORK_NOT_FOUND",
-         'Use "default", "none", or a nested network that exists.'),
+         'Use "default" or "none".'),
         (None, r"(workdir|working directory|cwd|chdir).*(does not exist|no such file|not a directory|not absolute|needs to be an absolute)",
          InvalidArgument, None, "workdir is an absolute path; it is made where it is missing, but must not be a file."),
         (None, r"(unknown|invalid) capability|capability not supported|capabilit(y|ies).*(unknown|invalid|not found)",

@@ -1,32 +1,29 @@
-"""Containers made, run, entered and removed over Docker's API."""
+"""Containers made, run and removed over Docker's API."""
 
 import contextlib
 import io
 import posixpath
 import re
-import secrets
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
-import docker
 
 from manyoyo_mcp.archive import tar
 from manyoyo_mcp.attached import Attached
-from manyoyo_mcp.engines.asking import Asking
 from manyoyo_mcp.engines.base import (
     Ended,
-    ExecSpec,
     OutputFile,
     RunSpec,
     Sink,
 )
-from manyoyo_mcp.engines.failures import SIGKILLED, Verdict, start_hint, suspicious, verdict
-from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
+from manyoyo_mcp.engines.failures import REFUSED, SIGKILLED, Verdict, start_hint, suspicious, verdict
+from manyoyo_mcp.engines.pulling import Pulling
+from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import (
     EngineFailed,
     EngineUnreachable,
@@ -36,17 +33,13 @@ from manyoyo_mcp.errors import (
     Reason,
 )
 from manyoyo_mcp.policy.transport import GuardedClient
-from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import Caps, format_bytes
-from manyoyo_mcp.workers import wait_in_thread
 
 T = TypeVar("T")
 
 _RESULT_FIRST = 0.02
 """Seconds before a run's container is removed: its result is with the caller by then, who else would wait longer for it."""
 _SMALLER = "have the command pack, split or shorten it"
-_NO_REGISTRY = "localhost/"
-"""How the names of images begin that are made here and in no registry; one on this machine has a port."""
 MAX_OUTPUT_FILE = 4 << 20
 """Largest file that `outputs` brings out of a run, in bytes; larger ones are named, not truncated."""
 _NO_COMMAND = re.compile(
@@ -55,13 +48,10 @@ _NO_COMMAND = re.compile(
     r"exec: \"[^\"]*\": (?:stat [^:]*: )?(?:no such file|permission denied)|exec format error",
     re.IGNORECASE,
 )
-_REFUSED = re.compile("permission denied|not permitted|format error", re.IGNORECASE)
-_EXEC_REFUSED = re.compile(rb"\A(?:OCI runtime exec failed: |Error: (?:nested|crun|runc): )")
-"""How an engine begins what it writes into an exec's stream when the command never began."""
 
 
-class Running(Asking):
-    """What runs in an engine."""
+class Running(Pulling):
+    """Containers that are made for a command."""
 
     async def start(self, spec: RunSpec) -> str:
         made = _Made()
@@ -154,58 +144,9 @@ class Running(Asking):
                 body[key] = value
         return body
 
-    async def pull(self, image: str) -> None:
-        """Pull `image` from its registry. Raises NotFound with what the registry (or the lack of one) said."""
-        if image.startswith(_NO_REGISTRY):
-            raise NotFound(f"The image {image} is not in the sandbox, and no registry has it.", _image_hint(image),
-                           code="IMAGE_NOT_FOUND")  # fmt: skip
-        repository, _, tag = image.rpartition(":") if ":" in image.rsplit("/", 1)[-1] else (image, "", "latest")
-        if "@" in image:
-            repository, tag = image.split("@", 1)
-
-        call = Streaming()
-
-        def pull(client: GuardedClient) -> None:
-            with call.on(client):
-                url = client._url("/images/create")
-                response = client._post(url, params={"fromImage": repository, "tag": tag}, stream=True, timeout=None)
-                client._raise_for_status(response)
-                for event in json_lines(response):
-                    if event.get("error"):
-                        raise docker.errors.ImageNotFound(str(event["error"]))
-
-        try:
-            await self._await(pull)
-        except anyio.get_cancelled_exc_class():
-            call.stop()
-            raise
-        except (NotFound, EngineFailed) as error:
-            raise NotFound(
-                f"The image {image} is not in the sandbox, and it could not be pulled: {sanitise(error.message)[:600]}",
-                _image_hint(image),
-                code="IMAGE_NOT_FOUND",
-            ) from error
-
     async def _start(self, container: str) -> None:
         with _command_not_found():
             await self._ask(lambda client: client.start(container))
-
-    async def _converse(
-        self, attached: Attached, stdin: bytes | None, sink: Sink, then: Callable[[GuardedClient], T]
-    ) -> T:
-        """Feed and read until the output ends, `then` ask for the rest."""
-
-        def read() -> T:
-            attached.pump(sink)  # not asking: an OSError here is the sink's
-            return self._translate(then)
-
-        if stdin is None:
-            return await wait_in_thread(read)
-        async with anyio.create_task_group() as group:
-            group.start_soon(wait_in_thread, attached.feed, stdin)
-            result = await wait_in_thread(read)
-            group.cancel_scope.cancel()
-        return result
 
     async def _kill(self, container: str) -> None:
         """SIGKILL, at once: whoever wants grace asks nested_stop for it."""
@@ -224,9 +165,6 @@ class Running(Asking):
             await self._cleaned_up(container)
         base = spec.workdir or "/"
         return [await self._bring_out(container, posixpath.join(base, path)) for path in spec.outputs]
-
-    async def _inspect(self, container: str) -> Any:
-        return await self._ask(lambda client: client.inspect_container(container))
 
     async def _cleaned_up(self, container: str) -> None:
         """Until a container that ended can be read from. Engines say what that takes."""
@@ -281,87 +219,6 @@ class Running(Asking):
         with contextlib.suppress(NotFound):
             await self._ask(lambda client: client.remove_container(container, force=True, v=True))
 
-    # -- a command in a container that runs
-
-    async def exec(self, spec: ExecSpec, sink: Sink) -> Ended:
-        begun = time.monotonic()
-        end = Tail(sink)
-        marker = secrets.token_hex(8)
-        body = {
-            "Cmd": spec.command,
-            "Env": [f"{key}={value}" for key, value in spec.env.items()] + [f"MANYOYO_EXEC={marker}"],
-            "AttachStdin": spec.stdin is not None,
-            "AttachStdout": True,
-            "AttachStderr": True,
-        }
-        for key, value in (("WorkingDir", spec.workdir), ("User", spec.user)):
-            if value is not None:
-                body[key] = value
-
-        def begin(client: GuardedClient) -> tuple[str, Attached]:
-            answer = client._post_json(client._url("/containers/{0}/exec", spec.container), data=body)
-            exec_id = str(client._result(answer, True)["Id"])
-            return exec_id, Attached(client.exec_start(exec_id, socket=True))
-
-        exec_id, attached = await self._ask(begin)
-
-        def exit_code(client: GuardedClient) -> int | None:
-            code: int | None = client.exec_inspect(exec_id)["ExitCode"]
-            return code
-
-        try:
-            with anyio.move_on_after(spec.timeout_s) as limit:
-                code = await self._converse(attached, spec.stdin, end, exit_code)
-            if limit.cancelled_caught:
-                await self.kill_exec(exec_id, marker)
-                code = await self._ask(exit_code)
-            seconds = since(begun)
-            if limit.cancelled_caught:
-                return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
-                             "Give it a larger timeout_s.", container=spec.container)  # fmt: skip
-            return await self._exec_ended(spec, code, seconds, end.tail)
-        except BaseException:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await self.kill_exec(exec_id, marker)
-            raise
-        finally:
-            attached.close()
-
-    async def kill_exec(self, exec_id: str, marker: str) -> None:
-        """SIGKILL what an exec began: what has its marker, and what descends from its own process."""
-        own: list[str] = []
-        with contextlib.suppress(ManyoyoError), anyio.move_on_after(1):  # a slow engine is no reason not to kill
-            state = await self._await(lambda client: client.exec_inspect(exec_id))
-            if state.get("Running") and state.get("Pid"):
-                own = [str(int(state["Pid"])), str(state["ContainerID"])]
-        await self._maintain("kill-exec", marker, *own)
-
-    async def _forget_record(self, container: str) -> None:
-        """What the kernel wrote of a container up to now is no evidence about its next start."""
-        cgroup = (await self._inspect(container))["Id"]
-        self._seen_records[cgroup] = await self._record(cgroup)
-
-    async def _exec_ended(self, spec: ExecSpec, code: int | None, seconds: float, output_end: bytes) -> Ended:
-        code = code if code is not None else -1
-        if code == 0:
-            return Ended(0, Reason.OK, seconds, container=spec.container)
-        if code in (126, 127) and _EXEC_REFUSED.match(output_end):
-            # Only the caller's own word is quoted: the stream may be the command's, and the output is shown as such.
-            refused = _REFUSED.search(output_end.decode(errors="replace")) is not None
-            return Ended(126 if refused else 127, Reason.COMMAND_NOT_FOUND, seconds,
-                         f"The command {spec.command[0]!r} could not be started.", start_hint(spec.command, refused),
-                         container=spec.container)  # fmt: skip  # the codes are a shell's; dockerd has 126 for both
-        raw = await self._inspect(spec.container)
-        record = ""
-        if code == SIGKILLED or suspicious(output_end):
-            record = await self._new_record(raw["Id"])
-            self._seen_records[raw["Id"]] = self._seen_records.get(raw["Id"], "") + record
-        cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
-        told = verdict(
-            code, oom_flag=False, record=record, cgroup=raw["Id"], output_end=output_end, cap=cap, stays=True
-        )
-        return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, container=spec.container)
-
 
 @dataclass(slots=True)
 class _Made:
@@ -383,23 +240,13 @@ def _command_not_found(command: Sequence[str] = ()) -> Iterator[None]:
     except (EngineFailed, NotFound, InvalidArgument) as error:
         if not _NO_COMMAND.search(error.message):
             raise
-        refused = _REFUSED.search(error.message) is not None
+        refused = REFUSED.search(error.message) is not None
         raise NotFound(
             f"The command could not be started: {_runtime_words(error.message)}",
             start_hint(command, refused),
             code="COMMAND_NOT_FOUND",
             refused=refused,
         ) from error
-
-
-def _image_hint(image: str) -> str:
-    base = re.fullmatch(r"localhost/manyoyo/(\w+)(?::.*)?", image)
-    made = f"`manyoyo-mcp image base {base[1] if base else 'NAME'}`"
-    return (
-        f"Check the name and tag; nested_list shows the images there are. Where no registry is reachable, {made} makes "
-        "base images from packages (debian, python, node, busybox): sandboxes started after that have them as "
-        "localhost/manyoyo/NAME, so cleanup and start_sandbox once more."
-    )
 
 
 def _runtime_words(text: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from manyoyo_mcp.cli.arguments import command_words
 from manyoyo_mcp.cli.exits import Exit, code_of, code_of_error, complain, hint_of, reported
 from manyoyo_mcp.cli.wording import in_options
+from manyoyo_mcp.engines.failures import verdict
 from manyoyo_mcp.errors import (
     CapExceeded,
     EngineFailed,
@@ -140,3 +141,9 @@ def test_a_server_loads_no_command_line() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_how_a_sandbox_grows_is_said_in_words_that_a_command_line_has() -> None:
+    told = verdict(137, oom_flag=False, record="oom-kill:oom_memcg=/docker/a,", cgroup="b", output_end=b"", cap="1 GiB")
+    assert told.reason is Reason.SANDBOX_OOM and "sandbox_id" in told.hint
+    assert "sandbox_id" not in in_options(told.hint) and "start_sandbox" in in_options(told.hint)

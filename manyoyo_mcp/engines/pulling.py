@@ -1,0 +1,61 @@
+"""Images pulled into a nested engine, and what to do where there is nowhere to pull them from."""
+
+import re
+
+import anyio
+import docker
+
+from manyoyo_mcp.engines.asking import Asking
+from manyoyo_mcp.engines.streams import Streaming, json_lines
+from manyoyo_mcp.errors import EngineFailed, NotFound
+from manyoyo_mcp.policy.transport import GuardedClient
+from manyoyo_mcp.text import sanitise
+
+_NO_REGISTRY = "localhost/"
+"""How the names of images begin that are made here and in no registry; one on this machine has a port."""
+
+
+class Pulling(Asking):
+    """Images that come from a registry."""
+
+    async def pull(self, image: str) -> None:
+        """Pull `image` from its registry. Raises NotFound with what the registry (or the lack of one) said."""
+        if image.startswith(_NO_REGISTRY):
+            raise NotFound(f"The image {image} is not in the sandbox, and no registry has it.", _image_hint(image),
+                           code="IMAGE_NOT_FOUND")  # fmt: skip
+        repository, _, tag = image.rpartition(":") if ":" in image.rsplit("/", 1)[-1] else (image, "", "latest")
+        if "@" in image:
+            repository, tag = image.split("@", 1)
+
+        call = Streaming()
+
+        def pull(client: GuardedClient) -> None:
+            with call.on(client):
+                url = client._url("/images/create")
+                response = client._post(url, params={"fromImage": repository, "tag": tag}, stream=True, timeout=None)
+                client._raise_for_status(response)
+                for event in json_lines(response):
+                    if event.get("error"):
+                        raise docker.errors.ImageNotFound(str(event["error"]))
+
+        try:
+            await self._await(pull)
+        except anyio.get_cancelled_exc_class():
+            call.stop()
+            raise
+        except (NotFound, EngineFailed) as error:
+            raise NotFound(
+                f"The image {image} is not in the sandbox, and it could not be pulled: {sanitise(error.message)[:600]}",
+                _image_hint(image),
+                code="IMAGE_NOT_FOUND",
+            ) from error
+
+
+def _image_hint(image: str) -> str:
+    base = re.fullmatch(r"localhost/manyoyo/(\w+)(?::.*)?", image)
+    made = f"`manyoyo-mcp image base {base[1] if base else 'NAME'}`"
+    return (
+        f"Check the name and tag; nested_list shows the images there are. Where no registry is reachable, {made} makes "
+        "base images from packages (debian, python, node, busybox): sandboxes started after that have them as "
+        "localhost/manyoyo/NAME, so cleanup and start_sandbox once more."
+    )

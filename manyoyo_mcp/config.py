@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     sandbox_pids: int = Field(4096, ge=64, description="Processes and threads in a whole sandbox.")
     max_sandbox_cpus: float | None = Field(None, gt=0, description="Most that may be asked for; default: the host's.")
     max_sandbox_memory: Memory | None = Field(None, description="Most that may be asked for; default: the host's.")
+    lease_s: int = Field(120, ge=2, description="Seconds after which a sandbox ends itself that no server renews.")
     nested_cpus: float | None = Field(None, gt=0, description="A run or build; default: the sandbox's.")
     nested_memory: Memory | None = Field(None, description="A run or build; default: half the sandbox's.")
     nested_pids: int = Field(1024, ge=16, description="Processes and threads in a run or build.")

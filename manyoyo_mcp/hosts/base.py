@@ -28,13 +28,15 @@ class HostInfo:
 @dataclass(frozen=True, slots=True)
 class OuterSpec:
     """An outer container to be made. `files` (absolute path → content) are laid in before it starts. `labels` has its
-    `sandbox`; a `name` of its own makes it the only one of that name on the host."""
+    `sandbox`; a `name` of its own makes it the only one of that name on the host. `lease`: seconds after which it ends
+    itself unless it is renewed."""
 
     sandbox_id: str
     image: str
     engine: str
     caps: Caps
     build_pids: int
+    lease: int
     labels: dict[str, str]
     files: dict[str, bytes] = field(default_factory=dict)
     bases_volume: str | None = None
@@ -107,6 +109,9 @@ class Host(Protocol):
 
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
         """Run `ctl argv…` in the outer container. Never with a value that a client chose."""
+
+    async def renew(self, outer: Outer) -> None:
+        """Begin its lease anew. Without that it ends itself after the seconds of its `OuterSpec.lease`."""
 
     async def find(
         self, labels: dict[str, str], sandbox_id: str | None = None, *, remains: bool = False

@@ -28,6 +28,7 @@ from manyoyo_mcp.hosts.base import LABEL, Completed, Outer, OuterSpec
 from manyoyo_mcp.hosts.relay import relay
 from manyoyo_mcp.hosts.store import Store
 from manyoyo_mcp.values import Caps, unix_time
+from manyoyo_mcp.workers import in_thread
 
 SOCKET_DIR = "/run/manyoyo"
 READY_TIMEOUT = 30.0
@@ -139,6 +140,7 @@ class DockerHost(Store):
                 f"MANYOYO_ENGINE={spec.engine}",
                 f"MANYOYO_SOCKET_OWNER={uid}:{gid}",
                 f"MANYOYO_BUILD_PIDS={spec.build_pids}",
+                f"MANYOYO_LEASE={spec.lease}",
             ],
             "HostConfig": host_config,
         }
@@ -188,6 +190,12 @@ class DockerHost(Store):
             return await self._call(lambda client: _exec(client, outer.container_id, command))
         except docker.errors.APIError as error:
             return Completed(125, str(error.explanation or error))
+
+    async def renew(self, outer: Outer) -> None:
+        if outer.socket_dir is not None:
+            await in_thread(sharing.renew, Path(outer.socket_dir))
+        else:
+            await self.maintain(outer, "renew")
 
     # -- what there is
 

@@ -13,11 +13,19 @@ from manyoyo_mcp.dialled import SocketLike
 def remove(path: Path) -> None:
     """Only what we put there: the path comes from a container's configuration, which others may have written."""
     with contextlib.suppress(OSError):
-        for socket_file in (path / "engine.sock", path / "engine.sock.new"):
-            socket_file.unlink(missing_ok=True)
+        for name in ("engine.sock", "engine.sock.new", "lease", "lease.new"):
+            (path / name).unlink(missing_ok=True)
         if (path / "files").is_dir() and not (path / "files").is_symlink():
             shutil.rmtree(path / "files")
         path.rmdir()
+
+
+def renew(path: Path) -> None:
+    """Write what a sandbox has not read yet into its lease; nothing where its directory has gone."""
+    with contextlib.suppress(OSError):
+        scratch = path / "lease.new"
+        scratch.write_text(f"{time.time_ns()}\n")
+        scratch.replace(path / "lease")
 
 
 def older_than(seconds: float, root: Path) -> list[Path]:

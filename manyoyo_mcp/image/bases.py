@@ -53,6 +53,8 @@ PREFIX = "localhost/manyoyo/"
 _MAKER = "manyoyo-bases-maker"
 _PATIENCE = 900.0
 """Seconds to wait while another process makes base images."""
+_LONGEST = 3600
+"""Seconds after which whoever makes base images is stuck or gone: its sandbox's lease, which is not renewed."""
 _RECIPES = files("manyoyo_mcp.image").joinpath("recipes")
 _FORGET_MACHINE = 'rm -f "$1/etc/hostname" "$1/etc/resolv.conf"'
 
@@ -222,6 +224,7 @@ async def _maker(
         engine="podman",
         caps=Caps(float(info.cpus), min(info.memory, 4 << 30), 4096),
         build_pids=4000,
+        lease=_LONGEST,
         labels={**maintenance.labels, "sandbox": sandbox_id, "kind": "maintenance", "engine": "podman"},
         files=maintenance.files,
         bases_volume=VOLUME,

@@ -28,6 +28,7 @@ from manyoyo_mcp.errors import (
     SandboxAmbiguous,
     SandboxError,
 )
+from manyoyo_mcp.hosts import lease
 from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image import bases
@@ -58,6 +59,8 @@ class Manager:
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes)
         self._group = group
         self._sandboxes: dict[str, Sandbox] = {}
+        self._held: dict[str, Outer] = {}  # those whose lease is kept: from their first moment to their last
+        group.start_soon(lease.keep, host, self._held.values, settings.lease_s)
         self._first = anyio.Lock()  # of those who come at once and find no sandbox, one starts it
         self._starting = 0
         self._start_ended = anyio.Event()
@@ -138,15 +141,18 @@ class Manager:
                 engine=engine,
                 caps=caps,
                 build_pids=min(self.settings.nested_pids, caps.pids),
+                lease=self.settings.lease_s,
                 labels={**self.identity.labels(), "sandbox": sandbox_id, "kind": "sandbox", "engine": engine},
                 files=trust.files(self.settings),
                 bases_volume=await bases.volume(self.host, self.settings, engine),
             )
         )
+        self._held[sandbox_id] = created
         try:
             sandbox = await self._join(created, begun)
             sandbox.evidence = await self._prove(sandbox, info, image, progress)
         except BaseException:
+            del self._held[sandbox_id]
             with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
                 await self.host.remove(created)
             raise
@@ -289,6 +295,7 @@ class Manager:
         now = await self.host.inspect(sandbox.outer)
         if now is None:
             self._sandboxes.pop(sandbox.sandbox_id, None)
+            self._held.pop(sandbox.sandbox_id, None)
             return EngineUnreachable(
                 f"The sandbox {sandbox.sandbox_id} is gone: its outer container was removed.",
                 "start_sandbox starts a new one.",
@@ -310,6 +317,7 @@ class Manager:
         freed = await self.host.remove(sandbox.outer)
         await in_thread(sandbox.engine.close)
         self._sandboxes.pop(sandbox.sandbox_id, None)
+        self._held.pop(sandbox.sandbox_id, None)
         return freed
 
     async def remove_all(self) -> list[str]:

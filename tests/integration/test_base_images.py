@@ -290,6 +290,7 @@ async def test_an_outer_container_of_that_name_is_left_alone(box: Box, manager: 
         engine="podman",
         caps=held.caps,
         build_pids=100,
+        lease=600,
         labels={**held.labels, "sandbox": mine},
         name=f"manyoyo-{held.sandbox_id}",
     )

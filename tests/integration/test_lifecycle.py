@@ -110,6 +110,57 @@ async def test_a_sweep_removes_what_a_lost_reaper_left(tmp_path: Path, left: str
                 await anyio.sleep(0.1)
 
 
+def running(sandbox_id: str) -> bool:
+    host = docker.from_env()
+    found = host.containers.list(filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
+    host.close()
+    return bool(found)
+
+
+async def stopped(sandbox_id: str, seconds: float) -> None:
+    with anyio.fail_after(seconds):
+        while running(sandbox_id):
+            await anyio.sleep(0.2)
+
+
+@pytest.mark.parametrize("transport", ["socket", "relay"])
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+async def test_a_sandbox_whose_server_and_reaper_are_dead_ends_itself(
+    tmp_path: Path, engine: str, transport: str
+) -> None:
+    parameters = server_parameters(tmp_path, MANYOYO_LEASE_S="4", MANYOYO_TRANSPORT=transport)
+    with contextlib.suppress(Exception):
+        async with Client(parameters) as client:
+            sandbox_id = await start(client, engine=engine)
+            await anyio.sleep(8)
+            assert running(sandbox_id), "its lease is kept while its server lives"
+            pid = server_of(sandbox_id)
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            reapers = [int(child) for child in children if b"reaper" in Path(f"/proc/{child}/cmdline").read_bytes()]
+            for each in (*reapers, pid):
+                os.kill(each, signal.SIGKILL)
+    assert running(sandbox_id)
+    await stopped(sandbox_id, 15)
+    async with Client(parameters):  # what a dead container leaves goes with the sweep
+        await gone(sandbox_id, 15)
+
+
+async def test_a_server_that_was_halted_is_told_of_the_lease(tmp_path: Path) -> None:
+    async with Client(server_parameters(tmp_path, MANYOYO_LEASE_S="3")) as client:
+        sandbox_id = await start(client)
+        pid = server_of(sandbox_id)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await stopped(sandbox_id, 15)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        result = await client.call_tool("nested_list", {})
+        assert result.is_error and "no server has renewed the lease for 3 s" in result.content[0].text, result.content
+        assert not (await client.call_tool("cleanup", {})).is_error
+        await gone(sandbox_id, 5)
+        await start(client)
+
+
 async def test_one_servers_end_touches_no_other(tmp_path: Path) -> None:
     async with Client(server_parameters(tmp_path)) as one:
         mine = await start(one)

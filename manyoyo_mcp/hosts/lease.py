@@ -1,5 +1,6 @@
 """Leases: a sandbox that nobody renews ends itself, whoever else is dead. Who holds sandboxes keeps renewing them."""
 
+import logging
 from collections.abc import Callable, Iterable
 
 import anyio
@@ -7,6 +8,7 @@ import anyio
 from manyoyo_mcp.errors import SandboxError
 from manyoyo_mcp.hosts.base import Host, Outer
 
+_log = logging.getLogger(__name__)
 _TIMES = 4
 """Renewals within a lease: some may be late, or fail."""
 
@@ -24,4 +26,6 @@ async def _renew(host: Host, outer: Outer) -> None:
     try:
         await host.renew(outer)
     except SandboxError:
-        return  # what is gone needs none; a host that does not answer is asked again
+        pass  # what is gone needs none; a host that does not answer is asked again
+    except Exception:  # the others' leases are kept all the same
+        _log.exception("the lease of %s could not be renewed", outer.sandbox_id)

@@ -372,7 +372,10 @@ class Terminal:
             ready, _, _ = select.select([self._fd], [], [], max(end - time.monotonic(), 0))
             if not ready:
                 raise AssertionError(f"{pattern!r} did not come: {self.text!r}")
-            self.text += os.read(self._fd, 4096).decode(errors="replace")
+            try:
+                self.text += os.read(self._fd, 4096).decode(errors="replace")
+            except OSError as error:  # the other side is closed
+                raise AssertionError(f"{pattern!r} did not come before the end: {self.text!r}") from error
         self.text = self.text[match.end() :]
         return match[0]
 

@@ -66,6 +66,11 @@ class Settings(BaseSettings):
     sandbox_pids: int = Field(4096, ge=64, description="Processes and threads in a whole sandbox.")
     max_sandbox_cpus: float | None = Field(None, gt=0, description="Most that may be asked for; default: the host's.")
     max_sandbox_memory: Memory | None = Field(None, description="Most that may be asked for; default: the host's.")
+    storage: Literal["auto", "pool", "plain"] = Field(
+        "auto", description="Where sandboxes keep what they hold; auto: in a pool where the host can have one."
+    )
+    pool_size: Memory | None = Field(None, description="Of a new pool; default: four fifths of the host's free disk.")
+    sandbox_disk: Memory = Field(20 << 30, description="Disk of a sandbox that asks for none, where disks can be capped.")
     lease_s: int = Field(120, ge=2, description="Seconds after which a sandbox ends itself that no server renews.")
     nested_cpus: float | None = Field(None, gt=0, description="A run or build; default: the sandbox's.")
     nested_memory: Memory | None = Field(None, description="A run or build; default: half the sandbox's.")

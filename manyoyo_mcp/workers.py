@@ -1,6 +1,6 @@
 """Worker threads for docker-py, which is synchronous."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -26,6 +26,24 @@ async def wait_in_thread(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     """Run a call that waits for something inside a sandbox. A cancellation is raised at once: the caller then ends
     what the thread waits for, and with it the thread."""
     return await anyio.to_thread.run_sync(partial(fn, *args, **kwargs), limiter=_get_limiter(), abandon_on_cancel=True)
+
+
+async def together(*works: Callable[[], Awaitable[object]]) -> None:
+    """Do several things at once. What one of them raises comes out as it is, after the others have been cancelled."""
+    raised: list[Exception] = []
+
+    async def guarded(work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except Exception as error:
+            raised.append(error)
+            group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for work in works:
+            group.start_soon(guarded, work)
+    if raised:
+        raise raised[0]
 
 
 def _get_limiter() -> anyio.CapacityLimiter:

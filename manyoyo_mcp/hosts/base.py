@@ -29,7 +29,8 @@ class HostInfo:
 class OuterSpec:
     """An outer container to be made. `files` (absolute path → content) are laid in before it starts. `labels` has its
     `sandbox`; a `name` of its own makes it the only one of that name on the host. `lease`: seconds after which it ends
-    itself unless it is renewed."""
+    itself unless it is renewed. `disk`: cap of its store in bytes. `origin`: the store that its own begins as a copy of.
+    `keep`: its store outlives it, and is used again by the next one of the same `sandbox_id`."""
 
     sandbox_id: str
     image: str
@@ -42,6 +43,9 @@ class OuterSpec:
     bases_volume: str | None = None
     bases_writable: bool = False
     name: str | None = None
+    disk: int | None = None
+    origin: str | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,42 @@ class Outer:
     created: float
     caps: Caps
     socket_dir: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What a sandbox keeps, or kept: images, containers, volumes. A volume of the host's; `size` is the bytes that are its
+    own, where the host can tell."""
+
+    name: str
+    labels: dict[str, str]
+    created: float
+    pooled: bool
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """How a store was copied: its blocks shared ("snapshot"), or one by one ("copy", so many bytes of them)."""
+
+    how: str
+    copied: int
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a host keeps stores. In a pool ("pool") they can be capped, and are copied at once; else ("plain") neither, and
+    `words` says why. Bytes."""
+
+    kind: str
+    words: str
+    size: int = 0
+    free: int = 0
+
+
+def store_of(sandbox_id: str) -> str:
+    """The name of a sandbox's store."""
+    return f"manyoyo-{sandbox_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +137,26 @@ class Host(Protocol):
         """A small file in a volume, None where it is missing; through a container of `image`, with `labels`, that is
         never started."""
 
+    async def storage(self, image: str) -> Storage:
+        """Where stores are kept here; the pool is made, its keeper of the outer image `image`, where there is none."""
+
+    async def stores(self, labels: dict[str, str]) -> list[Store]:
+        """The stores that carry all of `labels`."""
+
+    async def copy_store(self, source: str, name: str, labels: dict[str, str], cap: int | None, image: str) -> Copied:
+        """A store `name` as `source` is now, even while that is in use. Nothing of it is left where this raises."""
+
+    async def cap_store(self, name: str, cap: int) -> None:
+        """Another cap, in bytes, for a store in the pool."""
+
+    async def remove_store(self, name: str) -> int:
+        """Remove a store; idempotent. The bytes that were its own, where known."""
+
     async def create(self, spec: OuterSpec) -> Outer:
         """Make an outer container and start it. Nothing of it is left where this raises or is cancelled.
 
-        Raises NameConflict, and leaves that one alone, where another has its name.
+        Raises NameConflict, and leaves that one alone, where another has its name; NotSupported where the disk can't be
+        capped.
         """
 
     async def dialer(self, outer: Outer) -> tuple[str, Dial]:
@@ -130,7 +186,8 @@ class Host(Protocol):
 
     async def grow(self, outer: Outer, caps: Caps) -> Outer: ...
 
-    async def remove(self, outer: Outer) -> int:
-        """Remove the container, its volume and its socket directory; idempotent. Returns bytes freed where known."""
+    async def remove(self, outer: Outer, *, keep_store: bool = False) -> int:
+        """Remove the container, its socket directory and, but for `keep_store`, its store; idempotent. Returns bytes freed
+        where known."""
 
     async def close(self) -> None: ...

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import anyio
 import docker
 
 from manyoyo_mcp.archive import tar
-from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.dialled import Dial
 from manyoyo_mcp.errors import (
@@ -24,11 +24,12 @@ from manyoyo_mcp.errors import (
     SandboxError,
 )
 from manyoyo_mcp.hosts import sharing
-from manyoyo_mcp.hosts.base import LABEL, Completed, Outer, OuterSpec
+from manyoyo_mcp.hosts.base import LABEL, Completed, Outer, OuterSpec, store_of
+from manyoyo_mcp.hosts.execs import execute
 from manyoyo_mcp.hosts.relay import relay
-from manyoyo_mcp.hosts.store import Store
+from manyoyo_mcp.hosts.stores import Stores, driver, ours
 from manyoyo_mcp.values import Caps, unix_time
-from manyoyo_mcp.workers import in_thread
+from manyoyo_mcp.workers import in_thread, together
 
 SOCKET_DIR = "/run/manyoyo"
 READY_TIMEOUT = 30.0
@@ -44,12 +45,11 @@ _FORGOTTEN_AFTER = 3600.0
 """Seconds after which a shared directory that has no sandbox is not one about to be started."""
 
 
-class DockerHost(Store):
+class DockerHost(Stores):
     """Sandboxes on one endpoint."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.docker_host)
-        self._settings = settings
+        super().__init__(settings)
         self._transport: str | None = None if settings.transport == "auto" else settings.transport
 
     # -- making one
@@ -60,22 +60,33 @@ class DockerHost(Store):
             shared.mkdir(mode=0o700, parents=True, exist_ok=True)
             sharing.lay(spec.files, shared / "files")
         name = spec.name or f"manyoyo-{spec.sandbox_id}"
+        kept = spec.keep and await self.volume_exists(store_of(spec.sandbox_id))
         try:
-            created = await self._call(
-                lambda client: client.create_container_from_config(self._body(spec, shared), name)
-            )
-            container_id = str(created["Id"])
+            device = await self._device_for(spec)
+            made: dict[str, Any] = {}
+
+            async def container() -> None:
+                body = self._body(spec, shared, device)
+                made.update(await self._call(lambda client: client.create_container_from_config(body, name)))
+
+            if spec.origin is not None:  # its volume is there before anything mounts it
+                await self._lay_store(spec, device)
+                await container()
+            else:
+                await together(container, partial(self._lay_store, spec, device))
+            container_id = str(made["Id"])
             if spec.files and shared is None:
                 archive = tar(spec.files)
                 await self._call(lambda client: client.put_archive(container_id, "/", archive))
             await self._call(lambda client: client.start(container_id))
         except docker.errors.ImageNotFound as error:
-            await self._discard(spec.sandbox_id)
+            await self._discard(spec.sandbox_id, kept)
             raise ImageUnavailable(
                 f"The outer image {spec.image} is not on the host.", "Build it: `manyoyo-mcp image build`."
             ) from error
         except docker.errors.APIError as error:
-            await self._discard(spec.sandbox_id)
+            if error.status_code != 409 or not spec.keep:  # else what there is is another's, of the same id
+                await self._discard(spec.sandbox_id, kept)
             if error.status_code == 409:
                 raise NameConflict(
                     f"There is an outer container {name} already.", "Remove it, or wait for its end."
@@ -85,26 +96,28 @@ class DockerHost(Store):
                 return await self.create(spec)
             raise _refused(error) from error
         except BaseException:
-            await self._discard(spec.sandbox_id)
+            await self._discard(spec.sandbox_id, kept)
             raise
         socket_dir = str(shared) if shared is not None else None
         return Outer(container_id, spec.sandbox_id, spec.labels, True, time.time(), spec.caps, socket_dir)
 
-    async def _discard(self, sandbox_id: str) -> None:
+    async def _discard(self, sandbox_id: str, kept: bool) -> None:
         """Remove what there is of one that did not come to be; found by its label, for its name may be another's."""
         with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
             found = await self.find({}, sandbox_id)
             container = found[0].container_id if found else sandbox_id
-            await self._remove(container, sandbox_id, str(self._socket_dir(sandbox_id)))
+            await self._remove(container, sandbox_id, str(self._socket_dir(sandbox_id)), keep_store=kept)
 
-    def _body(self, spec: OuterSpec, shared: Path | None) -> dict[str, Any]:
+    def _body(self, spec: OuterSpec, shared: Path | None, device: str | None) -> dict[str, Any]:
         labels = {LABEL + key: value for key, value in spec.labels.items()}
+        store = store_of(spec.sandbox_id)
         mounts: list[dict[str, Any]] = [
             {
                 "Type": "volume",
-                "Source": f"manyoyo-{spec.sandbox_id}",
+                "Source": store,
                 "Target": "/var/lib/manyoyo",
-                "VolumeOptions": {"Labels": labels},
+                # Nothing of the image belongs in it; looking for that would mount it before it is there.
+                "VolumeOptions": {"NoCopy": True, "Labels": labels, **driver(device, store)},
             }
         ]
         if shared is not None:
@@ -141,6 +154,7 @@ class DockerHost(Store):
                 f"MANYOYO_SOCKET_OWNER={uid}:{gid}",
                 f"MANYOYO_BUILD_PIDS={spec.build_pids}",
                 f"MANYOYO_LEASE={spec.lease}",
+                f"MANYOYO_SYNC={'strict' if spec.keep and device is None else 'relaxed'}",
             ],
             "HostConfig": host_config,
         }
@@ -165,7 +179,7 @@ class DockerHost(Store):
             if self._transport != "socket" and (not self._may_share() or time.monotonic() - started > _SOCKET_PATIENCE):
                 try:
                     listening = await self._call(
-                        lambda client: _exec(client, outer.container_id, ["test", "-S", f"{SOCKET_DIR}/engine.sock"])
+                        lambda client: execute(client, outer.container_id, ["test", "-S", f"{SOCKET_DIR}/engine.sock"])
                     )
                 except docker.errors.APIError:
                     break  # it runs no longer
@@ -187,7 +201,7 @@ class DockerHost(Store):
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
         command = ["timeout", str(timeout), "/usr/lib/manyoyo/ctl", *argv]
         try:
-            return await self._call(lambda client: _exec(client, outer.container_id, command))
+            return await self._call(lambda client: execute(client, outer.container_id, command))
         except docker.errors.APIError as error:
             return Completed(125, str(error.explanation or error))
 
@@ -211,13 +225,14 @@ class DockerHost(Store):
         return found + await self._remains(wanted, {outer.sandbox_id for outer in found}) if remains else found
 
     async def _remains(self, wanted: list[str], there: set[str]) -> list[Outer]:
-        """The volumes that carry all of `wanted` and whose container is gone, each as an outer container that is none."""
+        """The stores that carry all of `wanted`, are not named, and whose container is gone; each as an outer container that
+        is none."""
         answer = await self._call(lambda client: client.volumes(filters={"label": wanted}))
         found = []
         for row in answer["Volumes"] or []:
-            labels = _ours(row["Labels"])
+            labels = ours(row["Labels"])
             sandbox_id = labels.get("sandbox", "")
-            if row["Name"] == f"manyoyo-{sandbox_id}" and sandbox_id not in there:
+            if row["Name"] == store_of(sandbox_id) and sandbox_id not in there and "name" not in labels:
                 socket_dir = str(self._socket_dir(sandbox_id))
                 found.append(
                     Outer(
@@ -227,6 +242,7 @@ class DockerHost(Store):
         return found
 
     async def tidy(self) -> None:
+        await self._sweep_pool()
         root = self._settings.runtime_dir / "sandboxes"
         old = {path.name for path in sharing.older_than(_FORGOTTEN_AFTER, root)}
         if old:
@@ -243,7 +259,7 @@ class DockerHost(Store):
             raw = await self._call(lambda client: client.inspect_container(container_id))
         except docker.errors.NotFound:
             return None
-        labels = _ours(raw["Config"].get("Labels"))
+        labels = ours(raw["Config"].get("Labels"))
         config = raw["HostConfig"]
         return Outer(
             container_id=raw["Id"],
@@ -277,45 +293,31 @@ class DockerHost(Store):
 
     # -- ending one
 
-    async def remove(self, outer: Outer) -> int:
-        return await self._remove(outer.container_id, outer.sandbox_id, outer.socket_dir)
+    async def remove(self, outer: Outer, *, keep_store: bool = False) -> int:
+        return await self._remove(outer.container_id, outer.sandbox_id, outer.socket_dir, keep_store=keep_store)
 
-    async def _remove(self, container: str, sandbox_id: str, socket_dir: str | None) -> int:
-        def volume(client: docker.APIClient) -> None:
-            for attempt in range(50):
-                try:
-                    client.remove_volume(f"manyoyo-{sandbox_id}", force=True)
-                    return
-                except docker.errors.NotFound:
-                    return
-                except docker.errors.APIError:  # still in use: the container is on its way out
-                    if attempt == 49:
-                        raise
-                    time.sleep(0.1)
-
+    async def _remove(
+        self, container: str, sandbox_id: str, socket_dir: str | None, *, keep_store: bool = False
+    ) -> int:
         def container_gone(client: docker.APIClient) -> None:
             try:
                 client.remove_container(container, force=True, v=True)
             except docker.errors.NotFound:
                 pass
             except docker.errors.APIError as error:
-                if error.status_code != 409:  # another is removing it already: its volume tells when that is done
+                if error.status_code != 409:  # another is removing it already: its store tells when that is done
                     raise
 
         try:
             await self._call(container_gone)
-            await self._call(volume)
         except docker.errors.APIError as error:
             raise HostUnavailable(
                 f"The host could not remove {container}: {error.explanation}", "Try again."
             ) from error
+        freed = 0 if keep_store else await self.remove_store(store_of(sandbox_id))
         if socket_dir is not None and Path(socket_dir).name == sandbox_id:
             sharing.remove(Path(socket_dir))
-        return 0
-
-
-def _ours(labels: dict[str, str] | None) -> dict[str, str]:
-    return {key.removeprefix(LABEL): value for key, value in (labels or {}).items() if key.startswith(LABEL)}
+        return freed
 
 
 @contextlib.asynccontextmanager
@@ -336,20 +338,3 @@ def _refused(error: docker.errors.APIError) -> HostUnavailable:
     elif "runtime" in text and "nknown" in text:
         hint = "MANYOYO_HOST_RUNTIME names a runtime that the host's engine does not have."
     return HostUnavailable(f"The host's engine could not start the sandbox: {text}", hint)
-
-
-def _exec(client: docker.APIClient, container_id: str, argv: list[str]) -> Completed:
-    exec_id = client.exec_create(container_id, argv)["Id"]
-    attached = Attached(client.exec_start(exec_id, socket=True))
-    output = bytearray()
-    try:
-        attached.pump(output.extend)
-    finally:
-        attached.close()
-    for _ in range(250):  # the output's end comes a moment before the process's
-        state = client.exec_inspect(exec_id)
-        if not state["Running"]:
-            break
-        time.sleep(0.02)
-    code = state["ExitCode"]
-    return Completed(125 if code is None else code, output.decode(errors="replace"))

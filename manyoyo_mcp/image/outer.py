@@ -13,6 +13,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ImageUnavailable
 from manyoyo_mcp.hosts.base import Host
 from manyoyo_mcp.image import debian
+from manyoyo_mcp.image.seccomp import filter_without_syncs
 
 Progress = Callable[[float, float | None, str], None]
 """`progress(done, total, words)`."""
@@ -49,6 +50,7 @@ def _content() -> dict[str, bytes]:
                 found[prefix + entry.name] = entry.read_bytes()
 
     walk(_HERE.joinpath("rootfs"), "rootfs/")
+    found["rootfs/usr/lib/manyoyo/no-sync.bpf"] = filter_without_syncs()
     return found
 
 

@@ -131,6 +131,8 @@ class Manager:
         info = await self.host.info()
         caps = self._sandbox_caps(info, cpus, memory, pids)
         image = await outer_image.ensure(self.host, self.settings, progress)
+        storage = await self.host.storage(image)
+        disk = self.settings.sandbox_disk if storage.kind == "pool" else None
         progress(0, None, f"starting a {engine} sandbox ({caps.describe()})")
         self._ensure_reaper()
         sandbox_id = f"sb-{secrets.token_hex(8)}"
@@ -142,6 +144,7 @@ class Manager:
                 caps=caps,
                 build_pids=min(self.settings.nested_pids, caps.pids),
                 lease=self.settings.lease_s,
+                disk=disk,
                 labels={**self.identity.labels(), "sandbox": sandbox_id, "kind": "sandbox", "engine": engine},
                 files=trust.files(self.settings),
                 bases_volume=await bases.volume(self.host, self.settings, engine),

@@ -1,8 +1,7 @@
-"""Images and volumes on a host."""
+"""Images on a host."""
 
 import contextlib
 import io
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from typing import IO
@@ -10,7 +9,7 @@ from typing import IO
 import anyio.from_thread
 import docker
 
-from manyoyo_mcp.errors import HostUnavailable, ImageUnavailable, RequestError
+from manyoyo_mcp.errors import ImageUnavailable
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.endpoint import Endpoint
 from manyoyo_mcp.values import format_bytes
@@ -28,8 +27,8 @@ def _unavailable(what: str, hint: str) -> Iterator[None]:
         raise ImageUnavailable(f"{what}: {error}", hint) from error
 
 
-class Store(Endpoint):
-    """What a host keeps for its containers."""
+class Images(Endpoint):
+    """A host's images."""
 
     async def image_exists(self, reference: str) -> bool:
         try:
@@ -102,51 +101,3 @@ class Store(Endpoint):
 
         with _unavailable(f"The host could not import {reference}", "Is its disk full?"):
             await self._call(load)
-
-    async def volume_exists(self, name: str) -> bool:
-        try:
-            await self._call(lambda client: client.inspect_volume(name))
-        except docker.errors.NotFound:
-            return False
-        return True
-
-    async def create_volume(self, name: str, labels: dict[str, str]) -> None:
-        named = {LABEL + key: value for key, value in labels.items()}
-        await self._call(lambda client: client.create_volume(name, labels=named))
-
-    async def remove_volume(self, name: str) -> bool:
-        try:
-            await self._call(lambda client: client.remove_volume(name))
-        except docker.errors.NotFound:
-            return False
-        except docker.errors.APIError as error:
-            if error.status_code != 409:
-                raise HostUnavailable(f"The host could not remove {name}: {error.explanation}", "Try again.") from error
-            users = await self._call(lambda client: client.containers(all=True, filters={"volume": name}))
-            names = ", ".join(user["Names"][0].lstrip("/") for user in users) or "a container"
-            raise RequestError(
-                f"The volume {name} is in use by {names}.", "Remove those first, or wait until they end.", code="IN_USE"
-            ) from error
-        return True
-
-    async def read_volume(self, name: str, path: str, image: str, labels: dict[str, str]) -> bytes | None:
-        mount = {"Type": "volume", "Source": name, "Target": "/volume", "ReadOnly": True}
-        named = {LABEL + key: value for key, value in labels.items()}
-        body = {"Image": image, "Labels": named, "HostConfig": {"Mounts": [mount]}}
-
-        def read(client: docker.APIClient) -> bytes | None:
-            container = client.create_container_from_config(body)["Id"]
-            try:
-                stream, _ = client.get_archive(container, f"/volume/{path}")
-                with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
-                    file = archive.extractfile(archive.next() or tarfile.TarInfo())
-                    return file.read() if file is not None else None
-            except docker.errors.NotFound:
-                return None
-            finally:
-                client.remove_container(container, force=True)
-
-        try:
-            return await self._call(read)
-        except docker.errors.APIError as error:
-            raise HostUnavailable(f"The host could not read {name}: {error.explanation}", "Try again.") from error

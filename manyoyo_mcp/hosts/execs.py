@@ -1,0 +1,26 @@
+"""Programs of ours run in containers of ours."""
+
+import time
+
+import docker
+
+from manyoyo_mcp.attached import Attached
+from manyoyo_mcp.hosts.base import Completed
+
+
+def execute(client: docker.APIClient, container_id: str, argv: list[str]) -> Completed:
+    """Run `argv` in a container and wait for its end. Raises docker.errors.APIError where that does not run."""
+    exec_id = client.exec_create(container_id, argv)["Id"]
+    attached = Attached(client.exec_start(exec_id, socket=True))
+    output = bytearray()
+    try:
+        attached.pump(output.extend)
+    finally:
+        attached.close()
+    for _ in range(250):  # the output's end comes a moment before the process's
+        state = client.exec_inspect(exec_id)
+        if not state["Running"]:
+            break
+        time.sleep(0.02)
+    code = state["ExitCode"]
+    return Completed(125 if code is None else code, output.decode(errors="replace"))

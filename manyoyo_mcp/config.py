@@ -70,7 +70,9 @@ class Settings(BaseSettings):
         "auto", description="Where sandboxes keep what they hold; auto: in a pool where the host can have one."
     )
     pool_size: Memory | None = Field(None, description="Of a new pool; default: four fifths of the host's free disk.")
-    sandbox_disk: Memory = Field(20 << 30, description="Disk of a sandbox that asks for none, where disks can be capped.")
+    sandbox_disk: Memory = Field(
+        20 << 30, description="Disk of a sandbox that asks for none, where disks can be capped."
+    )
     lease_s: int = Field(120, ge=2, description="Seconds after which a sandbox ends itself that no server renews.")
     nested_cpus: float | None = Field(None, gt=0, description="A run or build; default: the sandbox's.")
     nested_memory: Memory | None = Field(None, description="A run or build; default: half the sandbox's.")
@@ -91,6 +93,11 @@ class Settings(BaseSettings):
     log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")
     state_dir: Path = Field(default_factory=lambda: DIRS.user_state_path, description="Logs and the probe's memory.")
     runtime_dir: Path = Field(default_factory=lambda: _runtime_dir(), description="Sockets of the sandboxes' engines.")
+
+    @property
+    def lock_dir(self) -> Path:
+        """Where the locks of this owner's named things lie."""
+        return self.runtime_dir / "locks"
 
     @field_validator("roots", mode="before")
     @classmethod

@@ -142,7 +142,12 @@ class Pool:
 
     def _make(self, client: docker.APIClient, image: str) -> dict[str, Any]:
         labels = {f"{LABEL}kind": "pool"}
-        volume = {"Type": "volume", "Source": KEEPER, "Target": "/var/lib/manyoyo-pool", "VolumeOptions": {"Labels": labels}}
+        volume = {
+            "Type": "volume",
+            "Source": KEEPER,
+            "Target": "/var/lib/manyoyo-pool",
+            "VolumeOptions": {"Labels": labels},
+        }
         body = {
             "Image": image,
             "Labels": labels,

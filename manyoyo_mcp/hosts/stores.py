@@ -16,7 +16,7 @@ from manyoyo_mcp.hosts.images import Images
 from manyoyo_mcp.hosts.pool import KEEPER, Device, Pool, PoolUnavailable
 from manyoyo_mcp.values import format_bytes, unix_time
 
-_COPY = 'cp -a /from/. /to && du -sb /to | cut -f1'
+_COPY = "cp -a /from/. /to && du -sb /to | cut -f1"
 _IN_USE_PATIENCE = 5.0
 """Seconds that a container on its way out may hold its volume."""
 _STRAY_AFTER = 120.0

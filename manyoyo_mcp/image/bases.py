@@ -38,7 +38,7 @@ import anyio
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.engines import ENGINES
 from manyoyo_mcp.engines.base import BuildSpec, Engine, RunSpec, Step
-from manyoyo_mcp.errors import EngineFailed, ImageUnavailable, InvalidArgument, NameConflict, SandboxError
+from manyoyo_mcp.errors import EngineFailed, ImageUnavailable, InvalidArgument, NameConflict, RequestError, SandboxError
 from manyoyo_mcp.hosts.base import LABEL, Host, Outer, OuterSpec
 from manyoyo_mcp.image import debian, outer
 from manyoyo_mcp.image.outer import Progress
@@ -207,7 +207,16 @@ def _complete(there: dict[str, Base], wanted: Sequence[str]) -> bool:
 
 
 async def remove(host: Host) -> bool:
-    """Remove the base images; whether there were any. Raises RequestError (IN_USE) while a sandbox uses them."""
+    """Remove the base images; whether there were any. Raises RequestError (IN_USE) while a sandbox uses them, or one with a
+    name or a checkpoint may."""
+    for kind, label in (("sandbox", "name"), ("checkpoint", "checkpoint")):
+        kept = [store.labels[label] for store in await host.stores({"kind": kind}) if label in store.labels]
+        if kept:
+            raise RequestError(
+                f"What is kept builds on the base images: {kind} {', '.join(kept)}.",
+                "Remove those first (`manyoyo-mcp ps --all`, `manyoyo-mcp rm`).",
+                code="IN_USE",
+            )
     return await host.remove_volume(VOLUME)
 
 

@@ -1,14 +1,13 @@
 """The sandboxes of one session: start, find, grow, clean up. Lives as long as the server; every task of it ends with it."""
 
 import contextlib
+import dataclasses
 import logging
-import secrets
 import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,27 +19,25 @@ from anyio.lowlevel import current_token
 from manyoyo_mcp.config import EngineName, Settings
 from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec, RunSpec, Step
 from manyoyo_mcp.errors import (
-    CapExceeded,
-    CapsUnenforced,
     EngineUnreachable,
     InvalidArgument,
+    NameConflict,
     NotFound,
     SandboxAmbiguous,
     SandboxError,
 )
 from manyoyo_mcp.hosts import lease
-from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec
+from manyoyo_mcp.hosts.base import Copied, Host, Outer, Store
 from manyoyo_mcp.hosts.docker import open_host
-from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.policy.rules import Limits
-from manyoyo_mcp.sessions import reaper, sweep, trust
+from manyoyo_mcp.sessions import names, reaper, sweep
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
-from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
-from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
-from manyoyo_mcp.values import Caps, docker_size
+from manyoyo_mcp.sessions.sandbox import Sandbox
+from manyoyo_mcp.sessions.starting import Starter, Wanted, checkpoint_of
+from manyoyo_mcp.values import Caps
 from manyoyo_mcp.workers import in_thread
 
 T = TypeVar("T")
@@ -64,7 +61,7 @@ class Manager:
         self._first = anyio.Lock()  # of those who come at once and find no sandbox, one starts it
         self._starting = 0
         self._start_ended = anyio.Event()
-        self._probes = Remembered(settings.state_dir / "probes.json")
+        self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
         self._reaper: subprocess.Popen[bytes] | None = None
 
     # -- which one
@@ -79,6 +76,7 @@ class Manager:
         """
         ids = ", ".join(self._sandboxes) or "none"
         if sandbox_id is not None:
+            sandbox_id = next((each.sandbox_id for each in self.sandboxes() if each.name == sandbox_id), sandbox_id)
             if sandbox_id not in self._sandboxes:
                 raise NotFound(
                     f"There is no sandbox {sandbox_id[:60]!r}.",
@@ -101,7 +99,7 @@ class Manager:
                 while self._starting and not self._sandboxes:
                     await self._start_ended.wait()
                 if not self._sandboxes:
-                    return await self._start(None, None, None, None, progress), True
+                    return await self._start(Wanted(), progress), True
         return self.get(sandbox_id), False
 
     # -- starting and growing
@@ -113,105 +111,127 @@ class Manager:
         memory: int | None = None,
         pids: int | None = None,
         progress: Progress = no_progress,
+        *,
+        disk: int | None = None,
+        name: str | None = None,
+        from_checkpoint: str | None = None,
     ) -> Sandbox:
-        """Start a new sandbox. Raises CapExceeded, HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced."""
+        """Start a new sandbox, or the one of that name, which may be there and even run already.
+
+        Raises InvalidArgument, NotFound (CHECKPOINT_NOT_FOUND), CapExceeded, NotSupported (DISK_CAP_UNAVAILABLE),
+        HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced.
+        """
+        origin = None
+        if from_checkpoint is not None:
+            origin = await checkpoint_of(self.host, self.identity.owner, from_checkpoint)
+        return await self._counted(Wanted(engine, cpus, memory, pids, disk, name, origin), progress)
+
+    async def _counted(self, wanted: Wanted, progress: Progress) -> Sandbox:
         self._starting += 1
         try:
-            return await self._start(engine, cpus, memory, pids, progress)
+            return await self._start(wanted, progress)
         finally:
             self._starting -= 1
             self._start_ended.set()
             self._start_ended = anyio.Event()
 
-    async def _start(
-        self, engine: EngineName | None, cpus: float | None, memory: int | None, pids: int | None, progress: Progress
-    ) -> Sandbox:
-        begun = time.monotonic()
-        engine = engine or self.settings.engine
-        info = await self.host.info()
-        caps = self._sandbox_caps(info, cpus, memory, pids)
-        image = await outer_image.ensure(self.host, self.settings, progress)
-        storage = await self.host.storage(image)
-        disk = self.settings.sandbox_disk if storage.kind == "pool" else None
-        progress(0, None, f"starting a {engine} sandbox ({caps.describe()})")
+    async def _start(self, wanted: Wanted, progress: Progress) -> Sandbox:
+        for sandbox in self.sandboxes():
+            if wanted.name is not None and sandbox.name == wanted.name and await self.alive(sandbox):
+                sandbox.resumed = "running"
+                return sandbox
         self._ensure_reaper()
-        sandbox_id = f"sb-{secrets.token_hex(8)}"
-        created = await self.host.create(
-            OuterSpec(
-                sandbox_id=sandbox_id,
-                image=image,
-                engine=engine,
-                caps=caps,
-                build_pids=min(self.settings.nested_pids, caps.pids),
-                lease=self.settings.lease_s,
-                disk=disk,
-                labels={**self.identity.labels(), "sandbox": sandbox_id, "kind": "sandbox", "engine": engine},
-                files=trust.files(self.settings),
-                bases_volume=await bases.volume(self.host, self.settings, engine),
-            )
-        )
-        self._held[sandbox_id] = created
+        sandbox = await self._starter.start(wanted, progress)
+        self._sandboxes[sandbox.sandbox_id] = sandbox
+        return sandbox
+
+    async def fork(self, sandbox: Sandbox, count: int, progress: Progress = no_progress) -> list[Sandbox]:
+        """New sandboxes that begin as this one is now, with its caps. All of them, or none where one can't be had."""
+        forks: list[Sandbox] = []
+        store = await self._store(sandbox)
+        caps = sandbox.limits.largest
+        wanted = Wanted(None, caps.cpus, caps.memory, caps.pids, sandbox.disk, None, store)
         try:
-            sandbox = await self._join(created, begun)
-            sandbox.evidence = await self._prove(sandbox, info, image, progress)
+            for number in range(count):
+                progress(number, count, f"fork {number + 1} of {count}")
+                forks.append(await self._counted(wanted, no_progress))
         except BaseException:
-            del self._held[sandbox_id]
             with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
-                await self.host.remove(created)
+                for fork in forks:
+                    await self.remove(fork)
             raise
-        self._sandboxes[sandbox_id] = sandbox
-        return sandbox
+        return forks
 
-    async def _join(self, created: Outer, begun: float) -> Sandbox:
-        transport, dial = await self.host.dialer(created)
-        limits = Limits(self._nested_default(created.caps), created.caps)
-        sandbox = join(self.host, created, transport, dial, limits, self._spawn, 0)
-        await sandbox.engine.ping()
-        sandbox.start_seconds = round(time.monotonic() - begun, 3)
-        return sandbox
+    async def checkpoint(
+        self, sandbox: Sandbox, name: str, *, replace: bool, progress: Progress = no_progress
+    ) -> Copied:
+        """Keep all that a sandbox holds, as it is now, under a name of this owner's.
 
-    def _nested_default(self, caps: Caps) -> Caps:
-        return nested_default(caps, self.settings.nested_cpus, self.settings.nested_memory, self.settings.nested_pids)
+        Raises NameConflict where there is one of that name, unless it is to be replaced.
+        """
+        names.check_name(name)
+        target = names.checkpoint_store(self.identity.owner, name)
+        store = await self._store(sandbox)
+        image = await outer_image.ensure(self.host, self.settings, progress)
+        kept = {"engine", "cpus", "memory", "pids", "disk"}
+        labels = {
+            **{key: value for key, value in sandbox.outer.labels.items() if key in kept},
+            "owner": self.identity.owner,
+            "kind": "checkpoint",
+            "checkpoint": name,
+            "from": sandbox.name or sandbox.sandbox_id,
+        }
+        locks = self.settings.lock_dir
+        async with (
+            names.locked(locks, target, progress),
+            names.locked(locks, sandbox.sandbox_id, progress),
+        ):
+            for old in await self.host.stores({"owner": self.identity.owner, "checkpoint": name}):
+                if not replace:
+                    raise NameConflict(
+                        f"There is a checkpoint {name!r} already.", "Choose another name, or say replace=true."
+                    )
+                await self.host.remove_store(old.name)
+            progress(0, None, f"copying what {sandbox.sandbox_id} holds")
+            return await self.host.copy_store(store.name, target, labels, None, image)
 
-    def _sandbox_caps(self, info: HostInfo, cpus: float | None, memory: int | None, pids: int | None) -> Caps:
-        most_cpus = self.settings.max_sandbox_cpus or float(info.cpus)
-        most_memory = self.settings.max_sandbox_memory or info.memory
-        _check("cpus", cpus, most_cpus, "{:g}".format)
-        _check("memory", memory, most_memory, lambda size: docker_size(int(size) >> 20 << 20))
-        _check("pids_limit", pids, 1 << 22, str)
-        return Caps(
-            cpus=cpus or min(self.settings.sandbox_cpus or min(info.cpus / 2, 4.0), most_cpus),
-            memory=memory or min(self.settings.sandbox_memory or min(info.memory // 2, 8 << 30), most_memory),
-            pids=pids or self.settings.sandbox_pids,
-        )
+    async def remove_checkpoint(self, name: str) -> int:
+        """Remove a checkpoint of this owner's; the bytes that were its own. Raises NotFound."""
+        store = await checkpoint_of(self.host, self.identity.owner, name)
+        async with names.locked(self.settings.lock_dir, store.name, no_progress):
+            return await self.host.remove_store(store.name)
 
-    async def grow(self, sandbox: Sandbox, cpus: float | None, memory: int | None, pids: int | None) -> Sandbox:
+    async def kept(self) -> list[Store]:
+        """What this owner has that outlives servers: named sandboxes, running or not, and checkpoints."""
+        found = await self.host.stores({"owner": self.identity.owner})
+        return [store for store in found if names.is_named(store) or names.is_checkpoint(store)]
+
+    async def _store(self, sandbox: Sandbox) -> Store:
+        for store in await self.host.stores({"owner": self.identity.owner, "sandbox": sandbox.sandbox_id}):
+            return store
+        raise EngineUnreachable(f"What {sandbox.sandbox_id} held is gone.", "start_sandbox starts a new one.")
+
+    async def grow(
+        self, sandbox: Sandbox, cpus: float | None, memory: int | None, pids: int | None, disk: int | None = None
+    ) -> Sandbox:
         """Give a live sandbox larger caps, in place. Raises CapExceeded above the maximum, InvalidArgument below what it has."""
         info = await self.host.info()
         old = sandbox.limits.largest
-        new = self._sandbox_caps(info, cpus or old.cpus, memory or old.memory, pids or old.pids)
-        if new.cpus < old.cpus or new.memory < old.memory or new.pids < old.pids:
+        new = self._starter.caps(info, cpus or old.cpus, memory or old.memory, pids or old.pids)
+        shrunk = new.cpus < old.cpus or new.memory < old.memory or new.pids < old.pids
+        if shrunk or (disk is not None and disk < (sandbox.disk or 0)):
             raise InvalidArgument(
                 f"{sandbox.sandbox_id} has {old.describe()}; a live sandbox can grow, not shrink.",
                 "Leave the smaller cap out, or start a new sandbox.",
             )
-        sandbox.outer = await self.host.grow(sandbox.outer, new)
-        sandbox.limits = Limits(self._nested_default(new), new)
+        labels = sandbox.outer.labels
+        if disk is not None:
+            await self.host.cap_store((await self._store(sandbox)).name, disk)
+            labels = labels | {"disk": str(disk)}
+        grown = await self.host.grow(sandbox.outer, new)
+        sandbox.outer = dataclasses.replace(grown, labels=labels)
+        sandbox.limits = Limits(self._starter.nested_default(new), new)
         return sandbox
-
-    async def _prove(self, sandbox: Sandbox, info: HostInfo, image: str, progress: Progress) -> Evidence:
-        key = Remembered.key(info, image, sandbox.engine_name)
-        evidence = self._probes.get(key)
-        if evidence is None or not evidence.enforced:  # what did not bind may have been mended since
-            progress(0, None, "first sandbox of this kind on this host: proving that caps bind")
-            evidence = judge(await self.host.maintain(sandbox.outer, "probe", timeout=120))
-            self._probes.put(key, evidence)
-        if not evidence.enforced and not self.settings.allow_unenforced_caps:
-            raise CapsUnenforced(
-                f"Caps do not bind on this host: {evidence.words}.",
-                "Mend the host's cgroups, try the other engine, or set MANYOYO_ALLOW_UNENFORCED_CAPS=1 to run without.",
-            )
-        return evidence
 
     # -- work
 
@@ -277,6 +297,12 @@ class Manager:
 
         self._group.start_soon(guarded, name=name)
 
+    def _hold(self, outer: Outer) -> None:
+        self._held[outer.sandbox_id] = outer
+
+    def _let_go(self, outer: Outer) -> None:
+        self._held.pop(outer.sandbox_id, None)
+
     def _ensure_reaper(self) -> None:
         if self._reaper is None or self._reaper.poll() is not None:
             self._reaper = reaper.spawn(self.identity.session)
@@ -311,42 +337,68 @@ class Manager:
             )
         return error
 
-    async def remove(self, sandbox: Sandbox) -> int:
-        """End a sandbox: its jobs, its nested containers, its store. Idempotent. Bytes freed, where known."""
+    async def remove(self, sandbox: Sandbox, *, keep_store: bool = False) -> int:
+        """End a sandbox: its jobs, its nested containers, and, but for `keep_store`, all that it holds. Idempotent. Bytes
+        freed, where known."""
         async with anyio.create_task_group() as group:
             for job in self.jobs.of(sandbox.sandbox_id):
                 if job.state == "running":
                     group.start_soon(job.cancel)
-        freed = await self.host.remove(sandbox.outer)
+        async with self._named_lock(sandbox.sandbox_id if sandbox.name else None):
+            if keep_store:
+                await self.host.maintain(sandbox.outer, "stop-all", timeout=30)
+            freed = await self.host.remove(sandbox.outer, keep_store=keep_store)
         await in_thread(sandbox.engine.close)
         self._sandboxes.pop(sandbox.sandbox_id, None)
-        self._held.pop(sandbox.sandbox_id, None)
+        self._let_go(sandbox.outer)
         return freed
 
-    async def remove_all(self) -> list[str]:
-        """Remove every sandbox of this session; their ids."""
-        removed = []
-        for sandbox in self.sandboxes():
-            await self.remove(sandbox)
-            removed.append(sandbox.sandbox_id)
+    @contextlib.asynccontextmanager
+    async def _named_lock(self, sandbox_id: str | None) -> AsyncIterator[None]:
+        if sandbox_id is None:
+            yield
+            return
+        async with names.locked(self.settings.lock_dir, sandbox_id, no_progress):
+            yield
+
+    async def remove_all(self) -> dict[str, int]:
+        """Remove every sandbox of this session but the named ones; their ids, with the bytes that each freed."""
+        return {each.sandbox_id: await self.remove(each) for each in self.sandboxes() if each.name is None}
+
+    def _by_name(self, sandbox_id: str) -> str:
+        """A sandbox's id, where it may have been its name."""
+        if sandbox_id.startswith("sb-") or not names.is_name(sandbox_id):
+            return sandbox_id
+        return names.sandbox_id(self.identity.owner, sandbox_id)
+
+    async def is_named(self, sandbox_id: str) -> bool:
+        """Whether a sandbox of this owner, by its id or name, outlives its server."""
+        stores = await self.host.stores({"owner": self.identity.owner, "sandbox": self._by_name(sandbox_id)})
+        return any(names.is_named(store) for store in stores)
+
+    async def remove_by_id(self, sandbox_id: str, *, keep_store: bool = False) -> dict[str, int]:
+        """Remove one sandbox of this owner, of whichever session, by its id or name; nothing where there is none. The ids
+        removed, with the bytes that each freed."""
+        sandbox_id = self._by_name(sandbox_id)
+        if sandbox_id in self._sandboxes:
+            return {sandbox_id: await self.remove(self._sandboxes[sandbox_id], keep_store=keep_store)}
+        removed: dict[str, int] = {}
+        for outer in await self.host.find({"owner": self.identity.owner}, sandbox_id, remains=True):
+            async with self._named_lock(outer.sandbox_id if "name" in outer.labels else None):
+                removed[sandbox_id] = await self.host.remove(outer, keep_store=keep_store)
+        if not keep_store:
+            for store in await self.host.stores(
+                {"owner": self.identity.owner, "sandbox": sandbox_id}
+            ):  # one that is stopped
+                async with self._named_lock(sandbox_id):
+                    removed[sandbox_id] = await self.host.remove_store(store.name)
         return removed
 
-    async def remove_by_id(self, sandbox_id: str) -> list[str]:
-        """Remove one sandbox of this owner, of whichever session; nothing where there is none. The ids removed."""
-        if sandbox_id in self._sandboxes:
-            await self.remove(self._sandboxes[sandbox_id])
-            return [sandbox_id]
-        found = await self.host.find({"owner": self.identity.owner}, sandbox_id, remains=True)
-        for outer in found:
-            await self.host.remove(outer)
-        return [outer.sandbox_id for outer in found]
-
-    async def remove_others(self) -> list[str]:
-        """Remove this owner's sandboxes of other sessions, live ones too; their ids."""
-        found = await self.others()
-        for outer in found:
-            await self.host.remove(outer)
-        return [outer.sandbox_id for outer in found]
+    async def remove_others(self) -> dict[str, int]:
+        """Remove this owner's sandboxes of other sessions, live ones too, but the named ones; as `remove_all`."""
+        return {
+            each.sandbox_id: await self.host.remove(each) for each in await self.others() if "name" not in each.labels
+        }
 
     async def counters(self, sandbox: Sandbox) -> dict[str, int]:
         """What the sandbox uses, from its cgroups and its store: `memory_used`, `pids_used`, `disk_free`, … in bytes or counts."""
@@ -362,18 +414,7 @@ class Manager:
     async def adopt(self, found: Outer) -> Sandbox:
         """Use a sandbox of this owner that another session started; for the command line. It stays that session's: this
         one neither counts it as its own nor removes it."""
-        return await self._join(replace(found), time.monotonic())
-
-
-def _check(name: str, asked: Any, most: float, shown: Callable[[Any], str]) -> None:
-    if asked is not None and asked > most:
-        raise CapExceeded(
-            f"{name}={shown(asked)} is more than a sandbox may have here: the most is {shown(most)}.",
-            f"Ask for at most {shown(most)}; beyond the host's own it takes another host, below it the operator can raise it "
-            "(MANYOYO_MAX_SANDBOX_CPUS, MANYOYO_MAX_SANDBOX_MEMORY).",
-            cap=name,
-            maximum=most,
-        )
+        return await self._starter.join(found, time.monotonic())
 
 
 @contextlib.asynccontextmanager
@@ -398,7 +439,10 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                     await job.cancel()
                 with contextlib.suppress(SandboxError):
                     await manager.remove_all()
-                    manager._dismiss_reaper()
+                    if (
+                        not manager.sandboxes()
+                    ):  # a named one goes on until its lease ends; what it then leaves is the reaper's
+                        manager._dismiss_reaper()
                 shutil.rmtree(manager.directory, ignore_errors=True)
             group.cancel_scope.cancel()
     if raised is not None:

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 from manyoyo_mcp.dialled import Dial
 from manyoyo_mcp.engines import ENGINES
@@ -17,7 +18,8 @@ from manyoyo_mcp.values import Caps
 
 @dataclass(slots=True)
 class Sandbox:
-    """What the session knows of a sandbox. `limits` says what its policy grants; it changes when the sandbox grows."""
+    """What the session knows of a sandbox. `limits` says what its policy grants; it changes when the sandbox grows.
+    `resumed`: how it was found, where it was there before. `copied`: began as a copy of another."""
 
     sandbox_id: str
     outer: Outer
@@ -26,12 +28,24 @@ class Sandbox:
     limits: Limits
     start_seconds: float
     evidence: Evidence | None = None
+    resumed: Literal["running", "stopped"] | None = None
+    copied: bool = False
     started: float = field(default_factory=time.time)
 
     @property
     def age(self) -> float:
         """Seconds since it was started."""
         return round(time.time() - self.started, 1)
+
+    @property
+    def name(self) -> str | None:
+        """What its owner calls it, where it outlives its server."""
+        return self.outer.labels.get("name")
+
+    @property
+    def disk(self) -> int | None:
+        """The cap of its disk in bytes, where it has one."""
+        return int(self.outer.labels["disk"]) if "disk" in self.outer.labels else None
 
     @property
     def engine_name(self) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,18 @@ import anyio
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
+from manyoyo_mcp.image.outer import no_progress
+from manyoyo_mcp.sessions import names
 from manyoyo_mcp.sessions.identity import Identity, answers_for, owner, pid_namespace
 from manyoyo_mcp.workers import in_thread
 
 _OWNER = "server.json"
 _LATE_COMER = 3.0
 """Seconds after which a host's engine has made the container that was asked of it a moment before the server's end."""
+
+
+_LEASES = 3
+"""Leases after which a named sandbox that still runs is another server's, and so is what it will leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +34,38 @@ class Swept:
 
 
 async def remove_session(settings: Settings, session: str) -> None:
-    """Remove every sandbox of one session of this owner."""
+    """Remove every sandbox of one session of this owner. Those with a name go on until their lease ends: then only what is
+    left of their container."""
     async with open_host(settings) as host:
         for pause in (0, _LATE_COMER):
             await anyio.sleep(pause)
             for outer in await host.find({"owner": owner(), "session": session}, remains=True):
-                await host.remove(outer)
+                if "name" not in outer.labels:
+                    await host.remove(outer)
         shutil.rmtree(directory(settings, session), ignore_errors=True)
+        end = time.monotonic() + _LEASES * settings.lease_s
+        while await _retire(host, settings) and time.monotonic() < end:  # noqa: ASYNC110 - other processes have no events
+            await anyio.sleep(min(settings.lease_s / 4, 5))
+
+
+async def _retire(host: Host, settings: Settings) -> bool:
+    """Remove the containers of this owner's named sandboxes that have stopped, not what they hold; whether any still runs."""
+    running = False
+    for outer in await host.find({"owner": owner(), "kind": "sandbox"}):
+        if "name" in outer.labels:
+            if outer.running:
+                running = True
+            else:
+                await retire(host, settings, outer)
+    return running
+
+
+async def retire(host: Host, settings: Settings, outer: Outer) -> None:
+    """Remove the container of a named sandbox that has stopped, unless it is being started anew."""
+    async with names.locked(settings.lock_dir, outer.sandbox_id, no_progress):
+        now = await host.inspect(outer)
+        if now is not None and not now.running:
+            await host.remove(now, keep_store=True)
 
 
 def directory(settings: Settings, session: str) -> Path:
@@ -71,8 +103,11 @@ def _forget_sessions(settings: Settings) -> None:
 
 
 async def orphans(host: Host) -> list[Outer]:
-    """This owner's sandboxes whose server runs no longer."""
-    return [outer for outer in await host.find({"owner": owner()}, remains=True) if not answers_for(outer.labels)]
+    """This owner's sandboxes whose server runs no longer; of those with a name, the ones that have stopped."""
+    found = await host.find({"owner": owner()}, remains=True)
+    return [
+        outer for outer in found if (not outer.running if "name" in outer.labels else not answers_for(outer.labels))
+    ]
 
 
 async def sweep(host: Host, settings: Settings, *, dry_run: bool = False) -> Swept:
@@ -80,7 +115,10 @@ async def sweep(host: Host, settings: Settings, *, dry_run: bool = False) -> Swe
     found = await orphans(host)
     if not dry_run:
         for outer in found:
-            await host.remove(outer)
+            if "name" in outer.labels:
+                await retire(host, settings, outer)
+            else:
+                await host.remove(outer)
         await host.tidy()
         await in_thread(_forget_sessions, settings)
     return Swept(found)

@@ -1,0 +1,244 @@
+"""How a sandbox comes to be: new, by its name, or as a copy of another; its caps granted, and proven to bind."""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio
+
+from manyoyo_mcp.config import EngineName, Settings
+from manyoyo_mcp.errors import CapExceeded, CapsUnenforced, InvalidArgument, NotFound, SandboxError
+from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Store
+from manyoyo_mcp.image import bases
+from manyoyo_mcp.image import outer as outer_image
+from manyoyo_mcp.image.outer import Progress
+from manyoyo_mcp.policy.rules import Limits
+from manyoyo_mcp.sessions import names, trust
+from manyoyo_mcp.sessions.identity import Identity
+from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
+from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
+from manyoyo_mcp.values import Caps, docker_size
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What was asked of a start; None where the default is meant. `origin`: the store that it begins as a copy of."""
+
+    engine: EngineName | None = None
+    cpus: float | None = None
+    memory: int | None = None
+    pids: int | None = None
+    disk: int | None = None
+    name: str | None = None
+    origin: Store | None = None
+
+
+Hold = Callable[[Outer], None]
+"""Told of an outer container as soon as it exists: from then on its lease is to be kept."""
+
+
+class Starter:
+    """Starts sandboxes for one session. `spawn` runs what their engines leave for later."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: Host,
+        identity: Identity,
+        spawn: Callable[[str, Callable[[], Awaitable[object]]], None],
+        hold: Hold,
+        let_go: Hold,
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._identity = identity
+        self._spawn = spawn
+        self._hold = hold
+        self._let_go = let_go
+        self._probes = Remembered(settings.state_dir / "probes.json")
+
+    async def start(self, wanted: Wanted, progress: Progress) -> Sandbox:
+        """Raises CapExceeded, NotSupported, HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced."""
+        if wanted.name is None:
+            return await self._new(wanted, f"sb-{secrets.token_hex(8)}", {}, progress)
+        sandbox_id = names.sandbox_id(self._identity.owner, names.check_name(wanted.name))
+        async with names.locked(self._settings.lock_dir, sandbox_id, progress):
+            for there in await self._host.stores({"owner": self._identity.owner, "sandbox": sandbox_id}):
+                return await self._again(wanted, there, progress)
+            return await self._new(wanted, sandbox_id, {"name": wanted.name}, progress)
+
+    async def _again(self, wanted: Wanted, there: Store, progress: Progress) -> Sandbox:
+        """A named sandbox that there is: joined where it runs, else started on its store."""
+        begun = time.monotonic()
+        had = there.labels
+        if wanted.origin is not None:
+            raise InvalidArgument(
+                f"The sandbox {wanted.name!r} exists already, with content of its own.",
+                "Leave from_checkpoint out, choose another name, or cleanup that one first.",
+            )
+        if wanted.engine not in (None, had["engine"]):
+            raise InvalidArgument(
+                f"The sandbox {wanted.name!r} has the engine {had['engine']}, and keeps it.",
+                "Leave engine out, or choose another name.",
+            )
+        sandbox_id = had["sandbox"]
+        for found in await self._host.find({"owner": self._identity.owner}, sandbox_id):
+            if found.running:
+                self._hold(found)
+                try:
+                    await self._host.renew(found)
+                    sandbox = await self.join(found, begun)
+                    info = await self._host.info()
+                    image = await outer_image.ensure(self._host, self._settings, progress)
+                    sandbox.evidence = await self._prove(sandbox, info, image, progress)
+                    sandbox.resumed = "running"
+                    return sandbox
+                except SandboxError:  # it is about to end, or its engine is stuck
+                    self._let_go(found)
+            progress(0, None, "its last end is being tidied up")
+            await self._host.remove(found, keep_store=True)
+        wanted = replace(
+            wanted,
+            engine="docker" if had["engine"] == "docker" else "podman",
+            cpus=wanted.cpus or float(had["cpus"]),
+            memory=wanted.memory or int(had["memory"]),
+            pids=wanted.pids or int(had["pids"]),
+            disk=wanted.disk or int(had.get("disk", 0)) or None,
+        )
+        sandbox = await self._new(wanted, sandbox_id, {"name": wanted.name or ""}, progress, there)
+        sandbox.resumed = "stopped"
+        return sandbox
+
+    async def _new(
+        self, wanted: Wanted, sandbox_id: str, labels: dict[str, str], progress: Progress, there: Store | None = None
+    ) -> Sandbox:
+        begun = time.monotonic()
+        engine: EngineName = wanted.engine or self._settings.engine
+        if wanted.origin is not None:
+            origin_engine = wanted.origin.labels["engine"]
+            if wanted.engine not in (None, origin_engine):
+                raise InvalidArgument(
+                    f"What it begins with was made by the engine {origin_engine}.", "Leave engine out."
+                )
+            engine = "docker" if origin_engine == "docker" else "podman"
+        info = await self._host.info()
+        caps = self.caps(info, wanted.cpus, wanted.memory, wanted.pids)
+        image = await outer_image.ensure(self._host, self._settings, progress)
+        disk = await self._disk(wanted, image, there)
+        progress(0, None, f"starting a {engine} sandbox ({caps.describe()})")
+        spec = OuterSpec(
+            sandbox_id=sandbox_id,
+            image=image,
+            engine=engine,
+            caps=caps,
+            build_pids=min(self._settings.nested_pids, caps.pids),
+            lease=self._settings.lease_s,
+            labels={
+                **self._identity.labels(),
+                **labels,
+                "sandbox": sandbox_id,
+                "kind": "sandbox",
+                "engine": engine,
+                "cpus": f"{caps.cpus:g}",
+                "memory": str(caps.memory),
+                "pids": str(caps.pids),
+                **({"disk": str(disk)} if disk else {}),
+            },
+            files=trust.files(self._settings),
+            bases_volume=await bases.volume(self._host, self._settings, engine),
+            disk=disk,
+            origin=wanted.origin.name if wanted.origin is not None else None,
+            keep="name" in labels,
+        )
+        created = await self._host.create(spec)
+        self._hold(created)
+        try:
+            sandbox = await self.join(created, begun)
+            sandbox.copied = wanted.origin is not None
+            sandbox.evidence = await self._prove(sandbox, info, image, progress)
+        except BaseException:
+            self._let_go(created)
+            with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
+                await self._host.remove(created, keep_store=there is not None)
+            raise
+        return sandbox
+
+    async def _disk(self, wanted: Wanted, image: str, there: Store | None) -> int | None:
+        """The cap of its disk. None where disks can't be capped and none was asked for."""
+        storage = await self._host.storage(image)
+        if storage.kind != "pool" or (there is not None and not there.pooled):
+            return wanted.disk
+        _check("disk", wanted.disk, storage.size, docker_size)
+        disk = wanted.disk or min(self._settings.sandbox_disk, storage.size)
+        if there is not None and disk != int(there.labels.get("disk", 0)):
+            await self._host.cap_store(there.name, disk)
+        return disk
+
+    async def join(self, created: Outer, begun: float) -> Sandbox:
+        """A sandbox of an outer container that runs. `begun`: since when, by time.monotonic, it is being waited for."""
+        transport, dial = await self._host.dialer(created)
+        limits = Limits(self.nested_default(created.caps), created.caps)
+        sandbox = join(self._host, created, transport, dial, limits, self._spawn, 0)
+        await sandbox.engine.ping()
+        sandbox.start_seconds = round(time.monotonic() - begun, 3)
+        return sandbox
+
+    def nested_default(self, caps: Caps) -> Caps:
+        """The caps of a run or build that asks for none."""
+        settings = self._settings
+        return nested_default(caps, settings.nested_cpus, settings.nested_memory, settings.nested_pids)
+
+    def caps(self, info: HostInfo, cpus: float | None, memory: int | None, pids: int | None) -> Caps:
+        """The caps of a sandbox: as asked, else the default. Raises CapExceeded."""
+        most_cpus = self._settings.max_sandbox_cpus or float(info.cpus)
+        most_memory = self._settings.max_sandbox_memory or info.memory
+        _check("cpus", cpus, most_cpus, "{:g}".format)
+        _check("memory", memory, most_memory, lambda size: docker_size(int(size) >> 20 << 20))
+        _check("pids_limit", pids, 1 << 22, str)
+        return Caps(
+            cpus=cpus or min(self._settings.sandbox_cpus or min(info.cpus / 2, 4.0), most_cpus),
+            memory=memory or min(self._settings.sandbox_memory or min(info.memory // 2, 8 << 30), most_memory),
+            pids=pids or self._settings.sandbox_pids,
+        )
+
+    async def _prove(self, sandbox: Sandbox, info: HostInfo, image: str, progress: Progress) -> Evidence:
+        key = Remembered.key(info, image, sandbox.engine_name)
+        evidence = self._probes.get(key)
+        if evidence is None or not evidence.enforced:  # what did not bind may have been mended since
+            progress(0, None, "first sandbox of this kind on this host: proving that caps bind")
+            evidence = judge(await self._host.maintain(sandbox.outer, "probe", timeout=120))
+            self._probes.put(key, evidence)
+        if not evidence.enforced and not self._settings.allow_unenforced_caps:
+            raise CapsUnenforced(
+                f"Caps do not bind on this host: {evidence.words}.",
+                "Mend the host's cgroups, try the other engine, or set MANYOYO_ALLOW_UNENFORCED_CAPS=1 to run without.",
+            )
+        return evidence
+
+
+def _check(name: str, asked: Any, most: float, shown: Callable[[Any], str]) -> None:
+    if asked is not None and asked > most:
+        raise CapExceeded(
+            f"{name}={shown(asked)} is more than a sandbox may have here: the most is {shown(most)}.",
+            f"Ask for at most {shown(most)}; beyond the host's own it takes another host, below it the operator can raise it "
+            "(MANYOYO_MAX_SANDBOX_CPUS, MANYOYO_MAX_SANDBOX_MEMORY, MANYOYO_POOL_SIZE).",
+            cap=name,
+            maximum=most,
+        )
+
+
+async def checkpoint_of(host: Host, owner: str, name: str) -> Store:
+    """The owner's checkpoint of that name. Raises NotFound (CHECKPOINT_NOT_FOUND) with those that there are."""
+    found = await host.stores({"owner": owner, "kind": "checkpoint"})
+    for store in found:
+        if store.labels.get("checkpoint") == name:
+            return store
+    known = ", ".join(sorted(store.labels.get("checkpoint", "") for store in found)) or "none"
+    raise NotFound(
+        f"There is no checkpoint {name[:60]!r}.",
+        f"There are: {known}. checkpoint makes one.",
+        code="CHECKPOINT_NOT_FOUND",
+    )

@@ -16,7 +16,8 @@
         ├── EngineFailed        ENGINE_FAILED
         ├── HostUnavailable     HOST_UNAVAILABLE
         ├── ImageUnavailable    OUTER_IMAGE_UNAVAILABLE
-        └── CapsUnenforced      CAPS_UNENFORCED
+        ├── CapsUnenforced      CAPS_UNENFORCED
+        └── DiskFull            DISK_FULL           the sandbox's disk has no room for what was asked
 
 How a command that *did* run ended is no exception but a `Reason` in its result (see `Reason`).
 """
@@ -125,3 +126,7 @@ class ImageUnavailable(SandboxError):
 
 class CapsUnenforced(SandboxError):
     code = "CAPS_UNENFORCED"
+
+
+class DiskFull(SandboxError):
+    code = "DISK_FULL"

@@ -9,6 +9,7 @@ from manyoyo_mcp.engines.base import (
     Container,
     Ended,
     Image,
+    Usage,
 )
 from manyoyo_mcp.engines.building import Building
 from manyoyo_mcp.engines.entering import Entering
@@ -83,6 +84,28 @@ class DockerApiEngine(Running, Entering, Building):
             for row in rows
         ]
 
+    async def usage(self) -> list[Usage]:
+        raw = await self._ask(lambda client: client.df())
+        shared = {image.image_id.removeprefix("sha256:") for image in await self.images() if image.shared}
+        found = [
+            Usage("image", (row.get("RepoTags") or [str(row["Id"])[:19]])[0], _own(row))
+            for row in raw.get("Images") or []
+            if str(row["Id"]).removeprefix("sha256:") not in shared
+        ]
+        found += [
+            Usage("container", (row.get("Names") or [str(row["Id"])[:12]])[0].lstrip("/"), int(row.get("SizeRw") or 0))
+            for row in raw.get("Containers") or []
+        ]
+        found += [
+            Usage("volume", row["Name"], int((row.get("UsageData") or {}).get("Size") or 0))
+            for row in raw.get("Volumes") or []
+        ]
+        found += [
+            Usage("build cache", str(row.get("ID", ""))[:12], int(row.get("Size") or 0))
+            for row in raw.get("BuildCache") or []
+        ]
+        return sorted((each for each in found if each.size > 0), key=lambda each: -each.size)
+
     async def act(self, action: Action, container: str, timeout_s: float) -> str:
         match action:
             case "stop":
@@ -98,6 +121,11 @@ class DockerApiEngine(Running, Entering, Building):
                 await self.remove(container)
                 return "removed"
         return str((await self._inspect(container))["State"]["Status"])
+
+
+def _own(image: Any) -> int:
+    """What an image takes for itself."""
+    return int(image.get("Size") or 0) - max(0, int(image.get("SharedSize") or 0))
 
 
 def _address(row: Any) -> str:

@@ -154,6 +154,15 @@ class Image:
     shared: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Disk that something of the engine's takes: `kind` is image, container, volume or build cache; bytes."""
+
+    kind: str
+    name: str
+    size: int
+
+
 class Engine(Protocol):
     """What the tools ask of a nested engine.
 
@@ -164,6 +173,9 @@ class Engine(Protocol):
     name: ClassVar[str]
 
     async def ping(self) -> None: ...
+
+    async def usage(self) -> list[Usage]:
+        """What takes how much disk, the largest first; without what is shared with other sandboxes."""
 
     async def run(self, spec: RunSpec, sink: Sink) -> Ended: ...
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from manyoyo_mcp.engines.complaints import last_complaint
 from manyoyo_mcp.errors import (
+    DiskFull,
     EngineFailed,
     InvalidArgument,
     ManyoyoError,
@@ -25,6 +26,11 @@ _ENGINES_CLIENTS = {"docker", "docker-compose", "podman", "podman-compose", "bui
 REFUSED = re.compile("permission denied|not permitted|format error", re.IGNORECASE)
 """What runtimes say of a program that is there and may not, or can't, be executed."""
 _NO_SPACE = re.compile(r"[:\])(] ?(?:no space left on device|disk quota exceeded)", re.IGNORECASE)
+MAKE_ROOM = (
+    "Make room: nested_stop with action=remove takes containers away; or grow it: start_sandbox with its sandbox_id and a "
+    "larger disk; or go on in a new sandbox."
+)
+"""What to do where a sandbox's disk is full."""
 _NO_SPACE_TRAILER = re.compile(r"^(?:tar|cp|npm|E|dpkg|make|error)\b|^Errors were encountered|^compilation terminated")
 _NO_FORK = re.compile(
     rb"resource temporarily unavailable|can't fork|cannot fork|fork: retry|unable to create.{0,20}thread", re.IGNORECASE
@@ -81,7 +87,7 @@ def verdict(
         return Verdict(
             Reason.DISK_FULL,
             "A file system that the command wrote to is full.",
-            "Remove what is not needed (nested_list shows sizes), or write elsewhere: /dev/shm holds 64 MiB only.",
+            f"{MAKE_ROOM} (/dev/shm, where it was that, holds 64 MiB only.)",
             "output: no space left on device",
         )
     return Verdict(Reason.EXIT_NONZERO, f"The command ended with exit code {exit_code}.", _exit_hint(exit_code), "")
@@ -160,6 +166,8 @@ _ANSWERS: list[_Answer] = [
 
 def from_answer(engine: str, status: int, text: str) -> ManyoyoError:
     """An engine's error answer as one of ours: the request's fault where the words show it, else the engine's."""
+    if status >= 500 and _NO_SPACE.search(text):
+        return DiskFull(f"The sandbox's disk is full. Its {engine} engine answered: {text}", MAKE_ROOM)
     for wanted, pattern, kind, code, hint in _ANSWERS:
         if wanted in (None, status) and pattern.search(text):
             return kind(text, hint, code=code)

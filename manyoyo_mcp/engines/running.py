@@ -25,6 +25,7 @@ from manyoyo_mcp.engines.failures import REFUSED, SIGKILLED, Verdict, start_hint
 from manyoyo_mcp.engines.pulling import Pulling
 from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import (
+    DiskFull,
     EngineFailed,
     EngineUnreachable,
     InvalidArgument,
@@ -115,17 +116,25 @@ class Running(Pulling):
                 made.attached = Attached(client.attach_socket(made.container, params))
             client.start(made.container)
 
+        async def ask() -> None:
+            with _command_not_found([*(spec.entrypoint or []), *spec.command]):
+                await self._ask(begin)
+
         if spec.pull == "always":
             await self.pull(spec.image)
         try:
-            with _command_not_found([*(spec.entrypoint or []), *spec.command]):
-                return await self._ask(begin)
+            return await ask()
+        except DiskFull:  # what has just been removed may count still
+            if made.container:
+                await self.remove(made.container)
+            await self.settle()
+            await self._maintain("settle-disk")
+            return await ask()
         except NotFound as error:
             if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never":
                 raise
         await self.pull(spec.image)
-        with _command_not_found([*(spec.entrypoint or []), *spec.command]):
-            await self._ask(begin)
+        await ask()
 
     def _body(self, spec: RunSpec) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -19,6 +19,7 @@ from anyio.lowlevel import current_token
 from manyoyo_mcp.config import EngineName, Settings
 from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec, RunSpec, Step
 from manyoyo_mcp.errors import (
+    DiskFull,
     EngineUnreachable,
     InvalidArgument,
     NameConflict,
@@ -32,7 +33,7 @@ from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.policy.rules import Limits
-from manyoyo_mcp.sessions import names, reaper, sweep
+from manyoyo_mcp.sessions import names, reaper, room, sweep
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
 from manyoyo_mcp.sessions.sandbox import Sandbox
@@ -261,10 +262,7 @@ class Manager:
 
     def _job(self, kind: Kind, sandbox: Sandbox, title: str, work: Callable[[Job], Awaitable[Any]]) -> Job:
         async def explained(job: Job) -> Any:
-            try:
-                return await work(job)
-            except EngineUnreachable as error:
-                raise await self.explain_silence(sandbox, error) from error
+            return await room.explain(sandbox, await self.ask(sandbox, lambda: work(job)))
 
         return self.jobs.start(kind, sandbox.sandbox_id, title, explained)
 
@@ -273,11 +271,13 @@ class Manager:
         return await self.ask(sandbox, lambda: sandbox.engine.start(spec))
 
     async def ask(self, sandbox: Sandbox, question: Callable[[], Awaitable[T]]) -> T:
-        """Ask a sandbox's engine; its silence is explained."""
+        """Ask a sandbox's engine; its silence is explained, and so is a full disk."""
         try:
             return await question()
         except EngineUnreachable as error:
             raise await self.explain_silence(sandbox, error) from error
+        except DiskFull as error:
+            raise await room.explained(sandbox, error) from error
 
     def caps(self, sandbox: Sandbox, cpus: float | None, memory: int | None, pids: int | None) -> Caps:
         """The caps of a run or build: what is asked for, the sandbox's default for the rest. The policy checks them."""

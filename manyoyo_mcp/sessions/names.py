@@ -28,7 +28,8 @@ def check_name(name: str) -> str:
     """Raises InvalidArgument for what is no name."""
     if not is_name(name):
         raise InvalidArgument(
-            f"{name[:70]!r} is not a name.", "Lower-case letters, digits, _ . -, at most 63, first a letter or digit; not sb-, which ids begin with."
+            f"{name[:70]!r} is not a name.",
+            "Lower-case letters, digits, _ . -, at most 63, first a letter or digit; not sb-, which ids begin with.",
         )
     return name
 

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from manyoyo_mcp.config import EngineName, Settings
-from manyoyo_mcp.errors import CapExceeded, CapsUnenforced, InvalidArgument, NotFound, SandboxError
+from manyoyo_mcp.errors import CapExceeded, CapsUnenforced, InvalidArgument, NotFound, NotSupported, SandboxError
 from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Store
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
@@ -169,6 +169,12 @@ class Starter:
     async def _disk(self, wanted: Wanted, image: str, there: Store | None) -> int | None:
         """The cap of its disk. None where disks can't be capped and none was asked for."""
         storage = await self._host.storage(image)
+        if storage.kind != "pool" and self._settings.storage == "pool":
+            raise NotSupported(
+                f"This host can have no pool: {storage.words}.",
+                "MANYOYO_STORAGE=auto does without: disks are then uncapped, and copies take their time.",
+                code="POOL_UNAVAILABLE",
+            )
         if storage.kind != "pool" or (there is not None and not there.pooled):
             return wanted.disk
         _check("disk", wanted.disk, storage.size, docker_size)

@@ -1,0 +1,309 @@
+"""What sandboxes hold: kept by name, kept as checkpoints, forked, and never more than its cap."""
+
+import base64
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import docker
+import pytest
+from mcp import Client
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.errors import NotFound
+from manyoyo_mcp.sessions.manager import open_manager
+from tests.conftest import server_parameters
+from tests.support import BUSYBOX, MIB, busybox_context
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
+on_both = pytest.mark.parametrize("engine", ["podman", "docker"])
+
+
+async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error, result.content
+    return result.structured_content or {}
+
+
+async def refused(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    result = await client.call_tool(tool, arguments)
+    assert result.is_error, result.structured_content
+    error: dict[str, Any] = (result.meta or {})["org.manyoyo/error"]
+    return error
+
+
+async def start(client: Client, **arguments: Any) -> str:
+    started = await call(client, "start_sandbox", **({"memory": "512m"} | arguments))
+    return str(started["sandbox"]["sandbox_id"])
+
+
+async def build(client: Client, sandbox_id: str, dockerfile: str | None = None, **arguments: Any) -> dict[str, Any]:
+    """Build the test image; or `dockerfile`, which may stand on it."""
+    if dockerfile is not None:
+        return await call(client, "nested_build", sandbox_id=sandbox_id, files={"Dockerfile": dockerfile}, **arguments)
+    context = busybox_context()
+    files = {
+        "Dockerfile": context["Dockerfile"].decode(),
+        "root.tar": {"base64": base64.b64encode(context["root.tar"]).decode()},
+    }
+    built = await call(client, "nested_build", sandbox_id=sandbox_id, files=files, tags=[BUSYBOX])
+    assert built["reason"] == "OK", built
+    return built
+
+
+async def run(client: Client, sandbox_id: str, command: str, **arguments: Any) -> dict[str, Any]:
+    arguments = {"image": BUSYBOX, "command": ["sh", "-c", command], "sandbox_id": sandbox_id} | arguments
+    return await call(client, "nested_run", **arguments)
+
+
+async def service(client: Client, sandbox_id: str) -> None:
+    """A container called svc that has written a file."""
+    await run(client, sandbox_id, "echo written > /kept; exec sleep 1000", detach=True, name="svc")
+    await anyio.sleep(0.5)
+
+
+async def kept_file(client: Client, sandbox_id: str) -> str:
+    await call(client, "nested_stop", sandbox_id=sandbox_id, container="svc", action="start")
+    read = await call(client, "nested_exec", sandbox_id=sandbox_id, container="svc", command=["cat", "/kept"])
+    return str(read["output"])
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[Client]:
+    async with Client(server_parameters(tmp_path, MANYOYO_LEASE_S="8"), read_timeout_seconds=120) as connected:
+        yield connected
+        for each in (await call(connected, "sandbox_status")).get("kept", []):
+            argument = "checkpoint" if each["kind"] == "checkpoint" else "sandbox_id"
+            await call(connected, "cleanup", **{argument: each["name"]})
+
+
+@on_both
+async def test_a_risky_change_is_tried_five_ways_and_the_one_that_works_is_kept(client: Client, engine: str) -> None:
+    first = await start(client, engine=engine, memory="400m")
+    await build(client, first)
+    await service(client, first)
+    made = await call(client, "checkpoint", sandbox_id=first, name=f"before-{engine}")
+    assert made["how"] == "snapshot", made
+    forked = await call(client, "fork_sandbox", sandbox_id=first, count=5)
+    forks = [each["sandbox_id"] for each in forked["forks"]]
+    assert len(set(forks)) == 5
+    assert all("svc" in each["containers"][0] for each in forked["forks"])
+    for way, fork in enumerate(forks):
+        tried = await build(client, fork, f"FROM {BUSYBOX}\nRUN test {way} = 3 && echo {way} > /way\n", tags=["localhost/way"])
+        assert (tried["reason"] == "OK") == (way == 3), tried
+    shown = await run(client, forks[3], "cat /way", image="localhost/way")
+    assert "3" in shown["output"]
+    for other in (first, forks[0]):
+        assert (await refused(client, "nested_run", sandbox_id=other, image="localhost/way", command=["true"]))["code"]
+    assert "written" in await kept_file(client, forks[2])
+    await call(client, "checkpoint", sandbox_id=forks[3], name=f"works-{engine}")
+    for fork in forks:
+        await call(client, "cleanup", sandbox_id=fork)
+    again = await start(client, from_checkpoint=f"works-{engine}", memory="400m")
+    assert "3" in (await run(client, again, "cat /way", image="localhost/way"))["output"]
+    before = await start(client, from_checkpoint=f"before-{engine}", memory="400m")
+    assert "written" in await kept_file(client, before)
+
+
+async def test_checkpoints_have_names(client: Client) -> None:
+    sandbox = await start(client)
+    await call(client, "checkpoint", sandbox_id=sandbox, name="one")
+    assert (await refused(client, "checkpoint", sandbox_id=sandbox, name="one"))["code"] == "NAME_CONFLICT"
+    await call(client, "checkpoint", sandbox_id=sandbox, name="one", replace=True)
+    assert (await refused(client, "checkpoint", sandbox_id=sandbox, name="No/Name"))["code"] == "INVALID_ARGUMENT"
+    missing = await refused(client, "start_sandbox", from_checkpoint="two")
+    assert missing["code"] == "CHECKPOINT_NOT_FOUND" and "one" in missing["hint"]
+    other = await refused(client, "start_sandbox", from_checkpoint="one", engine="docker")
+    assert other["code"] == "INVALID_ARGUMENT"
+    assert (await call(client, "cleanup", checkpoint="one"))["removed"] == ["one"]
+    assert (await refused(client, "cleanup", checkpoint="one"))["code"] == "CHECKPOINT_NOT_FOUND"
+
+
+DISK = 192
+FILL = f"head -c {DISK * 2}m /dev/zero | cat > %s/fill"
+
+
+@on_both
+async def test_the_cap_of_a_disk_holds_wherever_it_is_filled(client: Client, engine: str) -> None:
+    sandbox = await start(client, engine=engine, disk=f"{DISK}m")
+    await build(client, sandbox)
+
+    async def full(result: dict[str, Any], hint: str = "hint") -> None:
+        assert result["reason"] == "DISK_FULL", result
+        assert "Largest" in result[hint] and "disk" in result[hint], result
+        used = (await call(client, "sandbox_status", sandbox_id=sandbox))["sandboxes"][0]
+        assert used["disk_cap_bytes"] == DISK * MIB
+        assert used["disk_used_bytes"] <= DISK * MIB
+
+    await full(await run(client, sandbox, FILL % "/tmp"))
+    await full(await build(client, sandbox, f"FROM {BUSYBOX}\nRUN {FILL % '/tmp'}\n"), "mend")
+    volume = f"FROM {BUSYBOX}\nVOLUME /data\n"
+    assert (await build(client, sandbox, volume, tags=["localhost/with-volume"]))["reason"] == "OK"
+    await full(await run(client, sandbox, FILL % "/data", image="localhost/with-volume"))
+    # A container that stays and has filled it: what comes then says so, and can be done again once that is gone.
+    await run(client, sandbox, f"{FILL % '/tmp'}; exec sleep 1000", detach=True, name="hog")
+    for _ in range(50):
+        logs = await call(client, "nested_logs", sandbox_id=sandbox, container="hog")
+        if "cat:" in logs["output"]:
+            break
+        await anyio.sleep(0.2)
+    told = await client.call_tool(
+        "nested_run", {"image": BUSYBOX, "command": ["sh", "-c", FILL % "/tmp"], "sandbox_id": sandbox}
+    )
+    assert "DISK_FULL" in told.content[0].text and "hog" in told.content[0].text, told.content
+    await call(client, "nested_stop", sandbox_id=sandbox, container="hog", action="remove")
+    assert (await run(client, sandbox, "echo works"))["reason"] == "OK"
+    await call(client, "start_sandbox", sandbox_id=sandbox, disk=f"{DISK * 3}m")
+    assert (await run(client, sandbox, FILL % "/tmp"))["reason"] == "OK"
+    shrunk = await refused(client, "start_sandbox", sandbox_id=sandbox, disk=f"{DISK}m")
+    assert shrunk["code"] == "INVALID_ARGUMENT"
+
+
+@on_both
+async def test_logs_and_memory_disks_have_an_end(client: Client, engine: str) -> None:
+    sandbox = await start(client, engine=engine, disk=f"{DISK}m")
+    await build(client, sandbox)
+    shm = await run(client, sandbox, FILL % "/dev/shm")
+    assert shm["reason"] == "DISK_FULL" and "/dev/shm" in shm["hint"], shm
+    await run(client, sandbox, f"yes | head -c {DISK * 2}m; echo done; sleep 1000", detach=True, name="loud")
+    for _ in range(100):
+        logs = await call(client, "nested_logs", sandbox_id=sandbox, container="loud", tail=1)
+        if "done" in logs["output"]:
+            break
+        await anyio.sleep(0.3)
+    assert "done" in logs["output"]
+    await anyio.sleep(6)  # the file system counts with its next commit
+    used = (await call(client, "sandbox_status", sandbox_id=sandbox))["sandboxes"][0]
+    assert used["disk_used_bytes"] < 64 * MIB, "a log keeps its last 16 MiB"
+
+
+def server_and_reaper(sandbox_id: str) -> list[int]:
+    host = docker.from_env()
+    (container,) = host.containers.list(filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
+    host.close()
+    pid = int(container.labels["org.manyoyo.server-pid"])
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(int(child) for child in children if b"reaper" in Path(f"/proc/{child}/cmdline").read_bytes())]
+
+
+def containers(sandbox_id: str) -> list[str]:
+    host = docker.from_env()
+    found = host.containers.list(all=True, filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
+    host.close()
+    return [each.status for each in found]
+
+
+@on_both
+@pytest.mark.parametrize("also_killed", ["the server", "its reaper too", "the sandbox too"])
+async def test_a_named_sandbox_outlives_its_server(tmp_path: Path, engine: str, also_killed: str) -> None:
+    parameters = server_parameters(tmp_path, MANYOYO_LEASE_S="4")
+    name = f"lasting-{engine}"
+    with contextlib.suppress(Exception):
+        async with Client(parameters) as one:
+            sandbox = await start(one, name=name, engine=engine)
+            await build(one, sandbox)
+            await service(one, sandbox)
+            pids = server_and_reaper(sandbox)
+            for pid in pids if also_killed == "its reaper too" else pids[:1]:
+                os.kill(pid, signal.SIGKILL)
+    if also_killed == "the sandbox too":
+        host = docker.from_env()
+        host.containers.get(f"manyoyo-{sandbox}").kill()
+        host.close()
+    left = ["exited"] if also_killed == "its reaper too" else []
+    with anyio.fail_after(40):
+        while containers(sandbox) != left:
+            await anyio.sleep(0.2)
+    async with Client(parameters) as other:
+        begun = time.monotonic()
+        again = await call(other, "start_sandbox", name=name)
+        assert time.monotonic() - begun < 5
+        assert again["sandbox"]["sandbox_id"] == sandbox and again["resumed"] == "stopped"
+        assert BUSYBOX in again["sandbox"]["images"] and "svc" in again["sandbox"]["containers"][0]
+        assert "written" in await kept_file(other, sandbox)
+        cleaned = await other.call_tool("cleanup", {})
+        assert f"Kept, for it has a name: {name}" in cleaned.content[0].text
+        assert (await call(other, "cleanup", sandbox_id=name))["removed"] == [sandbox]
+        assert not (await call(other, "sandbox_status")).get("kept")
+
+
+async def test_two_servers_of_an_owner_share_a_named_sandbox(tmp_path: Path) -> None:
+    parameters = server_parameters(tmp_path, MANYOYO_LEASE_S="6")
+    async with Client(parameters) as one, Client(parameters) as two:
+        ids: list[str] = []
+
+        async def begin(client: Client) -> None:
+            ids.append(await start(client, name="shared"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(begin, one)
+            group.start_soon(begin, two)
+        assert ids[0] == ids[1] and containers(ids[0]) == ["running"]
+        await build(one, ids[0])
+        async with anyio.create_task_group() as group:
+            for client in (one, two):
+                group.start_soon(run, client, ids[0], "sleep 1")
+        async with Client(parameters) as three:
+            assert await start(three, name="shared") == ids[0]
+        await anyio.sleep(8)
+        assert (await run(two, ids[0], "echo here"))["reason"] == "OK", "one window's end touches no other's work"
+        await call(one, "cleanup", sandbox_id="shared")
+        error = await refused(two, "nested_list", sandbox_id=ids[0])
+        assert error["code"] in ("ENGINE_UNREACHABLE", "SANDBOX_NOT_FOUND"), error
+
+
+async def test_another_owner_sees_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run")
+    async with open_manager(settings) as mine:
+        sandbox = await mine.start("podman", memory=512 * MIB, name="secret")
+        await mine.checkpoint(sandbox, "secret-too", replace=False)
+        with monkeypatch.context() as other_user:
+            other_user.setattr(os, "getuid", lambda: 4242)
+            async with open_manager(settings) as theirs:
+                assert theirs.identity.owner != mine.identity.owner
+                assert await theirs.kept() == [] and await theirs.others() == []
+                assert await theirs.remove_by_id(sandbox.sandbox_id) == {} == await theirs.remove_by_id("secret")
+                with pytest.raises(NotFound) as none:
+                    await theirs.remove_checkpoint("secret-too")
+                assert "secret-too" not in none.value.hint
+                with pytest.raises(NotFound):
+                    await theirs.start(from_checkpoint="secret-too")
+        assert await mine.alive(sandbox)
+        await mine.remove(sandbox)
+        await mine.remove_checkpoint("secret-too")
+
+
+async def test_without_a_pool_disks_are_uncapped_and_copies_take_their_time(tmp_path: Path) -> None:
+    async with Client(server_parameters(tmp_path, MANYOYO_STORAGE="plain")) as client:
+        error = await refused(client, "start_sandbox", disk="1g")
+        assert error["code"] == "DISK_CAP_UNAVAILABLE", error
+        sandbox = await start(client, name="plain")
+        status = await client.call_tool("sandbox_status", {})
+        assert "disk: uncapped" in status.content[0].text
+        await build(client, sandbox)
+        await service(client, sandbox)
+        made = await call(client, "checkpoint", sandbox_id=sandbox, name="copied")
+        assert made["how"] == "copy" and made["copied_bytes"] > MIB
+        again = await start(client, from_checkpoint="copied")
+        assert "written" in await kept_file(client, again)
+        await call(client, "cleanup", checkpoint="copied")
+        await call(client, "cleanup", sandbox_id="plain")
+
+
+async def test_the_pools_keeper_is_killed(client: Client) -> None:
+    first = await start(client)
+    host = docker.from_env()
+    host.containers.get("manyoyo-pool").remove(force=True)
+    second = await start(client)
+    await build(client, second)
+    assert (await run(client, second, "echo works"))["reason"] == "OK"
+    host.containers.get("manyoyo-pool").kill()
+    host.close()
+    assert (await call(client, "cleanup", sandbox_id=first))["removed"] == [first]
+    third = await start(client)
+    assert third not in (first, second)

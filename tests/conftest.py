@@ -75,7 +75,11 @@ def _ours(host: docker.DockerClient) -> set[str]:
 
 
 def _labelled(labels: dict[str, str]) -> bool:
-    return labels.get("org.manyoyo.kind", "image") not in ("image", "bases", "pool")  # containers inherit their image's label
+    return labels.get("org.manyoyo.kind", "image") not in (
+        "image",
+        "bases",
+        "pool",
+    )  # containers inherit their image's label
 
 
 def _processes() -> set[str]:

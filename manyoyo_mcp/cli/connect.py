@@ -96,9 +96,10 @@ async def own_sandboxes(host: "Host") -> "list[Outer]":
 
 
 async def find_sandbox(host: "Host", name: str) -> "Outer":
-    """The sandbox with this id, or whose id begins so ("sb-" may be left out). Raises NotFound or SandboxAmbiguous."""
+    """The sandbox with this name or id, or whose id begins so ("sb-" may be left out). Raises NotFound or SandboxAmbiguous."""
     everything = await own_sandboxes(host)
-    found = [outer for outer in everything if name in (outer.sandbox_id, outer.sandbox_id.removeprefix("sb-"))]
+    found = [outer for outer in everything if name and name == outer.labels.get("name")]
+    found = found or [o for o in everything if name in (o.sandbox_id, o.sandbox_id.removeprefix("sb-"))]
     found = found or [outer for outer in everything if name and outer.sandbox_id.startswith((name, f"sb-{name}"))]
     if not found:
         raise NotFound(f"There is no sandbox {name[:60]!r} of yours on this host.", code="SANDBOX_NOT_FOUND")

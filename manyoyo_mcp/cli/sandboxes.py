@@ -13,10 +13,11 @@ from manyoyo_mcp.cli.screen import Screen, age, print_table
 from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.engines.base import Ended, ExecSpec, Sink
 from manyoyo_mcp.errors import Reason
-from manyoyo_mcp.hosts.base import Outer
+from manyoyo_mcp.hosts.base import Host, Outer, Store
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.sessions import sweep
-from manyoyo_mcp.sessions.identity import answers_for
+from manyoyo_mcp.sessions.identity import answers_for, owner
+from manyoyo_mcp.sessions.names import is_checkpoint, is_named
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import format_bytes
 
@@ -24,17 +25,21 @@ from manyoyo_mcp.values import format_bytes
 async def ps(*, as_json: bool) -> None:
     """Print this owner's sandboxes."""
     async with open_host(load_settings()) as host:
-        rows = [describe(outer) for outer in await own_sandboxes(host)]
+        there = await own_sandboxes(host)
+        running = {outer.sandbox_id for outer in there}
+        kept = [store for store in await _kept(host) if store.labels.get("sandbox") not in running]
+        rows = [describe(outer) for outer in there] + [describe_kept(store) for store in kept]
     if as_json:
         print(json.dumps(rows, indent=2))
     elif not rows:
         Screen().say("No sandbox of yours on this host.")
     else:
         print_table(
-            ("SANDBOX", "ENGINE", "STATE", "AGE", "CAPS", "SESSION"),
+            ("SANDBOX", "NAME", "ENGINE", "STATE", "AGE", "CAPS", "SESSION"),
             [
                 (
-                    row["sandbox_id"],
+                    row["sandbox_id"] or "(checkpoint)",
+                    row["name"] or "",
                     row["engine"],
                     row["state"],
                     age(row["age_seconds"]),
@@ -42,6 +47,8 @@ async def ps(*, as_json: bool) -> None:
                     f"{row['caps']['pids_limit']} pids",
                     f"{row['session']} (pid {row['server_pid']})"
                     if row["session"] == "alive"
+                    else "kept (rm removes it)"
+                    if row["name"]
                     else "orphan (gc removes it)",
                 )
                 for row in rows
@@ -52,7 +59,9 @@ async def ps(*, as_json: bool) -> None:
 def describe(outer: Outer) -> dict[str, Any]:
     """A sandbox as `ps --json` shows it."""
     return {
+        "kind": "sandbox",
         "sandbox_id": outer.sandbox_id,
+        "name": outer.labels.get("name"),
         "engine": outer.labels.get("engine", ""),
         "state": "running" if outer.running else "stopped",
         "created": round(outer.created, 3),
@@ -61,6 +70,33 @@ def describe(outer: Outer) -> dict[str, Any]:
         "session": "alive" if answers_for(outer.labels) else "orphan",
         "server_pid": int(outer.labels.get("server-pid") or 0),
     }
+
+
+def describe_kept(store: Store) -> dict[str, Any]:
+    """A named sandbox that does not run, or a checkpoint, as `ps --json` shows it."""
+    labels = store.labels
+    return {
+        "kind": labels["kind"],
+        "sandbox_id": labels.get("sandbox", ""),
+        "name": labels.get("checkpoint") or labels.get("name"),
+        "engine": labels.get("engine", ""),
+        "state": "stopped" if labels["kind"] == "sandbox" else "kept",
+        "created": round(store.created, 3),
+        "age_seconds": round(time.time() - store.created, 1),
+        "caps": {
+            "cpus": float(labels.get("cpus", 0)),
+            "memory_bytes": int(labels.get("memory", 0)),
+            "pids_limit": int(labels.get("pids", 0)),
+        },
+        "session": "kept",
+        "server_pid": 0,
+        "own_bytes": store.size,
+    }
+
+
+async def _kept(host: Host) -> list[Store]:
+    """This owner's named sandboxes, running or not, and checkpoints."""
+    return [each for each in await host.stores({"owner": owner()}) if is_named(each) or is_checkpoint(each)]
 
 
 async def ps_nested(name: str, *, as_json: bool) -> None:
@@ -150,9 +186,17 @@ def finish(ended: Ended, *, capped_here: bool = True) -> int:
 
 
 async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
-    """Remove these sandboxes; none where one of the names means none or several."""
+    """Remove these sandboxes and checkpoints; none where one of the names means none or several."""
     async with open_host(load_settings()) as host:
-        found = {outer.sandbox_id: outer for outer in [await find_sandbox(host, name) for name in names]}
+        kept = {str(describe_kept(store)["name"]): store for store in await _kept(host)}
+        live = {outer.labels.get("name") for outer in await own_sandboxes(host)}
+        stores = {name: kept[name] for name in names if name in kept and name not in live}
+        found = {o.sandbox_id: o for o in [await find_sandbox(host, name) for name in names if name not in stores]}
+        for name, store in stores.items():
+            with screen.working(f"removing {name}"):
+                await host.remove_store(store.name)
+            if not as_json:
+                print(f"removed the {store.labels['kind']} {name}", flush=True)
         for outer in found.values():
             with screen.working(f"removing {outer.sandbox_id}"):
                 await host.remove(outer)
@@ -160,7 +204,8 @@ async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
                 held = "; the server that held it runs on" if answers_for(outer.labels) else ""
                 print(f"removed {outer.sandbox_id} ({age(time.time() - outer.created)} old{held})", flush=True)
     if as_json:
-        print(json.dumps({"sandboxes": [describe(each) for each in found.values()]}, indent=2))
+        rows = [describe(each) for each in found.values()] + [describe_kept(each) for each in stores.values()]
+        print(json.dumps({"sandboxes": rows}, indent=2))
 
 
 async def gc(*, dry_run: bool, as_json: bool, screen: Screen) -> None:

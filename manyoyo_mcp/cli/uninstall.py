@@ -19,6 +19,8 @@ from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
 from manyoyo_mcp.errors import HostUnavailable, InvalidArgument
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import open_host
+from manyoyo_mcp.hosts.pool import KEEPER
+from manyoyo_mcp.hosts.stores import ours, pooled
 from manyoyo_mcp.image.bases import VOLUME
 from manyoyo_mcp.sessions.identity import answers_for, owner
 from manyoyo_mcp.values import format_bytes
@@ -99,20 +101,32 @@ def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
         note = f"{row['State']}; a server holds it (pid {labels.get('server-pid')})" if held else row["State"]
         remove = partial(client.remove_container, row["Id"], force=True, v=True)
         yield Thing(labels.get("kind", "container"), row["Names"][0].lstrip("/"), note, remove)
-    volumes = {each["Name"]: "" for each in client.volumes(filters=mine)["Volumes"] or []}
-    volumes |= {each["Name"]: "base images" for each in client.volumes()["Volumes"] or [] if each["Name"] == VOLUME}
+    volumes = {each["Name"]: _kept(ours(each["Labels"])) for each in client.volumes(filters=mine)["Volumes"] or []}
+    every = client.volumes()["Volumes"] or []
+    volumes |= {each["Name"]: "base images" for each in every if each["Name"] == VOLUME}
     for name, note in volumes.items():
         yield Thing("volume", name, note, partial(client.remove_volume, name))
+    if all(each["Name"] in volumes for each in every if pooled(each)):  # else other users have stores in it
+        for row in client.containers(all=True, filters={"name": f"^/{KEEPER}$"}):
+            yield Thing("pool", KEEPER, "its keeper", partial(client.remove_container, row["Id"], force=True))
+        if any(each["Name"] == KEEPER for each in every):
+            yield Thing("volume", KEEPER, "the pool", partial(client.remove_volume, KEEPER))
     for row in client.networks(filters=mine):
         yield Thing("network", row["Name"], "", partial(client.remove_network, row["Id"]))
-    ours = {row["Id"] for row in client.images(filters={"label": f"{LABEL}kind=image"})}
+    labelled = {row["Id"] for row in client.images(filters={"label": f"{LABEL}kind=image"})}
     for row in client.images():
         tags = [tag for tag in row.get("RepoTags") or [] if tag != "<none>:<none>"]
         names = [tag for tag in tags if tag.startswith(IMAGES)] or (
-            [row["Id"]] if row["Id"] in ours and not tags else []
+            [row["Id"]] if row["Id"] in labelled and not tags else []
         )
         for name in names:
             yield Thing("image", name, format_bytes(row["Size"]), partial(client.remove_image, name))
+
+
+def _kept(labels: dict[str, str]) -> str:
+    if "checkpoint" in labels:
+        return f"the checkpoint {labels['checkpoint']}"
+    return f"all that the sandbox {labels['name']} holds" if "name" in labels else ""
 
 
 def on_disk(settings: Settings) -> Iterator[Thing]:
@@ -121,6 +135,7 @@ def on_disk(settings: Settings) -> Iterator[Thing]:
         settings.state_dir / "sessions",
         settings.state_dir / "probes.json",
         settings.runtime_dir / "sandboxes",
+        settings.lock_dir,
     ):
         if path.is_dir() and not path.is_symlink():
             yield Thing("directory", str(path), "", partial(_remove_directory, path))

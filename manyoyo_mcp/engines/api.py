@@ -14,12 +14,11 @@ from manyoyo_mcp.engines.base import (
 from manyoyo_mcp.engines.building import Building
 from manyoyo_mcp.engines.entering import Entering
 from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
-from manyoyo_mcp.engines.running import Running
+from manyoyo_mcp.engines.running import OVER, Running
 from manyoyo_mcp.errors import ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import format_bytes, unix_time
 
-_OVER = ("exited", "stopped", "dead")
 """Docker's words for a container that ran and runs no longer; "stopped" is podman's, until it has cleaned up."""
 
 
@@ -38,7 +37,7 @@ class DockerApiEngine(Running, Entering, Building):
     async def ended(self, container: str) -> Ended | None:
         raw = await self._inspect(container)
         state = raw["State"]
-        if state["Status"] not in _OVER:
+        if state["Status"] not in OVER:
             return None
         code, oom = int(state["ExitCode"]), bool(state.get("OOMKilled"))
         seconds = max(0.0, round(unix_time(state["FinishedAt"]) - unix_time(state["StartedAt"]), 3))

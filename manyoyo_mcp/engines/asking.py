@@ -12,6 +12,7 @@ from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.base import Maintain, Sink
 from manyoyo_mcp.engines.failures import from_answer
 from manyoyo_mcp.errors import (
+    DiskFull,
     EngineUnreachable,
 )
 from manyoyo_mcp.policy.transport import GuardedClient
@@ -37,7 +38,12 @@ class Asking:
         self._settled = anyio.Event()
 
     async def _ask(self, fn: Callable[[GuardedClient], T]) -> T:
-        """One request with an end of its own. Engine errors come out as ours."""
+        """One request with an end of its own. Engine errors come out as ours. Asked twice where the disk is full: the second
+        time there is a reserve."""
+        try:
+            return await in_thread(self._translate, fn)
+        except DiskFull:
+            await self._maintain("settle-disk")
         return await in_thread(self._translate, fn)
 
     async def _await(self, fn: Callable[[GuardedClient], T]) -> T:

@@ -23,6 +23,7 @@ from manyoyo_mcp.engines.diagnosis import Cause, diagnose
 from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
 from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
 from manyoyo_mcp.errors import (
+    DiskFull,
     EngineFailed,
     InvalidArgument,
     ManyoyoError,
@@ -65,7 +66,11 @@ class Building(Asking):
         try:
             self._check_dockerfile(spec.dockerfile_text)
             with anyio.move_on_after(spec.timeout_s) as limit:
-                await self._await(stream)
+                try:
+                    await self._await(stream)
+                except DiskFull:  # before its first step: with the reserve it gets as far as it can
+                    await self._maintain("settle-disk")
+                    await self._await(stream)
             if limit.cancelled_caught:
                 timed_out = True
                 await self._stop_build(spec, call)

@@ -1,13 +1,18 @@
 """Podman's API service as a nested engine (crun underneath), and where it differs from Docker's API as dockerd serves it."""
 
 import contextlib
+import re
 
 import anyio
 
 from manyoyo_mcp.engines.api import DockerApiEngine
-from manyoyo_mcp.engines.base import BuildSpec
+from manyoyo_mcp.engines.base import BuildSpec, Built
+from manyoyo_mcp.engines.buildlog import BuildLog
 from manyoyo_mcp.engines.streams import Streaming
 from manyoyo_mcp.errors import EngineFailed, ManyoyoError
+
+_LEFT = re.compile(r'deleting build container "([0-9a-f]{64})"')
+"""What a build says that could not remove its working container."""
 
 
 class PodmanEngine(DockerApiEngine):
@@ -38,6 +43,14 @@ class PodmanEngine(DockerApiEngine):
         with anyio.move_on_after(10):
             while (await self._inspect(container))["State"]["Status"] == "stopped":  # noqa: ASYNC110 - nothing tells
                 await anyio.sleep(0.005)
+
+    async def _build_failed(self, spec: BuildSpec, log: BuildLog, seconds: float) -> Built:
+        left = _LEFT.search(log.error)
+        if left is not None:  # for want of room: and it holds what fills the disk
+            await self._maintain("settle-disk")
+            await self._maintain("drop-build", left[1])
+            await self._maintain("settle-disk")
+        return await super()._build_failed(spec, log, seconds)
 
     async def _stop_build(self, spec: BuildSpec, call: Streaming) -> None:
         # A closed connection does not end a RUN step here, and the step after it would begin: its cgroup is

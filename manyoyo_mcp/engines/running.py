@@ -25,7 +25,6 @@ from manyoyo_mcp.engines.failures import REFUSED, SIGKILLED, Verdict, start_hint
 from manyoyo_mcp.engines.pulling import Pulling
 from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import (
-    DiskFull,
     EngineFailed,
     EngineUnreachable,
     InvalidArgument,
@@ -38,6 +37,8 @@ from manyoyo_mcp.values import Caps, format_bytes
 
 T = TypeVar("T")
 
+OVER = ("exited", "stopped", "dead")
+"""States of a container that has ended."""
 _RESULT_FIRST = 0.02
 """Seconds before a run's container is removed: its result is with the caller by then, who else would wait longer for it."""
 _SMALLER = "have the command pack, split or shorten it"
@@ -78,10 +79,12 @@ class Running(Pulling):
             container, attached = made.container, made.attached
             assert attached is not None
             with anyio.move_on_after(spec.timeout_s) as limit:
-                code = await self._converse(attached, spec.stdin, end, partial(_exit_code, container))
+                code = await self._code(
+                    container, await self._converse(attached, spec.stdin, end, partial(_exit_code, container))
+                )
             if limit.cancelled_caught:
                 await self._kill(container)
-                code = await self._await(partial(_exit_code, container))
+                code = await self._code(container, await self._await(partial(_exit_code, container)))
             seconds = since(begun)
             if limit.cancelled_caught:
                 return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
@@ -108,10 +111,11 @@ class Running(Pulling):
         archive = tar(spec.files, time.time()) if spec.files else None
 
         def begin(client: GuardedClient) -> None:
-            made.container = str(client.create_container_from_config(body, spec.name)["Id"])
+            if not made.container:  # or begun before, on a disk that was full
+                made.container = str(client.create_container_from_config(body, spec.name)["Id"])
             if archive is not None:
                 client.put_archive(made.container, "/", archive)
-            if attach:
+            if attach and made.attached is None:
                 params = {"stream": 1, "stdout": 1, "stderr": 1, "stdin": int(spec.stdin is not None)}
                 made.attached = Attached(client.attach_socket(made.container, params))
             client.start(made.container)
@@ -123,12 +127,6 @@ class Running(Pulling):
         if spec.pull == "always":
             await self.pull(spec.image)
         try:
-            return await ask()
-        except DiskFull:  # what has just been removed may count still
-            if made.container:
-                await self.remove(made.container)
-            await self.settle()
-            await self._maintain("settle-disk")
             return await ask()
         except NotFound as error:
             if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never":
@@ -156,6 +154,23 @@ class Running(Pulling):
     async def _start(self, container: str) -> None:
         with _command_not_found():
             await self._ask(lambda client: client.start(container))
+
+    async def _code(self, container: str, code: int | None) -> int:
+        """The exit code; asked for once more where it could not be told."""
+        if code is not None:
+            return code
+        await self._maintain("settle-disk")
+        for _ in range(50):
+            state = (await self._inspect(container))["State"]
+            if state["Status"] in OVER:
+                break
+            await anyio.sleep(0.05)
+        else:
+            raise EngineFailed(
+                f"The sandbox's {self.name} engine could not say how {container[:12]} ended.",
+                "sandbox_status shows its log; is its disk full?",
+            )
+        return int(state["ExitCode"])
 
     async def _kill(self, container: str) -> None:
         """SIGKILL, at once: whoever wants grace asks nested_stop for it."""
@@ -237,8 +252,10 @@ class _Made:
     attached: Attached | None = None
 
 
-def _exit_code(container: str, client: GuardedClient) -> int:
-    return int(client.wait(container, timeout=3600 * 24 * 30)["StatusCode"])
+def _exit_code(container: str, client: GuardedClient) -> int | None:
+    """None where the engine could not say it, as on a full disk: it then answers 0, and an error beside."""
+    answer = client.wait(container, timeout=3600 * 24 * 30)
+    return None if (answer.get("Error") or {}).get("Message") else int(answer["StatusCode"])
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ class Streaming:
     @contextlib.contextmanager
     def on(self, client: GuardedClient) -> Iterator[None]:
         """Within it, `stop` ends what this thread asks of `client`."""
+        self.over = False
         try:
             with client.telling(self._connected):
                 yield

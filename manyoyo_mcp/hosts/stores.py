@@ -36,7 +36,8 @@ def ours(labels: dict[str, str] | None) -> dict[str, str]:
     return {key.removeprefix(LABEL): value for key, value in (labels or {}).items() if key.startswith(LABEL)}
 
 
-def _pooled(volume: dict[str, Any]) -> bool:
+def pooled(volume: dict[str, Any]) -> bool:
+    """Whether a volume, as the engine describes it, is a store of the pool."""
     return "subvol=" in str((volume.get("Options") or {}).get("o", ""))
 
 
@@ -70,7 +71,7 @@ class Stores(Images):
         if spec.bases_writable:  # the maker of base images: an hour's scratch space
             return None
         there = await self._volume(store_of(spec.sandbox_id)) if spec.keep else None
-        if there is not None and not _pooled(there):
+        if there is not None and not pooled(there):
             return None
         try:
             return (await self._device(spec.image)).path
@@ -99,11 +100,11 @@ class Stores(Images):
         answer = await self._call(lambda client: client.volumes(filters={"label": wanted}))
         rows = answer["Volumes"] or []
         sizes: dict[str, int] = {}
-        if any(_pooled(row) for row in rows):
+        if any(pooled(row) for row in rows):
             with contextlib.suppress(SandboxError):
                 sizes = {name: size for name, _, size in await self._pool.stores()}
         return [
-            Store(row["Name"], ours(row["Labels"]), unix_time(row["CreatedAt"]), _pooled(row), sizes.get(row["Name"]))
+            Store(row["Name"], ours(row["Labels"]), unix_time(row["CreatedAt"]), pooled(row), sizes.get(row["Name"]))
             for row in rows
         ]
 
@@ -116,7 +117,7 @@ class Stores(Images):
         except PoolUnavailable:
             device = None
         try:
-            if device is not None and _pooled(there):
+            if device is not None and pooled(there):
                 await self._pool.copy(source, name, cap or 0)
                 await self._create_volume(name, labels, device)
                 return Copied("snapshot", 0)
@@ -161,7 +162,7 @@ class Stores(Images):
     async def remove_store(self, name: str) -> int:
         volume = await self._volume(name)
         freed = 0
-        if _pooled(volume) if volume is not None else self._pool.opened:
+        if pooled(volume) if volume is not None else self._pool.opened:
             with contextlib.suppress(SandboxError):  # without its keeper: a later sweep removes it
                 freed = await self._pool.remove(name)
         if volume is not None:

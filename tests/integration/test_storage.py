@@ -94,7 +94,9 @@ async def test_a_risky_change_is_tried_five_ways_and_the_one_that_works_is_kept(
     assert len(set(forks)) == 5
     assert all("svc" in each["containers"][0] for each in forked["forks"])
     for way, fork in enumerate(forks):
-        tried = await build(client, fork, f"FROM {BUSYBOX}\nRUN test {way} = 3 && echo {way} > /way\n", tags=["localhost/way"])
+        tried = await build(
+            client, fork, f"FROM {BUSYBOX}\nRUN test {way} = 3 && echo {way} > /way\n", tags=["localhost/way"]
+        )
         assert (tried["reason"] == "OK") == (way == 3), tried
     shown = await run(client, forks[3], "cat /way", image="localhost/way")
     assert "3" in shown["output"]
@@ -170,7 +172,13 @@ async def test_logs_and_memory_disks_have_an_end(client: Client, engine: str) ->
     await build(client, sandbox)
     shm = await run(client, sandbox, FILL % "/dev/shm")
     assert shm["reason"] == "DISK_FULL" and "/dev/shm" in shm["hint"], shm
-    await run(client, sandbox, f"yes | head -c {DISK * 2}m; echo done; sleep 1000", detach=True, name="loud")
+    await run(
+        client,
+        sandbox,
+        f"yes {'long' * 250} | head -c {DISK * 2}m; echo; echo done; sleep 1000",
+        detach=True,
+        name="loud",
+    )
     for _ in range(100):
         logs = await call(client, "nested_logs", sandbox_id=sandbox, container="loud", tail=1)
         if "done" in logs["output"]:

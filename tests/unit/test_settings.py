@@ -27,7 +27,7 @@ def test_the_documentation_says_what_the_code_says(name: str) -> None:
     assert field.description is not None and words.startswith(field.description)
     if field.default_factory is not None or field.default is None:
         assert default == ""
-    elif name.endswith("_bytes"):
+    elif name.endswith(("_bytes", "_disk")):
         assert parse_memory(default) == field.default
     else:
         assert default == str(field.default).lower()

@@ -73,6 +73,20 @@ class Settings(BaseSettings):
     sandbox_disk: Memory = Field(
         20 << 30, description="Disk of a sandbox that asks for none, where disks can be capped."
     )
+    host_sandboxes: int | None = Field(None, ge=1, description="All running on the host; default: by its memory.")
+    host_cpus: float | None = Field(None, gt=0, description="All sandboxes' together; default: 64 times the host's.")
+    host_memory: Memory | None = Field(None, description="All sandboxes' together; default: 16 times the host's.")
+    host_disk: Memory | None = Field(None, description="All sandboxes' together; default: 4 times the pool's size.")
+    owner_sandboxes: int | None = Field(None, ge=1, description="One user's; default: the host's.")
+    owner_cpus: float | None = Field(None, gt=0, description="One user's sandboxes together; default: the host's.")
+    owner_memory: Memory | None = Field(None, description="One user's sandboxes together; default: the host's.")
+    owner_disk: Memory | None = Field(None, description="One user's sandboxes together; default: the host's.")
+    idle_s: int = Field(
+        3600, ge=1, description="Seconds after which a sandbox ends that nobody and nothing in it uses."
+    )
+    max_age_s: int | None = Field(
+        None, ge=1, description="Seconds after which a sandbox ends in any case; default: never."
+    )
     lease_s: int = Field(120, ge=2, description="Seconds after which a sandbox ends itself that no server renews.")
     nested_cpus: float | None = Field(None, gt=0, description="A run or build; default: the sandbox's.")
     nested_memory: Memory | None = Field(None, description="A run or build; default: half the sandbox's.")

@@ -4,6 +4,7 @@
     ├── RequestError            the request can't be done as asked; asking differently helps
     │   ├── InvalidArgument     INVALID_ARGUMENT
     │   ├── CapExceeded         CAP_EXCEEDED
+    │   ├── BudgetExceeded      BUDGET_EXCEEDED     all sandboxes together have what they may have
     │   ├── NotSupported        NOT_SUPPORTED
     │   ├── PolicyRefused       POLICY_REFUSED
     │   ├── ContextRefused      CONTEXT_REFUSED     build context outside the roots, too large, or escaping by a link
@@ -74,6 +75,10 @@ class InvalidArgument(RequestError):
 
 class CapExceeded(RequestError):
     code = "CAP_EXCEEDED"
+
+
+class BudgetExceeded(RequestError):
+    code = "BUDGET_EXCEEDED"
 
 
 class NotSupported(RequestError):

@@ -93,6 +93,18 @@ class Storage:
     free: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a sandbox may take of its host: caps, in CPUs and bytes. One that does not run takes disk alone."""
+
+    sandbox_id: str
+    owner: str
+    running: bool
+    cpus: float
+    memory: int
+    disk: int
+
+
 def store_of(sandbox_id: str) -> str:
     """The name of a sandbox's store."""
     return f"manyoyo-{sandbox_id}"
@@ -174,6 +186,9 @@ class Host(Protocol):
     ) -> list[Outer]:
         """The outer containers that carry all of `labels`; with `remains` also those that are gone but for what `remove`
         has not yet removed of them."""
+
+    async def claims(self) -> list[Claim]:
+        """What the sandboxes of all owners may take, by their labels, without a look at each."""
 
     async def tidy(self) -> None:
         """Remove what this machine keeps for sandboxes that are gone."""

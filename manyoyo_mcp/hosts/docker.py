@@ -24,7 +24,7 @@ from manyoyo_mcp.errors import (
     SandboxError,
 )
 from manyoyo_mcp.hosts import sharing
-from manyoyo_mcp.hosts.base import LABEL, Completed, Outer, OuterSpec, store_of
+from manyoyo_mcp.hosts.base import LABEL, Claim, Completed, Outer, OuterSpec, store_of
 from manyoyo_mcp.hosts.execs import execute
 from manyoyo_mcp.hosts.relay import relay
 from manyoyo_mcp.hosts.stores import Stores, driver, ours
@@ -240,6 +240,27 @@ class DockerHost(Stores):
                     )
                 )
         return found
+
+    async def claims(self) -> list[Claim]:
+        wanted = {"label": f"{LABEL}kind=sandbox"}
+
+        def look(client: docker.APIClient) -> tuple[list[Any], list[Any]]:
+            return client.containers(filters=wanted), client.volumes(filters=wanted)["Volumes"] or []
+
+        rows, volumes = await self._call(look)
+        running = {ours(row["Labels"]).get("sandbox", ""): ours(row["Labels"]) for row in rows}
+        stored = {ours(volume["Labels"]).get("sandbox", ""): ours(volume["Labels"]) for volume in volumes}
+        return [
+            Claim(
+                sandbox_id,
+                labels.get("owner", ""),
+                sandbox_id in running,
+                float(labels.get("cpus", 0)) if sandbox_id in running else 0.0,
+                int(labels.get("memory", 0)) if sandbox_id in running else 0,
+                int(stored.get(sandbox_id, {}).get("disk", 0)),
+            )
+            for sandbox_id, labels in (stored | running).items()
+        ]
 
     async def tidy(self) -> None:
         await self._sweep_pool()

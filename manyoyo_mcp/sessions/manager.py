@@ -36,6 +36,7 @@ from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.sessions import names, reaper, room, sweep
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
+from manyoyo_mcp.sessions.life import Life
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted, checkpoint_of
 from manyoyo_mcp.values import Caps
@@ -63,6 +64,9 @@ class Manager:
         self._starting = 0
         self._start_ended = anyio.Event()
         self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
+        self.life = Life(settings, host, self.jobs, self.sandboxes, self._end)
+        group.start_soon(self.life.keep)
+        self._ended: dict[str, str] = {}  # ids and names of those that ended by themselves, with the reason
         self._reaper: subprocess.Popen[bytes] | None = None
 
     # -- which one
@@ -80,18 +84,27 @@ class Manager:
             sandbox_id = next((each.sandbox_id for each in self.sandboxes() if each.name == sandbox_id), sandbox_id)
             if sandbox_id not in self._sandboxes:
                 raise NotFound(
-                    f"There is no sandbox {sandbox_id[:60]!r}.",
+                    f"There is no sandbox {sandbox_id[:60]!r}{self._why_ended(sandbox_id)}.",
                     f"This session's sandboxes: {ids}. start_sandbox starts one.",
                     code="SANDBOX_NOT_FOUND",
                 )
-            return self._sandboxes[sandbox_id]
+            return self._use(self._sandboxes[sandbox_id])
         if not self._sandboxes:
-            raise NotFound("This session has no sandbox.", "start_sandbox starts one.", code="SANDBOX_NOT_FOUND")
+            last = next(reversed(self._ended), "")
+            why = f" The last, {last}, is no more{self._why_ended(last)}." if last else ""
+            raise NotFound(f"This session has no sandbox.{why}", "start_sandbox starts one.", code="SANDBOX_NOT_FOUND")
         if len(self._sandboxes) > 1:
             raise SandboxAmbiguous(
                 f"This session has {len(self._sandboxes)} sandboxes.", f"Say which with sandbox_id: {ids}."
             )
-        return next(iter(self._sandboxes.values()))
+        return self._use(next(iter(self._sandboxes.values())))
+
+    def _use(self, sandbox: Sandbox) -> Sandbox:
+        sandbox.used = time.monotonic()
+        return sandbox
+
+    def _why_ended(self, sandbox_id: str) -> str:
+        return f": {self._ended[sandbox_id]}" if sandbox_id in self._ended else ""
 
     async def get_or_start(self, sandbox_id: str | None, progress: Progress = no_progress) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
@@ -116,16 +129,17 @@ class Manager:
         disk: int | None = None,
         name: str | None = None,
         from_checkpoint: str | None = None,
+        wait_s: float = 0,
     ) -> Sandbox:
         """Start a new sandbox, or the one of that name, which may be there and even run already.
 
-        Raises InvalidArgument, NotFound (CHECKPOINT_NOT_FOUND), CapExceeded, NotSupported (DISK_CAP_UNAVAILABLE),
+        Raises InvalidArgument, NotFound (CHECKPOINT_NOT_FOUND), CapExceeded, BudgetExceeded, NotSupported (DISK_CAP_UNAVAILABLE),
         HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced.
         """
         origin = None
         if from_checkpoint is not None:
             origin = await checkpoint_of(self.host, self.identity.owner, from_checkpoint)
-        return await self._counted(Wanted(engine, cpus, memory, pids, disk, name, origin), progress)
+        return await self._counted(Wanted(engine, cpus, memory, pids, disk, name, origin, wait_s), progress)
 
     async def _counted(self, wanted: Wanted, progress: Progress) -> Sandbox:
         self._starting += 1
@@ -266,9 +280,12 @@ class Manager:
 
         return self.jobs.start(kind, sandbox.sandbox_id, title, explained)
 
-    async def start_detached(self, sandbox: Sandbox, spec: RunSpec) -> str:
-        """Start a service in the sandbox; its container's id."""
-        return await self.ask(sandbox, lambda: sandbox.engine.start(spec))
+    async def start_detached(self, sandbox: Sandbox, spec: RunSpec, *, keep_alive: bool = False) -> str:
+        """Start a service in the sandbox; its container's id. `keep_alive`: while it runs, idleness ends no sandbox."""
+        container = await self.ask(sandbox, lambda: sandbox.engine.start(spec))
+        if keep_alive:
+            sandbox.keepers.add(container)
+        return container
 
     async def ask(self, sandbox: Sandbox, question: Callable[[], Awaitable[T]]) -> T:
         """Ask a sandbox's engine; its silence is explained, and so is a full disk."""
@@ -336,6 +353,20 @@ class Manager:
                 "cleanup removes it; start_sandbox starts a new one.",
             )
         return error
+
+    async def _end(self, sandbox: Sandbox, why: str) -> None:
+        """Its time is over. One with a name is let go: if nobody else holds it, it stops by its lease."""
+        self._ended[sandbox.sandbox_id] = why
+        try:
+            if sandbox.name is None:
+                await self.remove(sandbox)
+            else:
+                self._ended[sandbox.name] = why + "; start_sandbox with its name finds it again"
+                self._sandboxes.pop(sandbox.sandbox_id, None)
+                self._let_go(sandbox.outer)
+                await in_thread(sandbox.engine.close)
+        except SandboxError:  # the next look tries again
+            _log.warning("%s could not be ended", sandbox.sandbox_id)
 
     async def remove(self, sandbox: Sandbox, *, keep_store: bool = False) -> int:
         """End a sandbox: its jobs, its nested containers, and, but for `keep_store`, all that it holds. Idempotent. Bytes

@@ -19,7 +19,8 @@ from manyoyo_mcp.values import Caps
 @dataclass(slots=True)
 class Sandbox:
     """What the session knows of a sandbox. `limits` says what its policy grants; it changes when the sandbox grows.
-    `resumed`: how it was found, where it was there before. `copied`: began as a copy of another."""
+    `resumed`: how it was found, where it was there before. `copied`: began as a copy of another.
+    `begun` and `used`, by time.monotonic: since when it is here, when it was last of use; `keepers`: services that keep it."""
 
     sandbox_id: str
     outer: Outer
@@ -31,6 +32,9 @@ class Sandbox:
     resumed: Literal["running", "stopped"] | None = None
     copied: bool = False
     started: float = field(default_factory=time.time)
+    begun: float = field(default_factory=time.monotonic)
+    used: float = field(default_factory=time.monotonic)
+    keepers: set[str] = field(default_factory=set)
 
     @property
     def age(self) -> float:

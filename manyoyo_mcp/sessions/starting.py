@@ -11,12 +11,13 @@ import anyio
 
 from manyoyo_mcp.config import EngineName, Settings
 from manyoyo_mcp.errors import CapExceeded, CapsUnenforced, InvalidArgument, NotFound, NotSupported, SandboxError
-from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Store
+from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Storage, Store
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.sessions import names, trust
+from manyoyo_mcp.sessions.budgets import Amount, Budgets
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
 from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
@@ -25,7 +26,8 @@ from manyoyo_mcp.values import Caps, docker_size
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What was asked of a start; None where the default is meant. `origin`: the store that it begins as a copy of."""
+    """What was asked of a start; None where the default is meant. `origin`: the store that it begins as a copy of.
+    `wait_s`: seconds to wait where the budget has no room."""
 
     engine: EngineName | None = None
     cpus: float | None = None
@@ -34,6 +36,7 @@ class Wanted:
     disk: int | None = None
     name: str | None = None
     origin: Store | None = None
+    wait_s: float = 0
 
 
 Hold = Callable[[Outer], None]
@@ -58,6 +61,7 @@ class Starter:
         self._spawn = spawn
         self._hold = hold
         self._let_go = let_go
+        self._budgets = Budgets(settings, host, identity.owner)
         self._probes = Remembered(settings.state_dir / "probes.json")
 
     async def start(self, wanted: Wanted, progress: Progress) -> Sandbox:
@@ -127,7 +131,8 @@ class Starter:
         info = await self._host.info()
         caps = self.caps(info, wanted.cpus, wanted.memory, wanted.pids)
         image = await outer_image.ensure(self._host, self._settings, progress)
-        disk = await self._disk(wanted, image, there)
+        storage = await self._host.storage(image)
+        disk = await self._disk(wanted, storage, there)
         progress(0, None, f"starting a {engine} sandbox ({caps.describe()})")
         spec = OuterSpec(
             sandbox_id=sandbox_id,
@@ -153,7 +158,9 @@ class Starter:
             origin=wanted.origin.name if wanted.origin is not None else None,
             keep="name" in labels,
         )
-        created = await self._host.create(spec)
+        need = Amount(1, caps.cpus, caps.memory, disk or 0)
+        async with self._budgets.room(sandbox_id, need, storage.size, wanted.wait_s, progress):
+            created = await self._host.create(spec)
         self._hold(created)
         try:
             sandbox = await self.join(created, begun)
@@ -166,9 +173,8 @@ class Starter:
             raise
         return sandbox
 
-    async def _disk(self, wanted: Wanted, image: str, there: Store | None) -> int | None:
+    async def _disk(self, wanted: Wanted, storage: Storage, there: Store | None) -> int | None:
         """The cap of its disk. None where disks can't be capped and none was asked for."""
-        storage = await self._host.storage(image)
         if storage.kind != "pool" and self._settings.storage == "pool":
             raise NotSupported(
                 f"This host can have no pool: {storage.words}.",

@@ -56,6 +56,7 @@ class RunInput(CapArguments):
     timeout_s: float | None = Field(None, gt=0, le=86400, description="Kill it after so many seconds.")
     detach: bool = Field(False, description="Start a service and return; it runs until nested_stop.")
     name: Name | None = Field(None, description="Container name, for detach.")
+    keep_alive: bool = Field(False, description="With detach: the sandbox is not idle while this service runs.")
     files: Files = Field(
         default_factory=dict, description='Files to put in: path → text or {"base64": …}. Relative: to workdir.'
     )
@@ -174,15 +175,15 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
         pull=arguments.pull,
     )
     if arguments.detach:
-        return await _detached(call, sandbox, spec, arguments.max_tokens, started)
+        return await _detached(call, sandbox, spec, arguments, started)
     job = manager.run(sandbox, spec)
     return await _finish(call, job, arguments.wait_s, arguments.max_tokens, started)
 
 
-async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, max_tokens: int | None, started: bool) -> RunOutput:
+async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, arguments: RunInput, started: bool) -> RunOutput:
     """A service as it is a moment after its start: most that can't work end at once."""
     manager, engine = call.manager, sandbox.engine
-    container = await manager.start_detached(sandbox, spec)
+    container = await manager.start_detached(sandbox, spec, keep_alive=arguments.keep_alive)
     result = RunOutput(
         sandbox_id=sandbox.sandbox_id, state="started", seconds=0, container=container[:12], sandbox_started=started or None,
         next="nested_logs shows its output, nested_exec runs a command in it, nested_stop ends it.",
@@ -198,7 +199,7 @@ async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, max_tokens: int
             raw = await manager.ask(sandbox, lambda: engine.logs(container, None, None))
             _tell(result, ended)
             result.state, result.seconds, result.output_bytes = "finished", ended.seconds, len(raw)
-            tokens = (max_tokens or manager.settings.result_tokens) - _FRAME_TOKENS
+            tokens = (arguments.max_tokens or manager.settings.result_tokens) - _FRAME_TOKENS
             result.output, result.omitted_bytes = await in_thread(show, raw, container[:12], tokens)
             result.next = (
                 "The service ended at once; its container is kept: nested_stop starts it again or removes it (action), "

@@ -40,6 +40,9 @@ class StartInput(ToolInput):
         "again, in this session or a later one.",
     )
     from_checkpoint: Text | None = Field(None, description="Begin with what is in this checkpoint, as a private copy.")
+    wait_s: float = Field(
+        0, ge=0, le=3600, description="Seconds to wait in the queue where the budget has no room; 0: refuse at once."
+    )
     sandbox_id: Text | None = Field(
         None, description="A live sandbox to grow in place, with the larger caps given here."
     )
@@ -144,6 +147,7 @@ async def start_sandbox(call: Call, arguments: StartInput) -> ToolOutput:
             disk=arguments.disk,
             name=arguments.name,
             from_checkpoint=arguments.from_checkpoint,
+            wait_s=arguments.wait_s,
         )
     return StartOutput(sandbox=await SandboxInfo.of(sandbox), seconds=sandbox.start_seconds, resumed=sandbox.resumed)
 
@@ -244,6 +248,8 @@ class StatusItem(BaseModel):
     disk_used_bytes: int | None = Field(None, description="Without what is shared with others.")
     disk_cap_bytes: int | None = None
     disk_free_bytes: int | None = None
+    will: str | None = Field(None, description="What will happen to it, and when, if it goes on as now.")
+    ends_in_seconds: float | None = None
     containers: int | None = None
     running: int | None = None
     images: int | None = None
@@ -268,6 +274,8 @@ class StatusItem(BaseModel):
             else:
                 free += f", disk {format_bytes(self.disk_used_bytes or 0)} of {format_bytes(self.disk_cap_bytes)}"
             lines.append(f"  {self.running} of {self.containers} containers running, {self.images} images{free}")
+        if self.will:
+            lines.append(f"  {self.will}")
         if self.jobs:
             lines.append(f"  jobs: {', '.join(self.jobs)}")
         if self.engine_log:
@@ -359,6 +367,8 @@ async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
         jobs=[job.job_id for job in manager.jobs.of(sandbox.sandbox_id) if job.state == "running"],
     )
     if item.state == "running":
+        outlook = await manager.life.outlook(sandbox)
+        item.will, item.ends_in_seconds = outlook.words, outlook.ends_in
         counters = await manager.counters(sandbox)
         item.memory_used_bytes = counters.get("memory_used")
         item.processes = counters.get("pids_used")

@@ -1,0 +1,206 @@
+"""What all sandboxes of a host, and all of one owner, may have together; and the queue of those for whom there is no room now.
+
+What is taken is read from the host: the labels of the containers and volumes that there are. What this owner's servers are about
+to take lies in files beside, each locked by its process, so that it counts no longer when that has died.
+"""
+
+import contextlib
+import dataclasses
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+from filelock import FileLock, Timeout
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.errors import BudgetExceeded
+from manyoyo_mcp.hosts.base import Claim, Host, HostInfo
+from manyoyo_mcp.image.outer import Progress, no_progress
+from manyoyo_mcp.sessions.names import locked
+from manyoyo_mcp.values import format_bytes
+from manyoyo_mcp.workers import in_thread
+
+_INTERVAL = 0.5
+"""Seconds between looks whether there is room now."""
+_LEAST_SANDBOX = 128 << 20
+"""Memory, in bytes, of a host for each sandbox that it may have, where nobody said how many: an idle one takes a tenth of it."""
+_CPUS, _MEMORY, _DISK = 64, 16, 4
+"""By how much the caps of all sandboxes together may exceed what the host has, where nobody said: most are idle most of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Sandboxes, CPUs, and bytes of memory and disk."""
+
+    sandboxes: int = 0
+    cpus: float = 0.0
+    memory: int = 0
+    disk: int = 0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(
+            self.sandboxes + other.sandboxes,
+            self.cpus + other.cpus,
+            self.memory + other.memory,
+            self.disk + other.disk,
+        )
+
+    def over(self, budget: "Amount") -> str | None:
+        """What of this exceeds a budget, in words; None where nothing does."""
+        if self.sandboxes > budget.sandboxes:
+            return f"{self.sandboxes} sandboxes, of {budget.sandboxes}"
+        if self.cpus > budget.cpus:
+            return f"{self.cpus:g} CPUs, of {budget.cpus:g}"
+        if self.memory > budget.memory:
+            return f"{format_bytes(self.memory)} of memory, of {format_bytes(budget.memory)}"
+        if budget.disk and self.disk > budget.disk:
+            return f"{format_bytes(self.disk)} of disk, of {format_bytes(budget.disk)}"
+        return None
+
+
+def budgets(settings: Settings, info: HostInfo, disk: int) -> tuple[Amount, Amount]:
+    """The host's and each owner's: as configured, else by the machine's size. `disk`: bytes in its pool, 0 without one."""
+    host = Amount(
+        settings.host_sandboxes or max(16, info.memory // _LEAST_SANDBOX),
+        settings.host_cpus or info.cpus * _CPUS,
+        settings.host_memory or info.memory * _MEMORY,
+        settings.host_disk or disk * _DISK,
+    )
+    owner = Amount(
+        settings.owner_sandboxes or host.sandboxes,
+        settings.owner_cpus or host.cpus,
+        settings.owner_memory or host.memory,
+        settings.owner_disk or host.disk,
+    )
+    return host, owner
+
+
+def taken(claims: list[Claim], owner: str | None = None) -> Amount:
+    """What these claims come to; of one owner's alone, where one is named."""
+    total = Amount()
+    for claim in claims:
+        if owner in (None, claim.owner):
+            total += Amount(int(claim.running), claim.cpus, claim.memory, claim.disk)
+    return total
+
+
+class Budgets:
+    """One session's way to room on its host. `disk`: bytes in the host's pool."""
+
+    def __init__(self, settings: Settings, host: Host, owner: str) -> None:
+        self._settings = settings
+        self._host = host
+        self._owner = owner
+
+    @contextlib.asynccontextmanager
+    async def room(
+        self, sandbox_id: str, need: Amount, disk: int, wait_s: float, progress: Progress
+    ) -> AsyncIterator[None]:
+        """There is room for `need` within; by its end the sandbox is there, and counts itself.
+
+        Raises BudgetExceeded where there is none within `wait_s` seconds, at once where there never will be.
+        """
+        host, owner = budgets(self._settings, await self._host.info(), disk)
+        for whose, budget in (("this host", host), ("you", owner)):
+            words = need.over(budget)
+            if words is not None:
+                raise _exceeded(f"The budget of {whose} can't hold it: {words}.", ever=False)
+        queue = _Tickets(self._settings.lock_dir / "queue")
+        reserved = _Tickets(self._settings.lock_dir / "reserved")
+        end = time.monotonic() + wait_s
+        mine: Path | None = None  # a place in the queue, once there was no room
+        with contextlib.ExitStack() as waiting, contextlib.ExitStack() as held:
+            while True:
+                async with locked(self._settings.lock_dir, "budget", no_progress):
+                    ahead = await in_thread(queue.ahead_of, mine)
+                    words = await self._lacking(sandbox_id, need, host, owner, reserved)
+                    if words is None and not ahead:
+                        held.enter_context(reserved.take(dataclasses.asdict(need)))
+                        break
+                if time.monotonic() >= end:
+                    raise _exceeded(words or f"{ahead} others wait for room already.", ever=True)
+                mine = mine or waiting.enter_context(queue.take({}))
+                progress(0, None, f"waiting for room: {ahead + 1}. in the queue; {words or 'others come first'}")
+                await anyio.sleep(_INTERVAL)
+            waiting.close()
+            yield
+
+    async def _lacking(
+        self, sandbox_id: str, need: Amount, host: Amount, owner: Amount, reserved: "_Tickets"
+    ) -> str | None:
+        claims = [claim for claim in await self._host.claims() if claim.sandbox_id != sandbox_id]
+        coming = need
+        for content in await in_thread(lambda: list(reserved.live())):
+            coming += Amount(**content)
+        for whose, budget, name in (("this host", host, None), ("you", owner, self._owner)):
+            words = (taken(claims, name) + coming).over(budget)
+            if words is not None:
+                return f"The budget of {whose} has no room now: with it, it would be {words}."
+        return None
+
+
+def _exceeded(words: str, *, ever: bool) -> BudgetExceeded:
+    wait = "cleanup what is not needed, ask for less, or wait in the queue (wait_s). " if ever else "Ask for less. "
+    return BudgetExceeded(
+        words, wait + "The operator can raise it: MANYOYO_HOST_… and MANYOYO_OWNER_SANDBOXES, _CPUS, _MEMORY, _DISK."
+    )
+
+
+class _Tickets:
+    """Files that count as long as the process that made them lives: it holds a lock on each."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._held: dict[Path, FileLock] = {}
+
+    @contextlib.contextmanager
+    def take(self, content: dict[str, Any]) -> Iterator[Path]:
+        """A ticket of now, with this content, until the end of the context or `drop`."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._directory / f"{time.time_ns():020}-{secrets.token_hex(4)}"
+        lock = FileLock(path.with_suffix(".lock"), thread_local=False)
+        lock.acquire()
+        self._held[path] = lock
+        path.write_text(json.dumps(content))
+        try:
+            yield path
+        finally:
+            self.drop(path)
+
+    def drop(self, path: Path) -> None:
+        """Give a ticket back; once is enough."""
+        lock = self._held.pop(path, None)
+        if lock is not None:
+            path.unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+    def ahead_of(self, mine: Path | None) -> int:
+        """How many are older; all of them where there is none of ours."""
+        return sum(mine is None or path < mine for path in self._alive())
+
+    def live(self) -> Iterator[dict[str, Any]]:
+        for path in self._alive():
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads(path.read_text())
+
+    def _alive(self) -> Iterator[Path]:
+        """Those whose process lives; what others left is removed."""
+        for path in sorted(self._directory.glob("*-????????")):
+            if path in self._held:
+                yield path
+                continue
+            lock = FileLock(path.with_suffix(".lock"), thread_local=False)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                yield path
+            else:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".lock").unlink(missing_ok=True)
+                lock.release()

@@ -1,0 +1,198 @@
+"""Sandboxes that nobody uses end, by limits that know work; all of them together stay within a budget, and the others wait in line."""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp import Client
+
+from tests.conftest import server_parameters
+from tests.integration.test_storage import build, call, containers, refused, run, start
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+on_both = pytest.mark.parametrize("engine", ["podman", "docker"])
+IDLE = 6
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[Client]:
+    async with Client(server_parameters(tmp_path, MANYOYO_IDLE_S=str(IDLE), MANYOYO_LEASE_S="6")) as connected:
+        yield connected
+
+
+async def ended(sandbox: str, seconds: float) -> None:
+    with anyio.fail_after(seconds):
+        while containers(sandbox):
+            await anyio.sleep(0.2)
+
+
+@on_both
+async def test_a_quiet_service_keeps_no_sandbox(client: Client, engine: str) -> None:
+    sandbox = await start(client, engine=engine)
+    await build(client, sandbox)
+    await run(client, sandbox, "sleep 1000", detach=True, name="quiet")
+    (status,) = (await call(client, "sandbox_status"))["sandboxes"]
+    assert 0 < status["ends_in_seconds"] <= IDLE and "removed" in status["will"]
+    await ended(sandbox, IDLE * 3)
+    error = await refused(client, "nested_list", sandbox_id=sandbox)
+    assert error["code"] == "SANDBOX_NOT_FOUND" and "MANYOYO_IDLE_S" in error["message"], error
+    assert "MANYOYO_IDLE_S" in (await refused(client, "nested_logs", container="quiet"))["message"]
+
+
+@on_both
+async def test_work_keeps_a_sandbox_and_its_end_ends_it(client: Client, engine: str) -> None:
+    sandbox = await start(client, engine=engine)
+    await build(client, sandbox)
+    seconds = IDLE * 3
+    busy = f"end=$(($(date +%s) + {seconds})); while [ $(date +%s) -lt $end ]; do :; done; exec sleep 1000"
+    begun = time.monotonic()
+    await run(client, sandbox, busy, detach=True, name="busy")
+    await anyio.sleep(seconds - 1)
+    assert containers(sandbox) == ["running"]
+    await ended(sandbox, IDLE * 4)
+    assert time.monotonic() - begun > seconds
+
+
+async def test_network_traffic_is_work(client: Client) -> None:
+    sandbox = await start(client)
+    await build(client, sandbox)
+    await run(client, sandbox, "while :; do nc -l -p 80 > /dev/null; done", detach=True, name="sink")
+    listed = await call(client, "nested_list", sandbox_id=sandbox)
+    address = listed["containers"][0]["address"]
+    await run(
+        client,
+        sandbox,
+        f"while :; do head -c 9000 /dev/zero | nc {address} 80 -w 1; sleep 1; done",
+        detach=True,
+        name="source",
+    )
+    await anyio.sleep(IDLE * 2.5)
+    assert containers(sandbox) == ["running"]
+
+
+async def test_a_job_and_a_service_that_is_to_be_kept_hold_it(client: Client) -> None:
+    job = await start(client)
+    await build(client, job)
+    begun = await run(client, job, "sleep 1000", wait_s=0)
+    kept = await start(client)
+    await build(client, kept)
+    await run(client, kept, "sleep 1000", detach=True, name="kept", keep_alive=True)
+    await anyio.sleep(IDLE * 2.5)
+    assert containers(job) == containers(kept) == ["running"]
+    status = {each["sandbox_id"]: each for each in (await call(client, "sandbox_status"))["sandboxes"]}
+    assert begun["job_id"] in status[job]["will"] and "keep_alive" in status[kept]["will"]
+    await call(client, "job_cancel", job_id=begun["job_id"])
+    await call(client, "nested_stop", sandbox_id=kept, container="kept", action="remove")
+    await ended(job, IDLE * 3)
+    await ended(kept, IDLE * 3)
+
+
+async def test_one_with_a_name_is_let_go_and_found_again(client: Client) -> None:
+    sandbox = await start(client, name="quiet-one")
+    await build(client, sandbox)
+    with anyio.fail_after(60):
+        while containers(sandbox) == ["running"]:
+            await anyio.sleep(0.2)
+    error = await refused(client, "nested_list", sandbox_id="quiet-one")
+    assert "start_sandbox" in error["message"], error
+    again = await call(client, "start_sandbox", name="quiet-one")
+    assert again["resumed"] == "stopped" and again["sandbox"]["images"]
+    await call(client, "cleanup", sandbox_id="quiet-one")
+
+
+async def test_a_greatest_age(tmp_path: Path) -> None:
+    async with Client(server_parameters(tmp_path, MANYOYO_MAX_AGE_S="5")) as client:
+        sandbox = await start(client)
+        await build(client, sandbox)
+        await run(client, sandbox, "sleep 1000", wait_s=0)
+        await ended(sandbox, 15)
+        assert "MANYOYO_MAX_AGE_S" in (await refused(client, "nested_list", sandbox_id=sandbox))["message"]
+
+
+async def test_over_budget_it_is_refused_or_waits_in_line(tmp_path: Path) -> None:
+    shared = {"MANYOYO_OWNER_SANDBOXES": "2", "MANYOYO_RUNTIME_DIR": str(tmp_path / "run")}
+    others = await _running()
+    shared["MANYOYO_OWNER_SANDBOXES"] = str(others + 2)
+    parameters = server_parameters(tmp_path, **shared)
+    async with Client(parameters) as one, Client(parameters) as two, Client(parameters) as three:
+        first, _second = await start(one), await start(two)
+        error = await refused(two, "start_sandbox")
+        assert error["code"] == "BUDGET_EXCEEDED" and "wait_s" in error["hint"], error
+        begun = time.monotonic()
+        assert (await refused(three, "start_sandbox", wait_s=2))["code"] == "BUDGET_EXCEEDED"
+        assert time.monotonic() - begun >= 2
+        order: list[str] = []
+        words: list[str] = []
+
+        async def heard(_done: float, _total: float | None, message: str | None) -> None:
+            words.append(message or "")
+
+        async def wait(client: Client, name: str, callback: Any = None) -> None:
+            result = await client.call_tool(
+                "start_sandbox", {"memory": "512m", "wait_s": 60}, progress_callback=callback
+            )
+            assert not result.is_error, result.content
+            order.append(name)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait, three, "three")
+            await anyio.sleep(1.5)
+            group.start_soon(wait, two, "two", heard)
+            await anyio.sleep(1.5)
+            assert order == []
+            await call(one, "cleanup", sandbox_id=first)
+            await anyio.sleep(3)
+            assert order == ["three"], "who came first is served first"
+            await call(three, "cleanup")
+        assert order == ["three", "two"]
+        assert any("2. in the queue" in each for each in words), words
+
+
+async def test_a_budget_that_can_never_hold_it_says_so_at_once(tmp_path: Path) -> None:
+    async with Client(server_parameters(tmp_path, MANYOYO_HOST_MEMORY="256m")) as client:
+        error = await refused(client, "start_sandbox", memory="512m", wait_s=60)
+        assert error["code"] == "BUDGET_EXCEEDED" and "can't hold" in error["message"], error
+    async with Client(server_parameters(tmp_path, MANYOYO_OWNER_DISK="1g")) as client:
+        error = await refused(client, "start_sandbox", disk="2g", wait_s=60)
+        assert error["code"] == "BUDGET_EXCEEDED" and "disk" in error["message"], error
+
+
+async def test_who_dies_waiting_holds_nobody_up(tmp_path: Path) -> None:
+    others = await _running()
+    shared = {"MANYOYO_OWNER_SANDBOXES": str(others + 1), "MANYOYO_RUNTIME_DIR": str(tmp_path / "run")}
+    parameters = server_parameters(tmp_path, **shared)
+    async with Client(parameters) as one:
+        first = await start(one)
+        waiting = await anyio.open_process(
+            [parameters.command, "-c", _WAITS], env={**os.environ, **(parameters.env or {})}, cwd=tmp_path
+        )
+        await anyio.sleep(6)
+        waiting.kill()
+        await waiting.wait()
+        await call(one, "cleanup", sandbox_id=first)
+        await start(one, wait_s=5)
+
+
+_WAITS = """
+import anyio
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.sessions.manager import open_manager
+async def main():
+    async with open_manager(Settings()) as manager:
+        await manager.start(wait_s=100)
+anyio.run(main)
+"""
+
+
+async def _running() -> int:
+    """Sandboxes of the other tests."""
+    import docker
+
+    host = docker.from_env()
+    found = host.containers.list(filters={"label": "org.manyoyo.kind=sandbox"})
+    host.close()
+    return len(found)

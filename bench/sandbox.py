@@ -71,6 +71,59 @@ class Session:
         await self.call("cleanup", sandbox_id=started["sandbox"]["sandbox_id"])
         return spent
 
+    async def start_named(self, engine: str) -> float:
+        """A named sandbox that is stopped, with what it holds, started again."""
+        name = f"bench-{engine}"
+        if name not in self._sandboxes:
+            started = await self.call("start_sandbox", engine=engine, name=name)
+            self._sandboxes[name] = started["sandbox"]["sandbox_id"]
+        await self.call("cleanup", sandbox_id=name, keep_data=True)
+        began = time.perf_counter()
+        started = await self.call("start_sandbox", name=name)
+        assert started["resumed"] == "stopped", started
+        return _ms(began)
+
+    async def remove_named(self, engine: str) -> None:
+        if self._sandboxes.pop(f"bench-{engine}", None):
+            await self.call("cleanup", sandbox_id=f"bench-{engine}")
+
+    async def fork(self, engine: str) -> float:
+        """A fork of the sandbox that has the images."""
+        sandbox = await self.sandbox(engine)
+        began = time.perf_counter()
+        forked = await self.call("fork_sandbox", sandbox_id=sandbox)
+        spent = _ms(began)
+        await self.call("cleanup", sandbox_id=forked["forks"][0]["sandbox_id"])
+        return spent
+
+    async def timed(self, engine: str, command: str) -> float:
+        """What a command that times itself says, in milliseconds, in a nested run."""
+        sandbox = await self.sandbox(engine)
+        ended = await self.call(
+            "nested_run", sandbox_id=sandbox, image=IMAGE, command=["sh", "-c", command], memory="2g", network="none"
+        )
+        assert ended["exit_code"] == 0, ended
+        await self._settle(sandbox)
+        return watch.told(ended["output"])
+
+    async def run_and_removal(self, engine: str, network: str) -> float:
+        """Until nothing is left of the run."""
+        sandbox = await self.sandbox(engine)
+        began = time.perf_counter()
+        await self.call("nested_run", sandbox_id=sandbox, image=IMAGE, command=["echo", "hi"], network=network)
+        await self._settle(sandbox, 0.002)
+        return _ms(began)
+
+    async def cached(self, engine: str, dockerfile: str) -> float:
+        sandbox = await self.sandbox(engine)
+        began = time.perf_counter()
+        built = await self.call(
+            "nested_build", sandbox_id=sandbox, files={"Dockerfile": dockerfile.format(image=IMAGE)}
+        )
+        spent = _ms(began)
+        assert built["reason"] == "OK", built
+        return spent
+
     async def run(self, engine: str, network: str) -> float:
         sandbox = await self.sandbox(engine)
         began = time.perf_counter()
@@ -122,12 +175,12 @@ class Session:
         assert built["reason"] == "OK", built
         return spent
 
-    async def _settle(self, sandbox: str) -> None:
+    async def _settle(self, sandbox: str, pause: float = 0.02) -> None:
         for _ in range(1000):
             rows = (await self.call("nested_list", sandbox_id=sandbox, what="containers"))["containers"]
             if not any(row["state"] == "exited" or row["command"].endswith("echo hi") for row in rows):
                 return
-            await anyio.sleep(0.02)
+            await anyio.sleep(pause)
         raise RuntimeError(f"{sandbox} still has {rows}")
 
     async def own_part(self, engine: str) -> tuple[float, float]:

@@ -25,6 +25,18 @@ def call(path: Path, began: float, ended: float) -> tuple[float, float]:
     return answered - arrived, sum(waits)
 
 
+def told(output: str) -> float:
+    """The milliseconds that a command's output names: from its line "from to", both seconds since boot."""
+    began, ended = next(line for line in output.splitlines() if line.count(".") == 2).split()
+    return (float(ended) - float(began)) * 1000
+
+
+def timing(command: str) -> str:
+    """A shell's command that says from when to when it ran, for `told`."""
+    clock = "cut -d' ' -f1 /proc/uptime"
+    return f'began=$({clock}); {command}; echo "$began $({clock})"'
+
+
 _notes: list[str] = []
 """Written when an answer is out: then nobody waits for it."""
 

@@ -19,8 +19,6 @@ from manyoyo_mcp.values import format_bytes, unix_time
 _COPY = "cp -a /from/. /to && du -sb /to | cut -f1"
 _IN_USE_PATIENCE = 5.0
 """Seconds that a container on its way out may hold its volume."""
-_STRAY_AFTER = 120.0
-"""Seconds after which a store in the pool that is no volume is not one about to become one."""
 
 
 def driver(device: str | None, store: str) -> dict[str, Any]:
@@ -161,13 +159,12 @@ class Stores(Images):
 
     async def remove_store(self, name: str) -> int:
         volume = await self._volume(name)
-        freed = 0
+        if volume is not None:  # first: a volume says that its store is there
+            await self._drop(name)
         if pooled(volume) if volume is not None else self._pool.opened:
             with contextlib.suppress(SandboxError):  # without its keeper: a later sweep removes it
-                freed = await self._pool.remove(name)
-        if volume is not None:
-            await self._drop(name)
-        return freed
+                return await self._pool.remove(name)
+        return 0
 
     async def _drop(self, name: str) -> None:
         def drop(client: docker.APIClient) -> None:
@@ -189,10 +186,10 @@ class Stores(Images):
             raise HostUnavailable(f"The host could not remove {name}: {error.explanation}", "Try again.") from error
 
     async def _sweep_pool(self) -> None:
-        """Remove from the pool what is no volume of the host's (any more)."""
+        """Remove from the pool what is no volume of the host's (any more); after a lease, for it may be about to become one."""
         if self._settings.storage == "plain" or not await self.volume_exists(KEEPER):
             return
-        strays = {name for name, age, _ in await self._pool.stores() if age > _STRAY_AFTER}
+        strays = {name for name, age, _ in await self._pool.stores() if age > self._settings.lease_s}
         if strays:
             answer = await self._call(lambda client: client.volumes())
             for name in strays - {row["Name"] for row in answer["Volumes"] or []}:

@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     owner_cpus: float | None = Field(None, gt=0, description="One user's sandboxes together; default: the host's.")
     owner_memory: Memory | None = Field(None, description="One user's sandboxes together; default: the host's.")
     owner_disk: Memory | None = Field(None, description="One user's sandboxes together; default: the host's.")
+    warm: int = Field(0, ge=0, le=20, description="Sandboxes kept ready, with the default engine and caps.")
     idle_s: int = Field(
         3600, ge=1, description="Seconds after which a sandbox ends that nobody and nothing in it uses."
     )

@@ -47,11 +47,15 @@ def _options(
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    warm: Annotated[
+        int | None, typer.Option(min=0, max=20, metavar="N", help="Sandboxes kept ready; default 0.")
+    ] = None,
+) -> None:
     """Serve MCP over stdio, until the client closes it (the default)."""
     from manyoyo_mcp.cli.serve import serve as run
 
-    run()
+    run(warm)
 
 
 @app.command(context_settings=Words)

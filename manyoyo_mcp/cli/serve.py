@@ -1,11 +1,13 @@
 """`manyoyo-mcp serve`, which loads nothing of the command line."""
 
 
-def serve() -> None:
-    """Serve MCP over stdio until the client closes it."""
+def serve(warm: int | None = None) -> None:
+    """Serve MCP over stdio until the client closes it; `warm` sandboxes are kept ready, as the settings say by default."""
     from manyoyo_mcp.cli.connect import load_settings
 
-    settings = load_settings()  # said in two lines where one is wrong, before the server is loaded
+    settings = load_settings(
+        **({"warm": warm} if warm is not None else {})
+    )  # said in two lines where one is wrong, before the server is loaded
     from manyoyo_mcp.server import serve as run
 
     run(settings)

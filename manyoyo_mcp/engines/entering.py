@@ -10,9 +10,9 @@ import anyio
 from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.asking import Asking
 from manyoyo_mcp.engines.base import Ended, ExecSpec, Sink
-from manyoyo_mcp.engines.failures import REFUSED, SIGKILLED, start_hint, suspicious, verdict
+from manyoyo_mcp.engines.failures import MAKE_ROOM, NO_SPACE, REFUSED, SIGKILLED, start_hint, suspicious, verdict
 from manyoyo_mcp.engines.streams import Tail, since
-from manyoyo_mcp.errors import ManyoyoError, Reason
+from manyoyo_mcp.errors import DiskFull, ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import format_bytes
 
@@ -86,6 +86,8 @@ class Entering(Asking):
         if code == 0:
             return Ended(0, Reason.OK, seconds, container=spec.container)
         if code in (126, 127) and _EXEC_REFUSED.match(output_end):
+            if NO_SPACE.search(output_end.decode(errors="replace")):
+                raise DiskFull("The sandbox's disk is full: its engine has no room for an exec.", MAKE_ROOM)
             # Only the caller's own word is quoted: the stream may be the command's, and the output is shown as such.
             refused = REFUSED.search(output_end.decode(errors="replace")) is not None
             return Ended(126 if refused else 127, Reason.COMMAND_NOT_FOUND, seconds,

@@ -25,7 +25,7 @@ _CONTAINERS_CAPS = (
 _ENGINES_CLIENTS = {"docker", "docker-compose", "podman", "podman-compose", "buildah", "nerdctl"}
 REFUSED = re.compile("permission denied|not permitted|format error", re.IGNORECASE)
 """What runtimes say of a program that is there and may not, or can't, be executed."""
-_NO_SPACE = re.compile(r"[:\])(] ?(?:no space left on device|disk quota exceeded)", re.IGNORECASE)
+NO_SPACE = re.compile(r"[:\])(] ?(?:no space left on device|disk quota exceeded)", re.IGNORECASE)
 _NO_DATABASE = re.compile("unable to open database file|database or disk is full")
 """What SQLite says on a full disk, for podman."""
 MAKE_ROOM = (
@@ -85,7 +85,7 @@ def verdict(
             else "Ask for more with pids_limit=…, or run fewer in parallel (make -j, workers).",
             "kernel: fork rejected by pids controller",
         )
-    if last_complaint(output_end.decode(errors="replace"), _NO_SPACE, _NO_SPACE_TRAILER):
+    if last_complaint(output_end.decode(errors="replace"), NO_SPACE, _NO_SPACE_TRAILER):
         return Verdict(
             Reason.DISK_FULL,
             "A file system that the command wrote to is full.",
@@ -168,7 +168,7 @@ _ANSWERS: list[_Answer] = [
 
 def from_answer(engine: str, status: int, text: str) -> ManyoyoError:
     """An engine's error answer as one of ours: the request's fault where the words show it, else the engine's."""
-    if status >= 500 and (_NO_SPACE.search(text) or _NO_DATABASE.search(text)):
+    if status >= 500 and (NO_SPACE.search(text) or _NO_DATABASE.search(text)):
         return DiskFull(f"The sandbox's disk is full. Its {engine} engine answered: {text}", MAKE_ROOM)
     for wanted, pattern, kind, code, hint in _ANSWERS:
         if wanted in (None, status) and pattern.search(text):

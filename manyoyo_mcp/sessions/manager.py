@@ -28,7 +28,7 @@ from manyoyo_mcp.errors import (
     SandboxError,
 )
 from manyoyo_mcp.hosts import lease
-from manyoyo_mcp.hosts.base import Copied, Host, Outer, Store
+from manyoyo_mcp.hosts.base import Copied, Host, Outer, Store, store_of
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress, no_progress
@@ -39,6 +39,7 @@ from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
 from manyoyo_mcp.sessions.life import Life
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted, checkpoint_of
+from manyoyo_mcp.sessions.warm import Warm
 from manyoyo_mcp.values import Caps
 from manyoyo_mcp.workers import in_thread
 
@@ -68,6 +69,7 @@ class Manager:
         group.start_soon(self.life.keep)
         self._ended: dict[str, str] = {}  # ids and names of those that ended by themselves, with the reason
         self._reaper: subprocess.Popen[bytes] | None = None
+        self.warm = Warm(settings.warm, self._start_ahead, self.alive, self.remove)
 
     # -- which one
 
@@ -156,9 +158,39 @@ class Manager:
                 sandbox.resumed = "running"
                 return sandbox
         self._ensure_reaper()
-        sandbox = await self._starter.start(wanted, progress)
+        sandbox = await self._from_warm(wanted) or await self._starter.start(wanted, progress)
         self._sandboxes[sandbox.sandbox_id] = sandbox
         return sandbox
+
+    async def _start_ahead(self) -> Sandbox:
+        self._ensure_reaper()
+        return await self._starter.start(Wanted(), no_progress)
+
+    async def _from_warm(self, wanted: Wanted) -> Sandbox | None:
+        """One that was made ahead, with the caps that are wanted; None where there is none of that kind."""
+        if wanted.name is not None or wanted.origin is not None or wanted.engine not in (None, self.settings.engine):
+            return None
+        begun = time.monotonic()
+        caps = self._starter.caps(await self.host.info(), wanted.cpus, wanted.memory, wanted.pids)
+        sandbox = await self.warm.claim()
+        if sandbox is None:
+            return None
+        if caps != sandbox.limits.largest or wanted.disk not in (None, sandbox.disk):
+            await self._recap(sandbox, caps, wanted.disk)
+        sandbox.begun = sandbox.used = time.monotonic()
+        sandbox.started = time.time()
+        sandbox.start_seconds = round(time.monotonic() - begun, 3)
+        return sandbox
+
+    async def _recap(self, sandbox: Sandbox, caps: Caps, disk: int | None) -> None:
+        """Other caps for a live sandbox."""
+        labels = sandbox.outer.labels
+        if disk is not None:
+            await self.host.cap_store(store_of(sandbox.sandbox_id), disk)
+            labels = labels | {"disk": str(disk)}
+        grown = await self.host.grow(sandbox.outer, caps)
+        sandbox.outer = dataclasses.replace(grown, labels=labels)
+        sandbox.limits = Limits(self._starter.nested_default(caps), caps)
 
     async def fork(self, sandbox: Sandbox, count: int, progress: Progress = no_progress) -> list[Sandbox]:
         """New sandboxes that begin as this one is now, with its caps. All of them, or none where one can't be had."""
@@ -239,13 +271,7 @@ class Manager:
                 f"{sandbox.sandbox_id} has {old.describe()}; a live sandbox can grow, not shrink.",
                 "Leave the smaller cap out, or start a new sandbox.",
             )
-        labels = sandbox.outer.labels
-        if disk is not None:
-            await self.host.cap_store((await self._store(sandbox)).name, disk)
-            labels = labels | {"disk": str(disk)}
-        grown = await self.host.grow(sandbox.outer, new)
-        sandbox.outer = dataclasses.replace(grown, labels=labels)
-        sandbox.limits = Limits(self._starter.nested_default(new), new)
+        await self._recap(sandbox, new, disk)
         return sandbox
 
     # -- work
@@ -460,6 +486,8 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
         manager = Manager(settings, host, group)
         if sweep_first:
             manager._spawn("sweep", partial(sweep.sweep, host, settings))
+        if settings.warm:
+            group.start_soon(manager.warm.keep)
         try:
             yield manager
         except Exception as error:
@@ -469,6 +497,7 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                 for job in manager.jobs.running():
                     await job.cancel()
                 with contextlib.suppress(SandboxError):
+                    await manager.warm.empty()
                     await manager.remove_all()
                     if (
                         not manager.sandboxes()

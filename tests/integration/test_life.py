@@ -1,12 +1,16 @@
 """Sandboxes that nobody uses end, by limits that know work; all of them together stay within a budget, and the others wait in line."""
 
+import contextlib
+import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import docker
 import pytest
 from mcp import Client
 
@@ -152,6 +156,48 @@ async def test_who_dies_waiting_holds_nobody_up(tmp_path: Path) -> None:
         await start(one, wait_s=5)
 
 
+async def test_one_made_ahead_is_there_at_once_and_used_once(tmp_path: Path) -> None:
+    before = await _running()
+    async with Client(server_parameters(tmp_path, MANYOYO_WARM="1")) as client:
+        ready = await _warm(before + 1)
+        taken = await call(client, "start_sandbox", memory="300m", cpus=0.5, disk="1g")
+        assert taken["sandbox"]["sandbox_id"] in ready, "it was there before"
+        assert taken["sandbox"]["caps"]["memory_bytes"] == 300 << 20 and taken["sandbox"]["disk_bytes"] == 1 << 30
+        first = taken["sandbox"]["sandbox_id"]
+        await build(client, first)
+        limit = await run(client, first, "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max; :")
+        assert limit["reason"] == "OK"
+        ready = await _warm(before + 2)
+        assert await start(client) in ready - {first}
+        others = await start(client, engine="docker")
+        assert containers(others) == ["running"]
+    await ended(first, 20)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_those_made_ahead_die_with_their_server(tmp_path: Path, claimed: bool) -> None:
+    before = await _running()
+    with contextlib.suppress(Exception):
+        async with Client(server_parameters(tmp_path, MANYOYO_WARM="2", MANYOYO_LEASE_S="4")) as client:
+            await _warm(before + 2)
+            if claimed:
+                await start(client)
+            for session in (tmp_path / ".state" / "sessions").iterdir():
+                os.kill(int(json.loads((session / "server.json").read_text())["server-pid"]), signal.SIGKILL)
+    with anyio.fail_after(30):
+        while await _running() > before:
+            await anyio.sleep(0.2)
+
+
+async def _warm(count: int) -> set[str]:
+    """So many sandboxes that run, some of them made ahead; their ids."""
+    with anyio.fail_after(20):
+        while len(found := await _ids()) < count:
+            await anyio.sleep(0.05)
+    await anyio.sleep(1)  # its caps are proven, its engine listens
+    return found
+
+
 _WAITS = """
 import anyio
 from manyoyo_mcp.config import Settings
@@ -164,10 +210,12 @@ anyio.run(main)
 
 
 async def _running() -> int:
-    """Sandboxes of the other tests."""
-    import docker
+    """How many sandboxes run, those of other tests too."""
+    return len(await _ids())
 
+
+async def _ids() -> set[str]:
     host = docker.from_env()
     found = host.containers.list(filters={"label": "org.manyoyo.kind=sandbox"})
     host.close()
-    return len(found)
+    return {each.labels["org.manyoyo.sandbox"] for each in found}

@@ -154,6 +154,10 @@ async def test_the_cap_of_a_disk_holds_wherever_it_is_filled(client: Client, eng
         if "cat:" in logs["output"]:
             break
         await anyio.sleep(0.2)
+    code = await client.call_tool(
+        "nested_exec", {"sandbox_id": sandbox, "container": "hog", "command": ["sh", "-c", "exit 7"]}
+    )
+    assert code.is_error or (code.structured_content or {})["exit_code"] == 7, str(code.content)
     told = await client.call_tool(
         "nested_run", {"image": BUSYBOX, "command": ["sh", "-c", FILL % "/tmp"], "sandbox_id": sandbox}
     )

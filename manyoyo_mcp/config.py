@@ -103,6 +103,13 @@ class Settings(BaseSettings):
         "auto", description="Certificates handed to nested runs and builds; auto: the host's extra ones, if any."
     )
 
+    mirrors: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="Mirrors to pull through, REGISTRY=URL, with commas between."
+    )
+    insecure_registries: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Registries without TLS that sandboxes may use, host[:port], with commas between.",
+    )
     wait_s: float = Field(40, gt=0, description="Seconds after which a build or run becomes a job.")
     result_tokens: int = Field(2000, ge=200, description="Longest result, in tokens.")
     log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")
@@ -120,6 +127,13 @@ class Settings(BaseSettings):
         if isinstance(roots, str):
             return json.loads(roots) if roots.startswith("[") else [each for each in roots.split(os.pathsep) if each]
         return roots
+
+    @field_validator("mirrors", "insecure_registries", mode="before")
+    @classmethod
+    def _separated(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return [each.strip() for each in given.split(",") if each.strip()]
+        return given
 
     @field_validator("roots")
     @classmethod

@@ -8,6 +8,7 @@ import typer
 from manyoyo_mcp.cli.arguments import command_words, no_option, no_port, no_volume
 from manyoyo_mcp.cli.connect import run_async
 from manyoyo_mcp.cli.image import app as image
+from manyoyo_mcp.cli.mirror import app as mirror
 
 app = typer.Typer(
     name="manyoyo-mcp",
@@ -19,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=False,
 )
 app.add_typer(image, name="image")
+app.add_typer(mirror, name="mirror")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]

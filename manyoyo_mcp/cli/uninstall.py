@@ -19,6 +19,7 @@ from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
 from manyoyo_mcp.errors import HostUnavailable, InvalidArgument
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import open_host
+from manyoyo_mcp.hosts.mirror import NAME as MIRROR
 from manyoyo_mcp.hosts.pool import KEEPER
 from manyoyo_mcp.hosts.stores import ours, pooled
 from manyoyo_mcp.image.bases import VOLUME
@@ -106,6 +107,10 @@ def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
     volumes |= {each["Name"]: "base images" for each in every if each["Name"] == VOLUME}
     for name, note in volumes.items():
         yield Thing("volume", name, note, partial(client.remove_volume, name))
+    for row in client.containers(all=True, filters={"name": f"^/{MIRROR}$"}):
+        yield Thing("mirror", MIRROR, row["State"], partial(client.remove_container, row["Id"], force=True))
+    if any(each["Name"] == MIRROR for each in every):
+        yield Thing("volume", MIRROR, "what the mirror has pulled", partial(client.remove_volume, MIRROR))
     if all(each["Name"] in volumes for each in every if pooled(each)):  # else other users have stores in it
         for row in client.containers(all=True, filters={"name": f"^/{KEEPER}$"}):
             yield Thing("pool", KEEPER, "its keeper", partial(client.remove_container, row["Id"], force=True))

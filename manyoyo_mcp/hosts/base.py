@@ -94,6 +94,15 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Mirror:
+    """A cache of a registry that runs: of which ("docker.io"), and where sandboxes reach it (host:port, plain HTTP)."""
+
+    registry: str
+    upstream: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What a sandbox may take of its host: caps, in CPUs and bytes. One that does not run takes disk alone."""
 
@@ -189,6 +198,9 @@ class Host(Protocol):
 
     async def claims(self) -> list[Claim]:
         """What the sandboxes of all owners may take, by their labels, without a look at each."""
+
+    async def mirror(self) -> Mirror | None:
+        """The cache of a registry that runs on this host, if one does."""
 
     async def tidy(self) -> None:
         """Remove what this machine keeps for sandboxes that are gone."""

@@ -23,8 +23,9 @@ from manyoyo_mcp.errors import (
     NameConflict,
     SandboxError,
 )
+from manyoyo_mcp.hosts import mirror as mirroring
 from manyoyo_mcp.hosts import sharing
-from manyoyo_mcp.hosts.base import LABEL, Claim, Completed, Outer, OuterSpec, store_of
+from manyoyo_mcp.hosts.base import LABEL, Claim, Completed, Mirror, Outer, OuterSpec, store_of
 from manyoyo_mcp.hosts.execs import execute
 from manyoyo_mcp.hosts.relay import relay
 from manyoyo_mcp.hosts.stores import Stores, driver, ours
@@ -311,6 +312,19 @@ class DockerHost(Stores):
         except docker.errors.APIError as error:
             raise InvalidArgument(f"The host refused the larger caps: {error.explanation}", "Ask for less.") from error
         return await self.inspect(outer) or outer
+
+    # -- its mirror
+
+    async def mirror(self) -> Mirror | None:
+        return await self._call(mirroring.find)
+
+    async def start_mirror(
+        self, image: str, registry: str, upstream: str, credentials: dict[str, str], files: dict[str, bytes]
+    ) -> None:
+        await self._call(lambda client: mirroring.start(client, image, registry, upstream, credentials, files))
+
+    async def stop_mirror(self, *, data: bool) -> bool:
+        return await self._call(lambda client: mirroring.stop(client, data=data))
 
     # -- ending one
 

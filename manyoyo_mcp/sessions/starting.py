@@ -16,7 +16,7 @@ from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
 from manyoyo_mcp.policy.rules import Limits
-from manyoyo_mcp.sessions import names, trust
+from manyoyo_mcp.sessions import names, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
@@ -152,7 +152,7 @@ class Starter:
                 "pids": str(caps.pids),
                 **({"disk": str(disk)} if disk else {}),
             },
-            files=trust.files(self._settings),
+            files=trust.files(self._settings) | registries.files(self._settings, await self._mirrors()),
             bases_volume=await bases.volume(self._host, self._settings, engine),
             disk=disk,
             origin=wanted.origin.name if wanted.origin is not None else None,
@@ -188,6 +188,12 @@ class Starter:
         if there is not None and disk != int(there.labels.get("disk", 0)):
             await self._host.cap_store(there.name, disk)
         return disk
+
+    async def _mirrors(self) -> list[registries.Source]:
+        """The user's mirrors, then the host's own."""
+        found = registries.sources(self._settings)
+        own = await self._host.mirror()
+        return found + ([registries.Source(own.registry, own.address, plain=True)] if own is not None else [])
 
     async def join(self, created: Outer, begun: float) -> Sandbox:
         """A sandbox of an outer container that runs. `begun`: since when, by time.monotonic, it is being waited for."""

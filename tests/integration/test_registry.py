@@ -1,7 +1,11 @@
 """A real registry, as people have one: the outer image pulled from it, and nested images over TLS with the host's own CA."""
 
+import contextlib
+import os
 import socket
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,3 +165,111 @@ async def test_a_cancelled_pull_hangs_up(tmp_path: Path, registry: Registry) -> 
                 assert cancelled["state"] == "cancelled"
                 asked.settimeout(5)
                 await anyio.to_thread.run_sync(lambda: [None for _ in iter(lambda: asked.recv(1 << 16), b"")])
+
+
+# -- mirrors
+
+
+class Counted:
+    """A plain-HTTP road to the registry that counts the bytes of its answers."""
+
+    def __init__(self, address: str, registry: str) -> None:
+        self.bytes = 0
+        self._registry = registry
+        host, port = address.split(":")
+        self._server = socket.create_server((host, int(port)))
+        self.address = address
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                host, port = self._registry.split(":")
+                upstream = socket.create_connection((host, int(port)))
+                for source, target, counts in ((client, upstream, False), (upstream, client, True)):
+                    threading.Thread(target=self._pump, args=(source, target, counts), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, counts: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                self.bytes += len(data) if counts else 0
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._server.close()
+
+
+@pytest.fixture
+def counted(registry: Registry) -> Iterator[Counted]:
+    road = Counted(_free(registry.remote.split(":")[0]), registry.local)
+    yield road
+    road.close()
+
+
+def cli(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    command = [sys.executable, "-m", "manyoyo_mcp", *arguments]
+    done = subprocess.run(command, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+async def test_the_second_sandbox_downloads_nothing_twice(
+    registry: Registry, counted: Counted, host: docker.DockerClient, tmp_path: Path, engine: str
+) -> None:
+    host.api.import_image_from_data(busybox_rootfs(), repository="localhost/test/mirrored", tag=engine)
+    registry.push(host, f"localhost/test/mirrored:{engine}", f"library/mirrored:{engine}")
+    host.images.remove(f"localhost/test/mirrored:{engine}")
+    assert cli("mirror", "show") == "No mirror runs.\n"
+    try:
+        assert "docker.io is mirrored" in cli("mirror", "up", "--quiet", "--upstream", f"http://{counted.address}")
+        assert counted.address in cli("mirror", "show")
+        async with Client(server_parameters(tmp_path), read_timeout_seconds=120) as client:
+            fetched = []
+            for _ in range(2):
+                before = counted.bytes
+                sandbox = (await call(client, "start_sandbox", engine=engine, memory="512m"))["sandbox"]["sandbox_id"]
+                ended = await call(
+                    client,
+                    "nested_run",
+                    sandbox_id=sandbox,
+                    image=f"docker.io/library/mirrored:{engine}",
+                    command=["echo", "here"],
+                )
+                assert ended["reason"] == "OK" and "here" in ended["output"], ended
+                fetched.append(counted.bytes - before)
+                await anyio.sleep(1)  # the mirror stores what it has passed on
+        assert fetched[0] > 500_000, fetched
+        assert fetched[1] < 20_000, (
+            "of the second, the upstream is asked whether the tag is still the same, and no more"
+        )
+    finally:
+        assert cli("mirror", "down", "--data") == "Removed.\n"
+    assert cli("mirror", "down") == "There is no mirror.\n"
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+async def test_a_registry_without_tls_and_a_mirror_of_the_users(
+    registry: Registry, counted: Counted, host: docker.DockerClient, tmp_path: Path, engine: str
+) -> None:
+    host.api.import_image_from_data(busybox_rootfs(), repository="localhost/test/plain", tag=engine)
+    registry.push(host, f"localhost/test/plain:{engine}", f"library/plain:{engine}")
+    host.images.remove(f"localhost/test/plain:{engine}")
+    settings = {
+        "MANYOYO_INSECURE_REGISTRIES": counted.address,
+        "MANYOYO_MIRRORS": f"docker.io=http://{counted.address}",
+    }
+    async with Client(server_parameters(tmp_path, **settings), read_timeout_seconds=120) as client:
+        sandbox = (await call(client, "start_sandbox", engine=engine, memory="512m"))["sandbox"]["sandbox_id"]
+        for image in (f"{counted.address}/library/plain:{engine}", f"docker.io/library/plain:{engine}"):
+            ended = await call(client, "nested_run", sandbox_id=sandbox, image=image, command=["echo", "here"])
+            assert ended["reason"] == "OK" and "here" in ended["output"], ended
+
+
+async def test_a_mirror_that_is_none_is_refused(tmp_path: Path) -> None:
+    async with Client(server_parameters(tmp_path, MANYOYO_MIRRORS="mirror.example")) as client:
+        result = await client.call_tool("start_sandbox", {})
+        assert result.is_error and "REGISTRY=URL" in result.content[0].text

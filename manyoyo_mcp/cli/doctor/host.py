@@ -19,6 +19,7 @@ from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
 from manyoyo_mcp.errors import ManyoyoError
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import DockerHost
+from manyoyo_mcp.hosts.pool import KEEPER
 from manyoyo_mcp.image import bases, outer
 from manyoyo_mcp.sessions import sweep
 from manyoyo_mcp.sessions.identity import Identity
@@ -246,6 +247,24 @@ async def outer_image(facts: Facts) -> Check:
     )
 
 
+async def pool(facts: Facts) -> Check:
+    """Looked at, not made: that is the first sandbox's."""
+    if facts.settings.storage == "plain":
+        return ok("disk caps", "none: MANYOYO_STORAGE is plain")
+    if not await facts.host.volume_exists(KEEPER):
+        return ok(
+            "disk caps", "the pool that they take is made with the first sandbox, where the host's kernel has btrfs"
+        )
+    storage = await facts.host.storage(outer.reference(facts.settings))
+    if storage.kind == "pool":
+        return ok("disk caps", f"{storage.words}, {format_bytes(storage.free)} free")
+    return warn(
+        "disk caps",
+        f"disks are uncapped, forks and checkpoints are copied file by file: {storage.words}",
+        "A pool takes btrfs and loop devices in the host's kernel (`modprobe btrfs loop`); `docker rm manyoyo-pool` has it tried again.",
+    )
+
+
 async def base_images(facts: Facts) -> Check:
     if await facts.host.volume_exists(bases.VOLUME):
         return ok("base images", f"made from packages, in every new sandbox (volume {bases.VOLUME})")
@@ -291,6 +310,6 @@ async def orphans(facts: Facts) -> Check:
 
 
 CHECKS = (
-    api_version, rootful, cgroups, capabilities, overlay, disk, outer_image, base_images, registry, orphans
+    api_version, rootful, cgroups, capabilities, overlay, disk, outer_image, pool, base_images, registry, orphans
 )  # fmt: skip
 """In the order in which they are shown."""

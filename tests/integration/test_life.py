@@ -86,11 +86,11 @@ async def serving(
 
 
 async def test_a_greatest_age(tmp_path: Path) -> None:
-    async with Client(server_parameters(tmp_path, MANYOYO_MAX_AGE_S="5")) as client:
+    async with Client(server_parameters(tmp_path, MANYOYO_MAX_AGE_S="10")) as client:
         sandbox = await start(client)
         await build(client, sandbox)
         await run(client, sandbox, "sleep 1000", wait_s=0)
-        await ended(sandbox, 15)
+        await ended(sandbox, 40)
         assert "MANYOYO_MAX_AGE_S" in (await refused(client, "nested_list", sandbox_id=sandbox))["message"]
 
 

@@ -123,12 +123,16 @@ async def stopped(sandbox_id: str, seconds: float) -> None:
             await anyio.sleep(0.2)
 
 
-@pytest.mark.parametrize("transport", ["socket", "relay"])
-@pytest.mark.parametrize("engine", ["podman", "docker"])
-async def test_a_sandbox_whose_server_and_reaper_are_dead_ends_itself(
-    tmp_path: Path, engine: str, transport: str
-) -> None:
-    parameters = server_parameters(tmp_path, MANYOYO_LEASE_S="4", MANYOYO_TRANSPORT=transport)
+async def test_a_sandbox_whose_server_and_reaper_are_dead_ends_itself(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as group:
+        for engine in ("podman", "docker"):
+            for transport in ("socket", "relay"):
+                group.start_soon(_ends_itself, tmp_path / f"{engine}-{transport}", engine, transport)
+
+
+async def _ends_itself(directory: Path, engine: str, transport: str) -> None:
+    directory.mkdir()
+    parameters = server_parameters(directory, MANYOYO_LEASE_S="4", MANYOYO_TRANSPORT=transport)
     with contextlib.suppress(Exception):
         async with Client(parameters) as client:
             sandbox_id = await start(client, engine=engine)
@@ -140,9 +144,9 @@ async def test_a_sandbox_whose_server_and_reaper_are_dead_ends_itself(
             for each in (*reapers, pid):
                 os.kill(each, signal.SIGKILL)
     assert running(sandbox_id)
-    await stopped(sandbox_id, 15)
+    await stopped(sandbox_id, 20)
     async with Client(parameters):  # what a dead container leaves goes with the sweep
-        await gone(sandbox_id, 15)
+        await gone(sandbox_id, 20)
 
 
 async def test_a_server_that_was_halted_is_told_of_the_lease(tmp_path: Path) -> None:

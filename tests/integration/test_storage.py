@@ -179,7 +179,7 @@ async def test_logs_and_memory_disks_have_an_end(client: Client, engine: str) ->
     await run(
         client,
         sandbox,
-        f"yes {'long' * 250} | head -c {DISK * 2}m; echo; echo done; sleep 1000",
+        f"yes {'long' * 250} | head -c 100m; echo; echo done; sleep 1000",
         detach=True,
         name="loud",
     )

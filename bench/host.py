@@ -35,8 +35,9 @@ class HostDocker:
         """Remove whatever is left of this run's containers, and its images."""
         for container in self.api.containers.list(all=True, filters={"label": self.label}):
             container.remove(force=True)
-        for image in self.api.images.list(all=True, filters={"label": self.label}):
-            with contextlib.suppress(docker.errors.ImageNotFound):  # gone with its child
+        images = self.api.images.list(all=True, filters={"label": self.label})
+        for image in sorted(images, key=lambda each: str(each.attrs["Created"]), reverse=True):  # children first
+            with contextlib.suppress(docker.errors.APIError):  # gone with its child, or to go with another's
                 self.api.images.remove(str(image.id), force=True)
         self.api.close()
 

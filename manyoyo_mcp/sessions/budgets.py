@@ -80,6 +80,12 @@ def budgets(settings: Settings, info: HostInfo, disk: int) -> tuple[Amount, Amou
     return host, owner
 
 
+def forget_dead(settings: Settings) -> None:
+    """Remove what processes that died left of their places and reservations: it counts no longer."""
+    for name in ("queue", "reserved"):
+        _Tickets(settings.lock_dir / name).ahead_of(None)
+
+
 def taken(claims: list[Claim], owner: str | None = None) -> Amount:
     """What these claims come to; of one owner's alone, where one is named."""
     total = Amount()

@@ -13,7 +13,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import no_progress
-from manyoyo_mcp.sessions import names
+from manyoyo_mcp.sessions import budgets, names
 from manyoyo_mcp.sessions.identity import Identity, answers_for, owner, pid_namespace
 from manyoyo_mcp.workers import in_thread
 
@@ -121,4 +121,5 @@ async def sweep(host: Host, settings: Settings, *, dry_run: bool = False) -> Swe
                 await host.remove(outer)
         await host.tidy()
         await in_thread(_forget_sessions, settings)
+        await in_thread(budgets.forget_dead, settings)
     return Swept(found)

@@ -30,7 +30,8 @@ def up(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
 ) -> None:
-    """Start it, or start it anew. It uses this user's credentials for the registry (`docker login`); sandboxes never see them."""
+    """Start it, or start it anew. It pulls with this user's credentials (`docker login`): sandboxes never see them, but all of
+    this host may then pull what they open."""
     from manyoyo_mcp.image import outer
     from manyoyo_mcp.sessions import trust
 
@@ -54,9 +55,8 @@ def up(
             raise InvalidArgument(f"--upstream {url[:80]!r} is no URL.", "Write e.g. https://registry.example.")
         with Screen(quiet=quiet).working("starting the mirror") as report:
             found = run_async(lambda: work(report))
-        typer.echo(
-            f"{found.registry} is mirrored at {found.address}; sandboxes that start from now on pull through it."
-        )
+        which = "sandboxes" if found.registry == "docker.io" else "podman sandboxes (dockerd mirrors docker.io alone)"
+        typer.echo(f"{found.registry} is mirrored at {found.address}; {which} that start from now on pull through it.")
 
 
 @app.command()

@@ -66,7 +66,10 @@ def start(
         client.start(NAME)
     except docker.errors.APIError as error:
         client.remove_container(NAME, force=True)
-        raise HostUnavailable(f"The mirror could not be started: {error.explanation}", "See above.") from error
+        raise HostUnavailable(
+            f"The mirror could not be started: {error.explanation}",
+            "`docker logs manyoyo-mirror` and the host engine's own log say more.",
+        ) from error
 
 
 def stop(client: docker.APIClient, *, data: bool) -> bool:

@@ -6,9 +6,8 @@ So all of it goes through the engine's API, on a host of which we see nothing el
 """
 
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import docker
@@ -16,9 +15,7 @@ import docker
 from manyoyo_mcp.errors import HostUnavailable
 from manyoyo_mcp.hosts.base import LABEL, Completed
 from manyoyo_mcp.hosts.execs import execute
-
-T = TypeVar("T")
-Call = Callable[[Callable[[docker.APIClient], T]], Awaitable[T]]
+from manyoyo_mcp.values import unix_time
 
 KEEPER = "manyoyo-pool"
 """The keeper's name, and that of the volume with the file."""
@@ -89,10 +86,6 @@ class Pool:
         """Remove a store that nothing has mounted; the bytes that were its own."""
         return int((await self._ask("remove", name)).strip() or 0)
 
-    async def sync(self) -> None:
-        """See that what was written is on the disk."""
-        await self._ask("sync")
-
     async def stores(self) -> list[tuple[str, float, int]]:
         """Every store: its name, seconds since it was made, bytes of its own."""
         rows = [line.split() for line in (await self._ask("list")).splitlines()]
@@ -127,7 +120,7 @@ class Pool:
             found = self._make(client, image or _any_image(client))
         state = found["State"]
         if not state["Running"]:
-            if state["ExitCode"] == _CANNOT:
+            if state["ExitCode"] == _CANNOT and time.time() - unix_time(state["FinishedAt"]) < _TRY_AGAIN:
                 raise PoolUnavailable(_words(client))
             client.start(KEEPER)
         for _ in range(5):

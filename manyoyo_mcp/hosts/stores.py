@@ -74,6 +74,11 @@ class Stores(Images):
         try:
             return (await self._device(spec.image)).path
         except PoolUnavailable as error:
+            if there is not None:
+                raise HostUnavailable(
+                    f"What the sandbox holds lies in this host's pool, which can't be had now: {error}",
+                    "`manyoyo-mcp doctor` says more; nothing is lost by waiting.",
+                ) from error
             if spec.disk is not None:
                 raise NotSupported(
                     f"This host can't cap a disk: {error}.",

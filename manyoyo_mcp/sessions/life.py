@@ -4,6 +4,7 @@ A running job holds it, and so does a service that was started to keep it. What 
 that sleeps makes nothing older.
 """
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from manyoyo_mcp.hosts.base import Host
 from manyoyo_mcp.sessions.jobs import Jobs
 from manyoyo_mcp.sessions.sandbox import Sandbox
 
+_log = logging.getLogger(__name__)
 _LONGEST_INTERVAL = 60.0
 """Seconds between looks at what works in a sandbox, at most."""
 _CPU_S = 0.1
@@ -65,9 +67,12 @@ class Life:
         while True:
             await anyio.sleep(self._interval)
             for sandbox in self._sandboxes():
-                why = await self._over(sandbox)
-                if why is not None:
-                    await self._end(sandbox, why)
+                try:
+                    why = await self._over(sandbox)
+                    if why is not None:
+                        await self._end(sandbox, why)
+                except Exception:  # one that can't be looked at ends no session
+                    _log.exception("%s could not be looked at", sandbox.sandbox_id)
 
     @property
     def _interval(self) -> float:

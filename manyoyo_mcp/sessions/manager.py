@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -141,7 +142,12 @@ class Manager:
         origin = None
         if from_checkpoint is not None:
             origin = await checkpoint_of(self.host, self.identity.owner, from_checkpoint)
-        return await self._counted(Wanted(engine, cpus, memory, pids, disk, name, origin, wait_s), progress)
+        sandbox = await self._counted(Wanted(engine, cpus, memory, pids, disk, name, origin, wait_s), progress)
+        if sandbox.resumed == "running" and (cpus, memory, pids, disk) != (None, None, None, None):
+            await self.grow(
+                sandbox, cpus, memory, pids, disk
+            )  # what was asked for is granted, or refused with the reason
+        return sandbox
 
     async def _counted(self, wanted: Wanted, progress: Progress) -> Sandbox:
         self._starting += 1
@@ -217,7 +223,8 @@ class Manager:
         Raises NameConflict where there is one of that name, unless it is to be replaced.
         """
         names.check_name(name)
-        target = names.checkpoint_store(self.identity.owner, name)
+        lock = names.checkpoint_store(self.identity.owner, name)
+        target = f"{lock}-{secrets.token_hex(4)}"
         store = await self._store(sandbox)
         image = await outer_image.ensure(self.host, self.settings, progress)
         kept = {"engine", "cpus", "memory", "pids", "disk"}
@@ -230,23 +237,27 @@ class Manager:
         }
         locks = self.settings.lock_dir
         async with (
-            names.locked(locks, target, progress),
+            names.locked(locks, lock, progress),
             names.locked(locks, sandbox.sandbox_id, progress),
         ):
-            for old in await self.host.stores({"owner": self.identity.owner, "checkpoint": name}):
-                if not replace:
-                    raise NameConflict(
-                        f"There is a checkpoint {name!r} already.", "Choose another name, or say replace=true."
-                    )
-                await self.host.remove_store(old.name)
+            before = await self.host.stores({"owner": self.identity.owner, "checkpoint": name})
+            if before and not replace:
+                raise NameConflict(
+                    f"There is a checkpoint {name!r} already.", "Choose another name, or say replace=true."
+                )
             progress(0, None, f"copying what {sandbox.sandbox_id} holds")
-            return await self.host.copy_store(store.name, target, labels, None, image)
+            copied = await self.host.copy_store(store.name, target, labels, None, image)
+            for old in before:  # only now: what there was is kept where the copy fails
+                await self.host.remove_store(old.name)
+            return copied
 
     async def remove_checkpoint(self, name: str) -> int:
         """Remove a checkpoint of this owner's; the bytes that were its own. Raises NotFound."""
-        store = await checkpoint_of(self.host, self.identity.owner, name)
-        async with names.locked(self.settings.lock_dir, store.name, no_progress):
-            return await self.host.remove_store(store.name)
+        await checkpoint_of(self.host, self.identity.owner, name)
+        lock = names.checkpoint_store(self.identity.owner, name)
+        async with names.locked(self.settings.lock_dir, lock, no_progress):
+            found = await self.host.stores({"owner": self.identity.owner, "checkpoint": name})
+            return sum([await self.host.remove_store(store.name) for store in found])
 
     async def kept(self) -> list[Store]:
         """What this owner has that outlives servers: named sandboxes, running or not, and checkpoints."""
@@ -369,14 +380,12 @@ class Manager:
             self._sandboxes.pop(sandbox.sandbox_id, None)
             self._held.pop(sandbox.sandbox_id, None)
             return EngineUnreachable(
-                f"The sandbox {sandbox.sandbox_id} is gone: its outer container was removed.",
-                "start_sandbox starts a new one.",
+                f"The sandbox {sandbox.sandbox_id} is gone: its outer container was removed.", _next(sandbox)
             )
         if not now.running:
             words = await self.host.last_words(sandbox.outer, 5)
             return EngineUnreachable(
-                f"The sandbox {sandbox.sandbox_id} has stopped. Its last words: {words}",
-                "cleanup removes it; start_sandbox starts a new one.",
+                f"The sandbox {sandbox.sandbox_id} has stopped. Its last words: {words}", _next(sandbox, stopped=True)
             )
         return error
 
@@ -474,6 +483,15 @@ class Manager:
         return await self._starter.join(found, time.monotonic())
 
 
+def _next(sandbox: Sandbox, *, stopped: bool = False) -> str:
+    """What to do about a sandbox that runs no longer. Nobody with a named one is sent to what would remove its data."""
+    if sandbox.name is not None:
+        return (
+            f"start_sandbox with name={sandbox.name!r} starts it again; unless it was removed, with all that it held."
+        )
+    return "cleanup removes it; start_sandbox starts a new one." if stopped else "start_sandbox starts a new one."
+
+
 @contextlib.asynccontextmanager
 async def open_manager(settings: Settings | None = None, *, sweep_first: bool = True) -> AsyncIterator[Manager]:
     """A manager for one session. On leaving, jobs are cancelled and this session's sandboxes removed.
@@ -499,9 +517,7 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                 with contextlib.suppress(SandboxError):
                     await manager.warm.empty()
                     await manager.remove_all()
-                    if (
-                        not manager.sandboxes()
-                    ):  # a named one goes on until its lease ends; what it then leaves is the reaper's
+                    if not manager.sandboxes():  # else a named one, of whose container the reaper removes what is left
                         manager._dismiss_reaper()
                 shutil.rmtree(manager.directory, ignore_errors=True)
             group.cancel_scope.cancel()

@@ -251,7 +251,7 @@ def _check(name: str, asked: Any, most: float, shown: Callable[[Any], str]) -> N
 async def checkpoint_of(host: Host, owner: str, name: str) -> Store:
     """The owner's checkpoint of that name. Raises NotFound (CHECKPOINT_NOT_FOUND) with those that there are."""
     found = await host.stores({"owner": owner, "kind": "checkpoint"})
-    for store in found:
+    for store in sorted(found, key=lambda each: -each.created):  # the newer one, where a replacement was interrupted
         if store.labels.get("checkpoint") == name:
             return store
     known = ", ".join(sorted(store.labels.get("checkpoint", "") for store in found)) or "none"

@@ -44,6 +44,9 @@ class Warm:
                 except ManyoyoError as error:
                     _log.info("no sandbox could be made ahead: %s", error)
                     await anyio.sleep(_PATIENCE)
+                except Exception:  # what nobody asked for ends no session
+                    _log.exception("no sandbox could be made ahead")
+                    await anyio.sleep(_PATIENCE)
             await self._claimed.wait()
             self._claimed = anyio.Event()
 

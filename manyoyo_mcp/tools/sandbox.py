@@ -200,7 +200,10 @@ class CheckpointOutput(ToolOutput):
     seconds: float
 
     def words(self) -> str:
-        how = "blocks shared, nothing copied" if self.how == "snapshot" else f"{format_bytes(self.copied_bytes)} copied"
+        copied = (
+            f"{format_bytes(self.copied_bytes)} copied, file by file while it ran: what was being written may be torn"
+        )
+        how = "blocks shared, nothing copied" if self.how == "snapshot" else copied
         return (
             f"{self.sandbox_id} is kept as checkpoint {self.name} ({how}, {self.seconds:.2f} s): images, build cache, volumes, "
             f"networks, containers with their files; no running processes. start_sandbox with from_checkpoint={self.name!r} begins "
@@ -457,6 +460,8 @@ async def _clean_one(manager: Manager, sandbox_id: str, *, keep_data: bool) -> C
     removed = await manager.remove_by_id(sandbox_id, keep_store=keep_data)
     left = ", ".join(sandbox.sandbox_id for sandbox in manager.sandboxes()) or "none"
     note = f"There is no sandbox {sandbox_id[:60]!r} (any more). This session has: {left}."
+    if keep_data:
+        note = f"{sandbox_id} is stopped already; what it holds is kept."
     return _cleaned(manager, removed, None if removed else note, stopped=keep_data and bool(removed))
 
 

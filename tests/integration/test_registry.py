@@ -209,6 +209,14 @@ def counted(registry: Registry) -> Iterator[Counted]:
     road.close()
 
 
+def publish(registry: Registry, host: docker.DockerClient, name: str) -> None:
+    """An image in the registry, as Docker's own official ones are named."""
+    repository, tag = name.split(":")
+    host.api.import_image_from_data(busybox_rootfs(), repository=f"localhost/test/{repository}", tag=tag)
+    registry.push(host, f"localhost/test/{name}", f"library/{name}")
+    host.images.remove(f"localhost/test/{name}")
+
+
 def cli(*arguments: str, environment: dict[str, str] | None = None) -> str:
     command = [sys.executable, "-m", "manyoyo_mcp", *arguments]
     done = subprocess.run(command, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
@@ -220,9 +228,7 @@ def cli(*arguments: str, environment: dict[str, str] | None = None) -> str:
 async def test_the_second_sandbox_downloads_nothing_twice(
     registry: Registry, counted: Counted, host: docker.DockerClient, tmp_path: Path, engine: str
 ) -> None:
-    host.api.import_image_from_data(busybox_rootfs(), repository="localhost/test/mirrored", tag=engine)
-    registry.push(host, f"localhost/test/mirrored:{engine}", f"library/mirrored:{engine}")
-    host.images.remove(f"localhost/test/mirrored:{engine}")
+    publish(registry, host, f"mirrored:{engine}")
     assert cli("mirror", "show") == "No mirror runs.\n"
     try:
         assert "docker.io is mirrored" in cli("mirror", "up", "--quiet", "--upstream", f"http://{counted.address}")
@@ -255,9 +261,7 @@ async def test_the_second_sandbox_downloads_nothing_twice(
 async def test_a_registry_without_tls_and_a_mirror_of_the_users(
     registry: Registry, counted: Counted, host: docker.DockerClient, tmp_path: Path, engine: str
 ) -> None:
-    host.api.import_image_from_data(busybox_rootfs(), repository="localhost/test/plain", tag=engine)
-    registry.push(host, f"localhost/test/plain:{engine}", f"library/plain:{engine}")
-    host.images.remove(f"localhost/test/plain:{engine}")
+    publish(registry, host, f"plain:{engine}")
     settings = {
         "MANYOYO_INSECURE_REGISTRIES": counted.address,
         "MANYOYO_MIRRORS": f"docker.io=http://{counted.address}",

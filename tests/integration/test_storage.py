@@ -281,6 +281,17 @@ async def test_two_servers_of_an_owner_share_a_named_sandbox(tmp_path: Path) -> 
             assert await start(three, name="shared") == ids[0]
         await anyio.sleep(8)
         assert (await run(two, ids[0], "echo here"))["reason"] == "OK", "one window's end touches no other's work"
+        grown = await call(two, "start_sandbox", name="shared", memory="768m")
+        assert grown["sandbox"]["caps"]["memory_bytes"] == 768 * MIB, "what is asked for of one that runs is granted"
+        smaller = await refused(two, "start_sandbox", name="shared", memory="256m")
+        assert smaller["code"] == "INVALID_ARGUMENT", smaller
+        await call(one, "cleanup", sandbox_id="shared", keep_data=True)
+        stopped = await refused(two, "nested_list", sandbox_id="shared")
+        assert "start_sandbox with name='shared'" in stopped["hint"] and "cleanup" not in stopped["hint"], stopped
+        again = await one.call_tool("cleanup", {"sandbox_id": "shared", "keep_data": True})
+        assert "stopped already" in again.content[0].text, again.content
+        await start(one, name="shared")
+        await start(two, name="shared")
         await call(one, "cleanup", sandbox_id="shared")
         error = await refused(two, "nested_list", sandbox_id=ids[0])
         assert error["code"] in ("ENGINE_UNREACHABLE", "SANDBOX_NOT_FOUND"), error

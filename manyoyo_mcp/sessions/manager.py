@@ -1,9 +1,7 @@
 """The sandboxes of one session: start, find, grow, clean up. Lives as long as the server; every task of it ends with it."""
 
 import contextlib
-import dataclasses
 import logging
-import secrets
 import shlex
 import shutil
 import subprocess
@@ -22,24 +20,21 @@ from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec, RunSpec, Step
 from manyoyo_mcp.errors import (
     DiskFull,
     EngineUnreachable,
-    InvalidArgument,
-    NameConflict,
     NotFound,
     SandboxAmbiguous,
     SandboxError,
 )
 from manyoyo_mcp.hosts import lease
-from manyoyo_mcp.hosts.base import Copied, Host, Outer, Store, store_of
+from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
-from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress, no_progress
-from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.sessions import names, reaper, room, sweep
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
+from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of
 from manyoyo_mcp.sessions.life import Life
 from manyoyo_mcp.sessions.sandbox import Sandbox
-from manyoyo_mcp.sessions.starting import Starter, Wanted, checkpoint_of
+from manyoyo_mcp.sessions.starting import Starter, Wanted
 from manyoyo_mcp.sessions.warm import Warm
 from manyoyo_mcp.values import Caps
 from manyoyo_mcp.workers import in_thread
@@ -65,7 +60,9 @@ class Manager:
         self._first = anyio.Lock()  # of those who come at once and find no sandbox, one starts it
         self._starting = 0
         self._start_ended = anyio.Event()
+        self.keeping = Keeping(settings, host, self.identity.owner)
         self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
+        self.grow = self._starter.grow
         self.life = Life(settings, host, self.jobs, self.sandboxes, self._end)
         group.start_soon(self.life.keep)
         self._ended: dict[str, str] = {}  # ids and names of those that ended by themselves, with the reason
@@ -182,26 +179,16 @@ class Manager:
         if sandbox is None:
             return None
         if caps != sandbox.limits.largest or wanted.disk not in (None, sandbox.disk):
-            await self._recap(sandbox, caps, wanted.disk)
+            await self._starter.recap(sandbox, caps, wanted.disk)
         sandbox.begun = sandbox.used = time.monotonic()
         sandbox.started = time.time()
         sandbox.start_seconds = round(time.monotonic() - begun, 3)
         return sandbox
 
-    async def _recap(self, sandbox: Sandbox, caps: Caps, disk: int | None) -> None:
-        """Other caps for a live sandbox."""
-        labels = sandbox.outer.labels
-        if disk is not None:
-            await self.host.cap_store(store_of(sandbox.sandbox_id), disk)
-            labels = labels | {"disk": str(disk)}
-        grown = await self.host.grow(sandbox.outer, caps)
-        sandbox.outer = dataclasses.replace(grown, labels=labels)
-        sandbox.limits = Limits(self._starter.nested_default(caps), caps)
-
     async def fork(self, sandbox: Sandbox, count: int, progress: Progress = no_progress) -> list[Sandbox]:
         """New sandboxes that begin as this one is now, with its caps. All of them, or none where one can't be had."""
         forks: list[Sandbox] = []
-        store = await self._store(sandbox)
+        store = await self.keeping.store_of(sandbox)
         caps = sandbox.limits.largest
         wanted = Wanted(None, caps.cpus, caps.memory, caps.pids, sandbox.disk, None, store)
         try:
@@ -214,76 +201,6 @@ class Manager:
                     await self.remove(fork)
             raise
         return forks
-
-    async def checkpoint(
-        self, sandbox: Sandbox, name: str, *, replace: bool, progress: Progress = no_progress
-    ) -> Copied:
-        """Keep all that a sandbox holds, as it is now, under a name of this owner's.
-
-        Raises NameConflict where there is one of that name, unless it is to be replaced.
-        """
-        names.check_name(name)
-        lock = names.checkpoint_store(self.identity.owner, name)
-        target = f"{lock}-{secrets.token_hex(4)}"
-        store = await self._store(sandbox)
-        image = await outer_image.ensure(self.host, self.settings, progress)
-        kept = {"engine", "cpus", "memory", "pids", "disk"}
-        labels = {
-            **{key: value for key, value in sandbox.outer.labels.items() if key in kept},
-            "owner": self.identity.owner,
-            "kind": "checkpoint",
-            "checkpoint": name,
-            "from": sandbox.name or sandbox.sandbox_id,
-        }
-        locks = self.settings.lock_dir
-        async with (
-            names.locked(locks, lock, progress),
-            names.locked(locks, sandbox.sandbox_id, progress),
-        ):
-            before = await self.host.stores({"owner": self.identity.owner, "checkpoint": name})
-            if before and not replace:
-                raise NameConflict(
-                    f"There is a checkpoint {name!r} already.", "Choose another name, or say replace=true."
-                )
-            progress(0, None, f"copying what {sandbox.sandbox_id} holds")
-            copied = await self.host.copy_store(store.name, target, labels, None, image)
-            for old in before:  # only now: what there was is kept where the copy fails
-                await self.host.remove_store(old.name)
-            return copied
-
-    async def remove_checkpoint(self, name: str) -> int:
-        """Remove a checkpoint of this owner's; the bytes that were its own. Raises NotFound."""
-        await checkpoint_of(self.host, self.identity.owner, name)
-        lock = names.checkpoint_store(self.identity.owner, name)
-        async with names.locked(self.settings.lock_dir, lock, no_progress):
-            found = await self.host.stores({"owner": self.identity.owner, "checkpoint": name})
-            return sum([await self.host.remove_store(store.name) for store in found])
-
-    async def kept(self) -> list[Store]:
-        """What this owner has that outlives servers: named sandboxes, running or not, and checkpoints."""
-        found = await self.host.stores({"owner": self.identity.owner})
-        return [store for store in found if names.is_named(store) or names.is_checkpoint(store)]
-
-    async def _store(self, sandbox: Sandbox) -> Store:
-        for store in await self.host.stores({"owner": self.identity.owner, "sandbox": sandbox.sandbox_id}):
-            return store
-        raise EngineUnreachable(f"What {sandbox.sandbox_id} held is gone.", "start_sandbox starts a new one.")
-
-    async def grow(
-        self, sandbox: Sandbox, cpus: float | None, memory: int | None, pids: int | None, disk: int | None = None
-    ) -> Sandbox:
-        """Give a live sandbox larger caps, in place. Raises CapExceeded above the maximum, InvalidArgument below what it has."""
-        info = await self.host.info()
-        old = sandbox.limits.largest
-        new = self._starter.caps(info, cpus or old.cpus, memory or old.memory, pids or old.pids)
-        shrunk = new.cpus < old.cpus or new.memory < old.memory or new.pids < old.pids
-        if shrunk or (disk is not None and disk < (sandbox.disk or 0)):
-            raise InvalidArgument(
-                f"{sandbox.sandbox_id} has {old.describe()}; a live sandbox can grow, not shrink.",
-                "Leave the smaller cap out, or start a new sandbox.",
-            )
-        await self._recap(sandbox, new, disk)
-        return sandbox
 
     # -- work
 
@@ -431,21 +348,10 @@ class Manager:
         """Remove every sandbox of this session but the named ones; their ids, with the bytes that each freed."""
         return {each.sandbox_id: await self.remove(each) for each in self.sandboxes() if each.name is None}
 
-    def _by_name(self, sandbox_id: str) -> str:
-        """A sandbox's id, where it may have been its name."""
-        if sandbox_id.startswith("sb-") or not names.is_name(sandbox_id):
-            return sandbox_id
-        return names.sandbox_id(self.identity.owner, sandbox_id)
-
-    async def is_named(self, sandbox_id: str) -> bool:
-        """Whether a sandbox of this owner, by its id or name, outlives its server."""
-        stores = await self.host.stores({"owner": self.identity.owner, "sandbox": self._by_name(sandbox_id)})
-        return any(names.is_named(store) for store in stores)
-
     async def remove_by_id(self, sandbox_id: str, *, keep_store: bool = False) -> dict[str, int]:
         """Remove one sandbox of this owner, of whichever session, by its id or name; nothing where there is none. The ids
         removed, with the bytes that each freed."""
-        sandbox_id = self._by_name(sandbox_id)
+        sandbox_id = self.keeping.id_of(sandbox_id)
         if sandbox_id in self._sandboxes:
             return {sandbox_id: await self.remove(self._sandboxes[sandbox_id], keep_store=keep_store)}
         removed: dict[str, int] = {}

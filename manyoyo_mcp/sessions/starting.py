@@ -1,4 +1,4 @@
-"""How a sandbox comes to be: new, by its name, or as a copy of another; its caps granted, and proven to bind."""
+"""How a sandbox comes to be: new, by its name, or as a copy of another; its caps granted, proven to bind, and later changed."""
 
 import contextlib
 import secrets
@@ -10,8 +10,8 @@ from typing import Any
 import anyio
 
 from manyoyo_mcp.config import EngineName, Settings
-from manyoyo_mcp.errors import CapExceeded, CapsUnenforced, InvalidArgument, NotFound, NotSupported, SandboxError
-from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Storage, Store
+from manyoyo_mcp.errors import CapExceeded, CapsUnenforced, InvalidArgument, NotSupported, SandboxError
+from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Storage, Store, store_of
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
@@ -222,6 +222,30 @@ class Starter:
             pids=pids or self._settings.sandbox_pids,
         )
 
+    async def grow(
+        self, sandbox: Sandbox, cpus: float | None, memory: int | None, pids: int | None, disk: int | None = None
+    ) -> None:
+        """Give a live sandbox larger caps, in place. Raises CapExceeded above the maximum, InvalidArgument below what it has."""
+        old = sandbox.limits.largest
+        new = self.caps(await self._host.info(), cpus or old.cpus, memory or old.memory, pids or old.pids)
+        shrunk = new.cpus < old.cpus or new.memory < old.memory or new.pids < old.pids
+        if shrunk or (disk is not None and disk < (sandbox.disk or 0)):
+            raise InvalidArgument(
+                f"{sandbox.sandbox_id} has {old.describe()}; a live sandbox can grow, not shrink.",
+                "Leave the smaller cap out, or start a new sandbox.",
+            )
+        await self.recap(sandbox, new, disk)
+
+    async def recap(self, sandbox: Sandbox, caps: Caps, disk: int | None) -> None:
+        """Other caps for a live sandbox."""
+        labels = sandbox.outer.labels
+        if disk is not None:
+            await self._host.cap_store(store_of(sandbox.sandbox_id), disk)
+            labels = labels | {"disk": str(disk)}
+        grown = await self._host.grow(sandbox.outer, caps)
+        sandbox.outer = replace(grown, labels=labels)
+        sandbox.limits = Limits(self.nested_default(caps), caps)
+
     async def _prove(self, sandbox: Sandbox, info: HostInfo, image: str, progress: Progress) -> Evidence:
         key = Remembered.key(info, image, sandbox.engine_name)
         evidence = self._probes.get(key)
@@ -246,17 +270,3 @@ def _check(name: str, asked: Any, most: float, shown: Callable[[Any], str]) -> N
             cap=name,
             maximum=most,
         )
-
-
-async def checkpoint_of(host: Host, owner: str, name: str) -> Store:
-    """The owner's checkpoint of that name. Raises NotFound (CHECKPOINT_NOT_FOUND) with those that there are."""
-    found = await host.stores({"owner": owner, "kind": "checkpoint"})
-    for store in sorted(found, key=lambda each: -each.created):  # the newer one, where a replacement was interrupted
-        if store.labels.get("checkpoint") == name:
-            return store
-    known = ", ".join(sorted(store.labels.get("checkpoint", "") for store in found)) or "none"
-    raise NotFound(
-        f"There is no checkpoint {name[:60]!r}.",
-        f"There are: {known}. checkpoint makes one.",
-        code="CHECKPOINT_NOT_FOUND",
-    )

@@ -1,5 +1,5 @@
 """The MCP tools, a module a family."""
 
-from manyoyo_mcp.tools import build, containers, jobs, run, sandbox
+from manyoyo_mcp.tools import build, containers, copying, jobs, run, sandbox, status
 
-TOOLS = [*sandbox.TOOLS, *build.TOOLS, *run.TOOLS, *containers.TOOLS, *jobs.TOOLS]
+TOOLS = [*sandbox.TOOLS, *copying.TOOLS, *status.TOOLS, *build.TOOLS, *run.TOOLS, *containers.TOOLS, *jobs.TOOLS]

@@ -301,21 +301,21 @@ async def test_another_owner_sees_nothing_of_it(tmp_path: Path, monkeypatch: pyt
     settings = Settings(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run")
     async with open_manager(settings) as mine:
         sandbox = await mine.start("podman", memory=512 * MIB, name="secret")
-        await mine.checkpoint(sandbox, "secret-too", replace=False)
+        await mine.keeping.checkpoint(sandbox, "secret-too", replace=False)
         with monkeypatch.context() as other_user:
             other_user.setattr(os, "getuid", lambda: 4242)
             async with open_manager(settings) as theirs:
                 assert theirs.identity.owner != mine.identity.owner
-                assert await theirs.kept() == [] and await theirs.others() == []
+                assert await theirs.keeping.stores() == [] and await theirs.others() == []
                 assert await theirs.remove_by_id(sandbox.sandbox_id) == {} == await theirs.remove_by_id("secret")
                 with pytest.raises(NotFound) as none:
-                    await theirs.remove_checkpoint("secret-too")
+                    await theirs.keeping.remove_checkpoint("secret-too")
                 assert "secret-too" not in none.value.hint
                 with pytest.raises(NotFound):
                     await theirs.start(from_checkpoint="secret-too")
         assert await mine.alive(sandbox)
         await mine.remove(sandbox)
-        await mine.remove_checkpoint("secret-too")
+        await mine.keeping.remove_checkpoint("secret-too")
 
 
 async def test_without_a_pool_disks_are_uncapped_and_copies_take_their_time(tmp_path: Path) -> None:

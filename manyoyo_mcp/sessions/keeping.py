@@ -1,0 +1,100 @@
+"""What outlives servers: checkpoints, and what named sandboxes hold."""
+
+import secrets
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.errors import EngineUnreachable, NameConflict, NotFound
+from manyoyo_mcp.hosts.base import Copied, Host, Store
+from manyoyo_mcp.image import outer as outer_image
+from manyoyo_mcp.image.outer import Progress, no_progress
+from manyoyo_mcp.sessions import names
+from manyoyo_mcp.sessions.sandbox import Sandbox
+
+
+class Keeping:
+    """What one owner keeps on a host."""
+
+    def __init__(self, settings: Settings, host: Host, owner: str) -> None:
+        self._settings = settings
+        self._host = host
+        self._owner = owner
+
+    def id_of(self, sandbox: str) -> str:
+        """A sandbox's id, where it may have been its name."""
+        if sandbox.startswith("sb-") or not names.is_name(sandbox):
+            return sandbox
+        return names.sandbox_id(self._owner, sandbox)
+
+    async def is_named(self, sandbox: str) -> bool:
+        """Whether a sandbox, by its id or name, outlives its server."""
+        stores = await self._host.stores({"owner": self._owner, "sandbox": self.id_of(sandbox)})
+        return any(names.is_named(store) for store in stores)
+
+    async def checkpoint(
+        self, sandbox: Sandbox, name: str, *, replace: bool, progress: Progress = no_progress
+    ) -> Copied:
+        """Keep all that a sandbox holds, as it is now, under a name of this owner's.
+
+        Raises NameConflict where there is one of that name, unless it is to be replaced.
+        """
+        names.check_name(name)
+        lock = names.checkpoint_store(self._owner, name)
+        target = f"{lock}-{secrets.token_hex(4)}"
+        store = await self.store_of(sandbox)
+        image = await outer_image.ensure(self._host, self._settings, progress)
+        kept = {"engine", "cpus", "memory", "pids", "disk"}
+        labels = {
+            **{key: value for key, value in sandbox.outer.labels.items() if key in kept},
+            "owner": self._owner,
+            "kind": "checkpoint",
+            "checkpoint": name,
+            "from": sandbox.name or sandbox.sandbox_id,
+        }
+        locks = self._settings.lock_dir
+        async with (
+            names.locked(locks, lock, progress),
+            names.locked(locks, sandbox.sandbox_id, progress),
+        ):
+            before = await self._host.stores({"owner": self._owner, "checkpoint": name})
+            if before and not replace:
+                raise NameConflict(
+                    f"There is a checkpoint {name!r} already.", "Choose another name, or say replace=true."
+                )
+            progress(0, None, f"copying what {sandbox.sandbox_id} holds")
+            copied = await self._host.copy_store(store.name, target, labels, None, image)
+            for old in before:  # only now: what there was is kept where the copy fails
+                await self._host.remove_store(old.name)
+            return copied
+
+    async def remove_checkpoint(self, name: str) -> int:
+        """Remove a checkpoint of this owner's; the bytes that were its own. Raises NotFound."""
+        await checkpoint_of(self._host, self._owner, name)
+        lock = names.checkpoint_store(self._owner, name)
+        async with names.locked(self._settings.lock_dir, lock, no_progress):
+            found = await self._host.stores({"owner": self._owner, "checkpoint": name})
+            return sum([await self._host.remove_store(store.name) for store in found])
+
+    async def stores(self) -> list[Store]:
+        """What this owner has that outlives servers: named sandboxes, running or not, and checkpoints."""
+        found = await self._host.stores({"owner": self._owner})
+        return [store for store in found if names.is_named(store) or names.is_checkpoint(store)]
+
+    async def store_of(self, sandbox: Sandbox) -> Store:
+        """Raises EngineUnreachable where it is gone."""
+        for store in await self._host.stores({"owner": self._owner, "sandbox": sandbox.sandbox_id}):
+            return store
+        raise EngineUnreachable(f"What {sandbox.sandbox_id} held is gone.", "start_sandbox starts a new one.")
+
+
+async def checkpoint_of(host: Host, owner: str, name: str) -> Store:
+    """The owner's checkpoint of that name. Raises NotFound (CHECKPOINT_NOT_FOUND) with those that there are."""
+    found = await host.stores({"owner": owner, "kind": "checkpoint"})
+    for store in sorted(found, key=lambda each: -each.created):  # the newer one, where a replacement was interrupted
+        if store.labels.get("checkpoint") == name:
+            return store
+    known = ", ".join(sorted(store.labels.get("checkpoint", "") for store in found)) or "none"
+    raise NotFound(
+        f"There is no checkpoint {name[:60]!r}.",
+        f"There are: {known}. checkpoint makes one.",
+        code="CHECKPOINT_NOT_FOUND",
+    )

@@ -142,20 +142,22 @@ class Stores(Images):
             "Image": image,
             "Labels": {LABEL + key: value for key, value in labels.items()} | {f"{LABEL}kind": "copier"},
             "Entrypoint": ["sh", "-c", _COPY],
-            "HostConfig": {"Mounts": mounts, "NetworkMode": "none"},
+            "HostConfig": {
+                "Mounts": mounts,
+                "NetworkMode": "none",
+                "AutoRemove": True,
+            },  # also where nobody waits any more
         }
 
         def copy(client: docker.APIClient) -> int:
             container = client.create_container_from_config(body)["Id"]
-            try:
-                client.start(container)
-                code = client.wait(container, timeout=3600)["StatusCode"]
-                words = bytes(client.logs(container, tail=5)).decode(errors="replace").strip()
-                if code != 0:
-                    raise HostUnavailable(f"{source} could not be copied: {words[-300:]}", "Is the host's disk full?")
-                return int(words.splitlines()[-1])
-            finally:
-                client.remove_container(container, force=True)
+            output = client.attach(container, stdout=True, stderr=True, stream=True)
+            client.start(container)
+            words = b"".join(output).decode(errors="replace").strip()
+            copied = words.rpartition("\n")[2]
+            if not copied.isdigit():
+                raise HostUnavailable(f"{source} could not be copied: {words[-300:]}", "Is the host's disk full?")
+            return int(copied)
 
         return await self._call(copy)
 

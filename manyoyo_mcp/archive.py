@@ -14,4 +14,6 @@ def tar(files: Mapping[str, bytes], modified: float = 0) -> bytes:
             entry.size, entry.mtime = len(content), int(modified)
             entry.mode = 0o755 if content.startswith(b"#!") else 0o644
             archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+        end = archive.offset + 2 * tarfile.BLOCKSIZE
+    # Without the padding to a whole record: who has read the end mark hangs up, and podman fails where more is to come.
+    return buffer.getvalue()[:end]

@@ -68,7 +68,11 @@ async def manager(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Man
 
 def _ours(host: docker.DockerClient) -> set[str]:
     """Everything on the host's engine that carries our labels or names, but images, the volume of base images and the pool."""
-    found = {f"container {each.name}" for each in host.containers.list(all=True) if _labelled(each.labels)}
+    found = {
+        f"container {each.name}"
+        for each in host.containers.list(all=True, ignore_removed=True)
+        if _labelled(each.labels)
+    }
     found |= {f"volume {each.name}" for each in host.volumes.list() if _labelled(each.attrs.get("Labels") or {})}
     found |= {f"network {each.name}" for each in host.networks.list() if _labelled(each.attrs.get("Labels") or {})}
     return found

@@ -309,16 +309,17 @@ class Manager:
     async def _end(self, sandbox: Sandbox, why: str) -> None:
         """Its time is over. One with a name is let go: if nobody else holds it, it stops by its lease."""
         self._ended[sandbox.sandbox_id] = why
+        self._sandboxes.pop(sandbox.sandbox_id, None)  # first: who asks meanwhile is told why
+        if sandbox.name is not None:
+            self._ended[sandbox.name] = why + "; start_sandbox with its name finds it again"
+            self._let_go(sandbox.outer)
+            await in_thread(sandbox.engine.close)
+            return
         try:
-            if sandbox.name is None:
-                await self.remove(sandbox)
-            else:
-                self._ended[sandbox.name] = why + "; start_sandbox with its name finds it again"
-                self._sandboxes.pop(sandbox.sandbox_id, None)
-                self._let_go(sandbox.outer)
-                await in_thread(sandbox.engine.close)
+            await self.remove(sandbox)
         except SandboxError:  # the next look tries again
             _log.warning("%s could not be ended", sandbox.sandbox_id)
+            self._sandboxes[sandbox.sandbox_id] = sandbox
 
     async def remove(self, sandbox: Sandbox, *, keep_store: bool = False) -> int:
         """End a sandbox: its jobs, its nested containers, and, but for `keep_store`, all that it holds. Idempotent. Bytes

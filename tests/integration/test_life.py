@@ -218,6 +218,6 @@ async def _running() -> int:
 
 async def _ids() -> set[str]:
     host = docker.from_env()
-    found = host.containers.list(filters={"label": "org.manyoyo.kind=sandbox"})
+    found = host.containers.list(ignore_removed=True, filters={"label": "org.manyoyo.kind=sandbox"})
     host.close()
     return {each.labels["org.manyoyo.sandbox"] for each in found}

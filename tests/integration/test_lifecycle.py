@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 def sandboxes(host: docker.DockerClient, sandbox_id: str) -> list[str]:
     """What the host has of a sandbox: containers and volumes."""
     label = {"label": f"org.manyoyo.sandbox={sandbox_id}"}
-    return [each.name for each in host.containers.list(all=True, filters=label)] + [
+    return [each.name for each in host.containers.list(all=True, ignore_removed=True, filters=label)] + [
         each.name for each in host.volumes.list(filters=label)
     ]
 
@@ -47,7 +47,7 @@ async def gone(sandbox_id: str, seconds: float) -> None:
 
 def server_of(sandbox_id: str) -> int:
     host = docker.from_env()
-    (container,) = host.containers.list(filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
+    (container,) = host.containers.list(ignore_removed=True, filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
     host.close()
     return int(container.labels["org.manyoyo.server-pid"])
 
@@ -112,7 +112,7 @@ async def test_a_sweep_removes_what_a_lost_reaper_left(tmp_path: Path, left: str
 
 def running(sandbox_id: str) -> bool:
     host = docker.from_env()
-    found = host.containers.list(filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
+    found = host.containers.list(ignore_removed=True, filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
     host.close()
     return bool(found)
 

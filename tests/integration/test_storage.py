@@ -196,7 +196,7 @@ async def test_logs_and_memory_disks_have_an_end(client: Client, engine: str) ->
 
 def server_and_reaper(sandbox_id: str) -> list[int]:
     host = docker.from_env()
-    (container,) = host.containers.list(filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
+    (container,) = host.containers.list(ignore_removed=True, filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
     host.close()
     pid = int(container.labels["org.manyoyo.server-pid"])
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -205,7 +205,7 @@ def server_and_reaper(sandbox_id: str) -> list[int]:
 
 def containers(sandbox_id: str) -> list[str]:
     host = docker.from_env()
-    found = host.containers.list(all=True, filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
+    found = host.containers.list(all=True, ignore_removed=True, filters={"label": f"org.manyoyo.sandbox={sandbox_id}"})
     host.close()
     return [each.status for each in found]
 

@@ -1,6 +1,6 @@
 # The scripts by name; each says more about itself at its top.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fresh cgroup2 bench
+.PHONY: help demo test lint fresh cgroup2 bench faults
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,3 +22,6 @@ cgroup2: ## the contract suite on a cgroup v2 kernel, in qemu
 
 bench: ## measure against the host's own Docker; writes bench/results/latest.json
 	scripts/bench
+
+faults: ## kill servers and engines at work, look at what is left: make faults ROUNDS=1000 SEED=1
+	scripts/faults $(or $(ROUNDS),30) $(or $(SEED),1)

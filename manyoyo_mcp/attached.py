@@ -12,6 +12,9 @@ from manyoyo_mcp.errors import EngineUnreachable
 _HUNG_UP = re.compile(rb"Error: (?:read|write) unixpacket @->/proc/self/fd/[0-9]+/attach: [^\n]{,80}\n")
 """What podman writes into the output itself where the command ended without reading all of its stdin."""
 
+_END = 3
+"""A frame that is no output. Docker's engines keep the number for errors of their own, and send none."""
+
 
 def _cut(why: str) -> EngineUnreachable:
     return EngineUnreachable(
@@ -31,6 +34,8 @@ class Attached:
         self._reader = self._response.raw._fp.fp
         self._sock.settimeout(None)
         self._pumping = False
+        self.exit_code: int | None = None
+        """Once it is over, where the stream ends with it: that of an exec without the engine."""
 
     def pump(self, sink: Callable[[bytes], object]) -> None:
         """Hand on all output until the stream ends. Where the command ended without reading all of its stdin the end is
@@ -38,7 +43,10 @@ class Attached:
         self._pumping = True
         try:
             while header := self._read(8, whole=True):
-                (left,) = struct.unpack(">xxxxL", header)
+                kind, left = struct.unpack(">BxxxL", header)
+                if kind == _END:
+                    self.exit_code = int(self._read(left, whole=True)) if left else None
+                    return
                 while left > 0:
                     piece = self._read(min(left, 1 << 18))
                     if not piece:

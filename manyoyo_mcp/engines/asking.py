@@ -29,8 +29,11 @@ class Asking:
 
     name: ClassVar[str]
 
-    def __init__(self, client: GuardedClient, maintain: Maintain, spawn: Spawn):
+    def __init__(
+        self, client: GuardedClient, maintain: Maintain, spawn: Spawn, execs: GuardedClient | None = None
+    ) -> None:
         self._client = client
+        self._execs = execs
         self._maintain = maintain
         self._spawn = spawn
         self._seen_records: dict[str, str] = {}
@@ -50,9 +53,9 @@ class Asking:
         """One request that lasts as long as what runs inside."""
         return await wait_in_thread(self._translate, fn)
 
-    def _translate(self, fn: Callable[[GuardedClient], T]) -> T:
+    def _translate(self, fn: Callable[[GuardedClient], T], client: GuardedClient | None = None) -> T:
         try:
-            return fn(self._client)
+            return fn(client or self._client)
         except docker.errors.APIError as error:
             text = sanitise(str(error.explanation or error)).strip()
             raise from_answer(self.name, error.status_code or 500, text) from error
@@ -109,6 +112,8 @@ class Asking:
 
     def close(self) -> None:
         self._client.close()
+        if self._execs is not None:
+            self._execs.close()
 
     async def settle(self) -> None:
         while self._pending:

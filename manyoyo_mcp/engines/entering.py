@@ -4,6 +4,8 @@ import contextlib
 import re
 import secrets
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import anyio
 
@@ -16,6 +18,20 @@ from manyoyo_mcp.errors import DiskFull, ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import format_bytes
 
+
+@dataclass(frozen=True, slots=True)
+class _Entered:
+    """An exec that runs: its stream, and the engine's id of it where the engine runs it."""
+
+    attached: Attached
+    exec_id: str = ""
+
+    def code(self, client: GuardedClient) -> int | None:
+        """Its exit code, once it has one."""
+        code: int | None = client.exec_inspect(self.exec_id)["ExitCode"] if self.exec_id else self.attached.exit_code
+        return code
+
+
 _EXEC_REFUSED = re.compile(rb"\A(?:OCI runtime exec failed: |Error: (?:nested|crun|runc): )")
 """How an engine begins what it writes into an exec's stream when the command never began."""
 
@@ -25,7 +41,6 @@ class Entering(Asking):
 
     async def exec(self, spec: ExecSpec, sink: Sink) -> Ended:
         begun = time.monotonic()
-        end = Tail(sink)
         marker = secrets.token_hex(8)
         body = {
             "Cmd": spec.command,
@@ -37,32 +52,41 @@ class Entering(Asking):
         for key, value in (("WorkingDir", spec.workdir), ("User", spec.user)):
             if value is not None:
                 body[key] = value
+        directly = await self._enter(spec, body)
+        if directly is not None:
+            ended = await self._follow(_Entered(directly), spec, sink, marker, begun)
+            if ended is not None:
+                return ended
 
-        def begin(client: GuardedClient) -> tuple[str, Attached]:
+        def begin(client: GuardedClient) -> _Entered:
             answer = client._post_json(client._url("/containers/{0}/exec", spec.container), data=body)
             exec_id = str(client._result(answer, True)["Id"])
-            return exec_id, Attached(client.exec_start(exec_id, socket=True))
+            return _Entered(Attached(client.exec_start(exec_id, socket=True)), exec_id)
 
-        exec_id, attached = await self._ask(begin)
+        ended = await self._follow(await self._ask(begin), spec, sink, marker, begun)
+        return ended or await self._exec_ended(spec, None, since(begun), b"")
 
-        def exit_code(client: GuardedClient) -> int | None:
-            code: int | None = client.exec_inspect(exec_id)["ExitCode"]
-            return code
+    async def _enter(self, spec: ExecSpec, body: dict[str, Any]) -> Attached | None:
+        """Begin an exec without the engine's exec, where that goes. Engines say whether it does."""
 
+    async def _follow(self, entered: "_Entered", spec: ExecSpec, sink: Sink, marker: str, begun: float) -> Ended | None:
+        """An exec to its end; None where it has no exit code, as where it never began."""
+        end = Tail(sink)
+        attached = entered.attached
         try:
             with anyio.move_on_after(spec.timeout_s) as limit:
-                code = await self._converse(attached, spec.stdin, end, exit_code)
+                code = await self._converse(attached, spec.stdin, end, entered.code)
             if limit.cancelled_caught:
-                await self.kill_exec(exec_id, marker)
-                code = await self._ask(exit_code)
+                await self.kill_exec(entered.exec_id, marker)
+                code = await self._ask(entered.code) if entered.exec_id else SIGKILLED
             seconds = since(begun)
             if limit.cancelled_caught:
                 return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
                              "Give it a larger timeout_s.", container=spec.container)  # fmt: skip
-            return await self._exec_ended(spec, code, seconds, end.tail)
+            return None if code is None else await self._exec_ended(spec, code, seconds, end.tail)
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await self.kill_exec(exec_id, marker)
+                await self.kill_exec(entered.exec_id, marker)
             raise
         finally:
             attached.close()
@@ -71,7 +95,7 @@ class Entering(Asking):
         """SIGKILL what an exec began: what has its marker, and what descends from its own process."""
         own: list[str] = []
         with contextlib.suppress(ManyoyoError), anyio.move_on_after(1):  # a slow engine is no reason not to kill
-            state = await self._await(lambda client: client.exec_inspect(exec_id))
+            state = await self._await(lambda client: client.exec_inspect(exec_id)) if exec_id else {}
             if state.get("Running") and state.get("Pid"):
                 own = [str(int(state["Pid"])), str(state["ContainerID"])]
         await self._maintain("kill-exec", marker, *own)

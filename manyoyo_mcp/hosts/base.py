@@ -184,6 +184,10 @@ class Host(Protocol):
         """How the nested engine is reached ("socket" or "relay") and a function that connects to it; returns when it
         listens. Raises EngineFailed with the engine's last words where it ends instead."""
 
+    def execs(self, outer: Outer) -> Dial | None:
+        """How what runs execs without the engine is reached (`ctl serve-execs` starts it); None where it can't be, as over a
+        relay. Once `dialer` has returned."""
+
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
         """Run `ctl argv…` in the outer container. Never with a value that a client chose."""
 

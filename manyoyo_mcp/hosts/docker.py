@@ -42,8 +42,8 @@ _LOOK_INTERVAL = 0.5
 _SOCKET_PATIENCE = 2.0
 """Seconds after which an engine that listens, yet not at our end of the shared directory, is asked through the relay."""
 
-_FORGOTTEN_AFTER = 3600.0
-"""Seconds after which a shared directory that has no sandbox is not one about to be started."""
+_FORGOTTEN_AFTER = 10
+"""Leases after which a shared directory that has no sandbox is not one about to be started."""
 
 
 class DockerHost(Stores):
@@ -104,10 +104,12 @@ class DockerHost(Stores):
 
     async def _discard(self, sandbox_id: str, kept: bool) -> None:
         """Remove what there is of one that did not come to be; found by its label, for its name may be another's."""
+        directory = self._socket_dir(sandbox_id)
         with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
             found = await self.find({}, sandbox_id)
             container = found[0].container_id if found else sandbox_id
-            await self._remove(container, sandbox_id, str(self._socket_dir(sandbox_id)), keep_store=kept)
+            await self._remove(container, sandbox_id, str(directory), keep_store=kept)
+        sharing.remove(directory)  # the engine may be gone; a container of it that is not ends without a lease
 
     def _body(self, spec: OuterSpec, shared: Path | None, device: str | None) -> dict[str, Any]:
         labels = {LABEL + key: value for key, value in spec.labels.items()}
@@ -169,8 +171,11 @@ class DockerHost(Stores):
     def _socket_dir(self, sandbox_id: str) -> Path:
         return self._settings.runtime_dir / "sandboxes" / sandbox_id
 
+    def _shared(self, outer: Outer) -> Path:
+        return Path(outer.socket_dir or self._socket_dir(outer.sandbox_id))
+
     async def dialer(self, outer: Outer) -> tuple[str, Dial]:
-        path = Path(outer.socket_dir or self._socket_dir(outer.sandbox_id)) / "engine.sock"
+        path = self._shared(outer) / "engine.sock"
         engine = outer.labels["engine"]
         started = looked = time.monotonic()
         while time.monotonic() - started < READY_TIMEOUT:
@@ -198,6 +203,10 @@ class DockerHost(Stores):
             f"The nested {engine} engine did not start. Its last words:\n{words}",
             "Try engine='docker'." if engine == "podman" else "Try engine='podman'.",
         )
+
+    def execs(self, outer: Outer) -> Dial | None:
+        path = self._shared(outer) / "execs.sock"
+        return (lambda: sharing.connect(path)) if self._transport == "socket" else None
 
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
         command = ["timeout", str(timeout), "/usr/lib/manyoyo/ctl", *argv]
@@ -266,7 +275,7 @@ class DockerHost(Stores):
     async def tidy(self) -> None:
         await self._sweep_pool()
         root = self._settings.runtime_dir / "sandboxes"
-        old = {path.name for path in sharing.older_than(_FORGOTTEN_AFTER, root)}
+        old = {path.name for path in sharing.older_than(_FORGOTTEN_AFTER * self._settings.lease_s, root)}
         if old:
             rows = await self._call(lambda client: client.containers(all=True, filters={"label": f"{LABEL}sandbox"}))
             for name in old - {row["Labels"][f"{LABEL}sandbox"] for row in rows}:

@@ -13,7 +13,7 @@ from manyoyo_mcp.dialled import SocketLike
 def remove(path: Path) -> None:
     """Only what we put there: the path comes from a container's configuration, which others may have written."""
     with contextlib.suppress(OSError):
-        for name in ("engine.sock", "engine.sock.new", "lease", "lease.new"):
+        for name in ("engine.sock", "execs.sock", "execs.sock.new", "lease", "lease.new"):
             (path / name).unlink(missing_ok=True)
         if (path / "files").is_dir() and not (path / "files").is_symlink():
             shutil.rmtree(path / "files")

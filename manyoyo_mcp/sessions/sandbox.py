@@ -72,10 +72,12 @@ def join(host: Host, outer: Outer, transport: str, dial: Dial, limits: Limits, s
     def current() -> Limits:
         return sandbox.limits
 
+    execs = host.execs(outer)
     engine = ENGINES[outer.labels["engine"]](
         client=GuardedClient(dial, current),
         maintain=partial(host.maintain, outer),
         spawn=spawn,
+        execs=GuardedClient(execs, current) if execs else None,
     )
     sandbox = Sandbox(outer.sandbox_id, outer, engine, transport, limits, seconds)
     return sandbox

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 
@@ -39,6 +39,8 @@ class Bench:
     session: Session
     host: HostDocker
     rootfs: bytes
+    known: dict[str, Any] = field(default_factory=dict)
+    """What one figure found and another needs."""
 
 
 Measure = Callable[[Bench, int, Tick], Awaitable[Measured]]
@@ -62,7 +64,7 @@ class Figure:
         return measured.value if measured.value is not None else median(measured.ours) / median(measured.theirs)
 
 
-async def _pairs(ours: Side, theirs: Side, runs: int, tick: Tick) -> Measured:
+async def pairs(ours: Side, theirs: Side, runs: int, tick: Tick) -> Measured:
     """`runs` pairs after one that does not count; who goes first alternates, so that drift hits both, and each begins
     when what the other left to be done is over."""
     taken: tuple[list[float], list[float]] = ([], [])
@@ -82,7 +84,7 @@ def _start(engine: str) -> Measure:
         async def theirs() -> float:
             return bench.host.start()
 
-        return await _pairs(lambda: bench.session.start(engine), theirs, runs, tick)
+        return await pairs(lambda: bench.session.start(engine), theirs, runs, tick)
 
     return measure
 
@@ -94,7 +96,7 @@ def _run(engine: str, network: str, way: Literal["cli", "py", "kept"] = "cli") -
         async def theirs() -> float:
             return call("bridge" if way == "py" and network == "default" else network)
 
-        return await _pairs(lambda: bench.session.run(engine, network), theirs, runs, tick)
+        return await pairs(lambda: bench.session.run(engine, network), theirs, runs, tick)
 
     return measure
 
@@ -104,7 +106,7 @@ def _runs_in_a_row(engine: str, network: str, count: int) -> Measure:
         async def theirs() -> float:
             return sum(bench.host.run(network) for _ in range(count)) / count
 
-        return await _pairs(lambda: bench.session.runs_in_a_row(engine, network, count), theirs, runs, tick)
+        return await pairs(lambda: bench.session.runs_in_a_row(engine, network, count), theirs, runs, tick)
 
     return measure
 
@@ -117,7 +119,7 @@ def _exec(engine: str, way: Literal["cli", "py"] = "cli") -> Measure:
                 async def theirs() -> float:
                     return bench.host.exec(plain) if way == "cli" else bench.host.py_exec(plain)
 
-                return await _pairs(lambda: bench.session.exec(engine, nested), theirs, runs, tick)
+                return await pairs(lambda: bench.session.exec(engine, nested), theirs, runs, tick)
 
     return measure
 
@@ -127,7 +129,7 @@ def _build(engine: str, network: str) -> Measure:
         async def theirs() -> float:
             return bench.host.build(ONE_STEP, network)
 
-        return await _pairs(lambda: bench.session.build(engine, ONE_STEP, network), theirs, runs, tick)
+        return await pairs(lambda: bench.session.build(engine, ONE_STEP, network), theirs, runs, tick)
 
     return measure
 
@@ -138,7 +140,7 @@ def _named(engine: str) -> Measure:
             return bench.host.start()
 
         try:
-            return await _pairs(lambda: bench.session.start_named(engine), theirs, runs, tick)
+            return await pairs(lambda: bench.session.start_named(engine), theirs, runs, tick)
         finally:
             await bench.session.remove_named(engine)
 
@@ -147,7 +149,7 @@ def _named(engine: str) -> Measure:
 
 def _fork(engine: str) -> Measure:
     async def measure(bench: Bench, runs: int, tick: Tick) -> Measured:
-        return await _pairs(lambda: bench.session.fork(engine), lambda: bench.session.start(engine), runs, tick)
+        return await pairs(lambda: bench.session.fork(engine), lambda: bench.session.start(engine), runs, tick)
 
     return measure
 
@@ -157,7 +159,7 @@ def _timed(engine: str, command: str) -> Measure:
         async def theirs() -> float:
             return bench.host.timed(timing(command))
 
-        return await _pairs(lambda: bench.session.timed(engine, timing(command)), theirs, runs, tick)
+        return await pairs(lambda: bench.session.timed(engine, timing(command)), theirs, runs, tick)
 
     return measure
 
@@ -167,7 +169,7 @@ def _removal(engine: str, network: str) -> Measure:
         async def theirs() -> float:
             return bench.host.run(network)
 
-        return await _pairs(lambda: bench.session.run_and_removal(engine, network), theirs, runs, tick)
+        return await pairs(lambda: bench.session.run_and_removal(engine, network), theirs, runs, tick)
 
     return measure
 
@@ -177,13 +179,13 @@ def _cached(engine: str) -> Measure:
         async def theirs() -> float:
             return bench.host.cached(ONE_STEP)
 
-        return await _pairs(lambda: bench.session.cached(engine, ONE_STEP), theirs, runs, tick)
+        return await pairs(lambda: bench.session.cached(engine, ONE_STEP), theirs, runs, tick)
 
     return measure
 
 
-async def _own_part(bench: Bench, runs: int, tick: Tick) -> Measured:
-    """Of a nested_run, from request to answer in the server, what is not waiting for the nested engine."""
+async def own_parts(bench: Bench, runs: int, tick: Tick) -> tuple[Sequence[float], Sequence[float]]:
+    """Of nested_runs, the milliseconds from request to answer in the server, and those of them spent waiting for the engine."""
     taken = []
     with tempfile.TemporaryDirectory(prefix="manyoyo-bench-") as directory:
         async with session(Path(directory), stopwatch=True) as ours:
@@ -193,7 +195,12 @@ async def _own_part(bench: Bench, runs: int, tick: Tick) -> Measured:
                 taken.append(await ours.own_part("podman"))
                 tick()
     calls, waits = zip(*taken[1:], strict=True)
-    return Measured(calls, waits, median(call - wait for call, wait in taken[1:]))
+    return calls, waits
+
+
+async def _own_part(bench: Bench, runs: int, tick: Tick) -> Measured:
+    calls, waits = await own_parts(bench, runs, tick)
+    return Measured(calls, waits, median(call - wait for call, wait in zip(calls, waits, strict=True)))
 
 
 async def _round_trip(bench: Bench, runs: int, tick: Tick) -> Measured:

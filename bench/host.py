@@ -1,6 +1,7 @@
 """The other side: the host's own Docker as people use it, by command line and by docker-py. Times in milliseconds."""
 
 import contextlib
+import io
 import os
 import secrets
 import subprocess
@@ -63,10 +64,19 @@ class HostDocker:
         assert output == "hi", output
         return spent
 
-    def timed(self, command: str) -> float:
-        """What a command that times itself says, in milliseconds, in a container with no network."""
-        output = _docker(*self._run("--rm", "--network", "none", "--memory", "2g", IMAGE, "sh", "-c", command))
+    def timed(self, command: str, image: str = IMAGE, network: str = "none", *words: str) -> float:
+        """What a command that times itself says, in milliseconds, in a container."""
+        output = _docker(*self._run("--rm", "--network", network, "--memory", "2g", *words, image, "sh", "-c", command))
         return stopwatch.told(output)
+
+    @contextlib.contextmanager
+    def serving(self, command: str) -> Iterator[str]:
+        """The address of a container that runs a shell's command."""
+        container = _docker(*self._run("-d", IMAGE, "sh", "-c", command))
+        try:
+            yield _docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", container)
+        finally:
+            _docker("rm", "-f", container)
 
     def cached(self, dockerfile: str) -> float:
         """`docker build` where every step is in the cache."""
@@ -117,18 +127,25 @@ class HostDocker:
 
     # -- by docker-py
 
-    def py_run(self, network: str) -> float:
+    def py_run(self, network: str, api: docker.DockerClient | None = None) -> float:
         """`containers.run(remove=True)` over a connection that is open."""
         began = time.perf_counter()
-        output = self.api.containers.run(
+        output = (api or self.api).containers.run(
             IMAGE, ["echo", "hi"], remove=True, network_mode=network, labels=[self.label], runtime=self._runtime
         )
         spent = _ms(began)
         assert output == b"hi\n", output
         return spent
 
-    def py_exec(self, container: str) -> float:
-        held = self.api.containers.get(container)
+    def py_build(self, dockerfile: str, api: docker.DockerClient) -> None:
+        """A build by the classic builder, which is the one that docker-py knows."""
+        file = io.BytesIO(dockerfile.format(image=IMAGE).encode())
+        labels = dict([self.label.split("=", 1)])
+        image, _ = api.images.build(fileobj=file, nocache=True, rm=True, labels=labels)
+        api.images.remove(image.id, force=True)
+
+    def py_exec(self, container: str, api: docker.DockerClient | None = None) -> float:
+        held = (api or self.api).containers.get(container)
         began = time.perf_counter()
         ended = held.exec_run(["echo", "hi"])
         spent = _ms(began)

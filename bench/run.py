@@ -15,6 +15,7 @@ from bench import report
 from bench.figures import EXTRAS, FIGURES, Bench, Figure
 from bench.host import HostDocker
 from bench.sandbox import session
+from bench.scale import REPORTED, SCALE
 from tests.support import busybox_rootfs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,10 +40,11 @@ async def measure(figures: list[Figure], quick: bool, console: Console) -> tuple
                 if any(figure.name.startswith("dockerd") for figure in figures):
                     await ours.import_image("docker", rootfs)
                 progress.remove_task(preparing)
+                bench = Bench(ours, host, rootfs)
                 for figure in figures:
                     runs = max(figure.runs // 3, 1) if quick else figure.runs
                     task = progress.add_task(figure.name, total=runs + 1)
-                    measured = await figure.measure(Bench(ours, host, rootfs), runs, partial(progress.advance, task))
+                    measured = await figure.measure(bench, runs, partial(progress.advance, task))
                     progress.remove_task(task)
                     rows.append((figure, measured))
             finally:
@@ -56,7 +58,7 @@ def main(
 ) -> None:
     """Measure manyoyo-mcp beside the host's own Docker."""
     console = Console()
-    known = {figure.name: figure for figure in [*FIGURES, *EXTRAS]}
+    known = {figure.name: figure for figure in [*FIGURES, *SCALE, *EXTRAS, *REPORTED]}
     for name in only or []:
         if name not in known:
             raise typer.BadParameter(f"there is no figure {name!r}; there are: {', '.join(known)}", param_hint="--only")

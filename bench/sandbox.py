@@ -19,6 +19,7 @@ from mcp import Client, StdioServerParameters
 from bench import stopwatch as watch
 
 ROOT = Path(__file__).resolve().parent.parent
+BIG = "bench-big"
 IMAGE = "localhost/manyoyo-bench/busybox:latest"
 
 
@@ -29,6 +30,7 @@ class Session:
         self._client = client
         self._directory = directory
         self._sandboxes: dict[str, str] = {}
+        self.rootfs = b""
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """A tool's structured result. Raises RuntimeError with the tool's words where it failed."""
@@ -53,6 +55,7 @@ class Session:
         return self._sandboxes[engine]
 
     async def import_image(self, engine: str, rootfs: bytes) -> None:
+        self.rootfs = rootfs
         built = await self.call(
             "nested_build",
             sandbox_id=await self.sandbox(engine),
@@ -64,9 +67,9 @@ class Session:
         )
         assert built["reason"] == "OK", built
 
-    async def start(self, engine: str) -> float:
+    async def start(self, engine: str, **wanted: Any) -> float:
         began = time.perf_counter()
-        started = await self.call("start_sandbox", engine=engine)
+        started = await self.call("start_sandbox", engine=engine, **wanted)
         spent = _ms(began)
         await self.call("cleanup", sandbox_id=started["sandbox"]["sandbox_id"])
         return spent
@@ -87,20 +90,20 @@ class Session:
         if self._sandboxes.pop(f"bench-{engine}", None):
             await self.call("cleanup", sandbox_id=f"bench-{engine}")
 
-    async def fork(self, engine: str) -> float:
-        """A fork of the sandbox that has the images."""
-        sandbox = await self.sandbox(engine)
+    async def fork(self, engine: str, sandbox: str | None = None) -> float:
+        """A fork of `sandbox`, else of the one that has the image."""
+        sandbox = sandbox or await self.sandbox(engine)
         began = time.perf_counter()
         forked = await self.call("fork_sandbox", sandbox_id=sandbox)
         spent = _ms(began)
         await self.call("cleanup", sandbox_id=forked["forks"][0]["sandbox_id"])
         return spent
 
-    async def timed(self, engine: str, command: str) -> float:
+    async def timed(self, engine: str, command: str, image: str = IMAGE, network: str = "none") -> float:
         """What a command that times itself says, in milliseconds, in a nested run."""
         sandbox = await self.sandbox(engine)
         ended = await self.call(
-            "nested_run", sandbox_id=sandbox, image=IMAGE, command=["sh", "-c", command], memory="2g", network="none"
+            "nested_run", sandbox_id=sandbox, image=image, command=["sh", "-c", command], memory="2g", network=network
         )
         assert ended["exit_code"] == 0, ended
         await self._settle(sandbox)
@@ -190,6 +193,35 @@ class Session:
         whole, waiting = watch.call(self._directory / "notes", began, began + spent / 1000)
         return whole * 1000, waiting * 1000
 
+    async def big(self, engine: str) -> str:
+        """A sandbox with an image of 1 GB, and a checkpoint of it, BIG."""
+        name = f"big-{engine}"
+        if name not in self._sandboxes:
+            started = await self.call("start_sandbox", engine=engine)
+            sandbox = self._sandboxes[name] = started["sandbox"]["sandbox_id"]
+            layers = "".join(f"RUN dd if=/dev/urandom of=/data{n} bs=1M count=256 2>/dev/null\n" for n in range(4))
+            files = {
+                "Dockerfile": f"FROM scratch\nADD root.tar /\n{layers}",
+                "root.tar": {"base64": base64.b64encode(self.rootfs).decode()},
+            }
+            await self.call("nested_build", sandbox_id=sandbox, files=files, tags=[IMAGE])
+            await self.call("checkpoint", sandbox_id=sandbox, name=BIG, replace=True)
+        return self._sandboxes[name]
+
+    async def close(self) -> None:
+        """Remove every sandbox, and the checkpoint."""
+        if any(name.startswith("big-") for name in self._sandboxes):
+            await self.call("cleanup", checkpoint=BIG)
+        await self.call("cleanup")
+
+    async def disk_used(self, sandbox: str) -> int:
+        """Bytes of a sandbox's store that are its own."""
+        status = await self.call("sandbox_status", sandbox_id=sandbox)
+        return int(status["sandboxes"][0]["disk_used_bytes"])
+
+    def engine_socket(self, sandbox: str) -> Path:
+        return self._directory / "run" / "sandboxes" / sandbox / "engine.sock"
+
     def processes(self) -> dict[str, int]:
         """Resident memory, in bytes, of the server and of the reaper that it started."""
         server = next(pid for pid, words in _children(os.getpid()) if "serve" in words)
@@ -198,15 +230,16 @@ class Session:
 
 
 @asynccontextmanager
-async def session(directory: Path, *, stopwatch: bool = False) -> AsyncIterator[Session]:
-    """A server of its own with its state in `directory`; its sandboxes end with it."""
+async def session(directory: Path, *options: str, stopwatch: bool = False, **settings: str) -> AsyncIterator[Session]:
+    """A server of its own with its state in `directory`, with these options and settings; its sandboxes end with it."""
     parameters = StdioServerParameters(
         command=sys.executable if stopwatch else str(Path(sys.executable).with_name("manyoyo-mcp")),
-        args=["-m", "bench.stopwatch", "serve"] if stopwatch else ["serve"],
+        args=["-m", "bench.stopwatch", "serve", *options] if stopwatch else ["serve", *options],
         env={
             **os.environ,
             "MANYOYO_STATE_DIR": str(directory / "state"),
             "MANYOYO_RUNTIME_DIR": str(directory / "run"),
+            **{f"MANYOYO_{name.upper()}": value for name, value in settings.items()},
             watch.NOTES: str(directory / "notes"),
         },
         cwd=ROOT,
@@ -217,7 +250,7 @@ async def session(directory: Path, *, stopwatch: bool = False) -> AsyncIterator[
             yield opened
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(60):
-                await opened.call("cleanup")
+                await opened.close()
 
 
 def _children(pid: int) -> list[tuple[int, list[str]]]:

@@ -1,14 +1,13 @@
 """The server with a stopwatch: it notes, in the file that NOTES names, when a request came in, when an answer went out, and
 how long it waited for its engine's answers in between."""
 
-import io
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from manyoyo_mcp import stdio
 from manyoyo_mcp.cli.main import main
 
 NOTES = "MANYOYO_BENCH_NOTES"
@@ -41,28 +40,12 @@ _notes: list[str] = []
 """Written when an answer is out: then nobody waits for it."""
 
 
-class _In(io.RawIOBase):
-    """Standard input."""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return int(_timed("in", os.readv, 0, [buffer]))
-
-
-class _Out(io.RawIOBase):
-    """Standard output."""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        written = int(_timed("out", os.write, 1, data))
-        notes, _notes[:] = "".join(_notes), []
-        with Path(os.environ[NOTES]).open("a") as file:
-            file.write(notes)
-        return written
+def _write(descriptor: int, data: Any) -> int:
+    written = int(_timed("out", os.write, descriptor, data))
+    notes, _notes[:] = "".join(_notes), []
+    with Path(os.environ[NOTES]).open("a") as file:
+        file.write(notes)
+    return written
 
 
 def _timed(kind: str, function: Any, *arguments: Any) -> Any:
@@ -76,6 +59,5 @@ def _timed(kind: str, function: Any, *arguments: Any) -> Any:
 if __name__ == "__main__":
     _readinto = socket.SocketIO.readinto
     socket.SocketIO.readinto = lambda *arguments: _timed("wait", _readinto, *arguments)  # type: ignore[method-assign]
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(_In()))
-    sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Out()))
+    stdio.read, stdio.write = (lambda *arguments: _timed("in", os.read, *arguments)), _write
     main()

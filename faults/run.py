@@ -185,7 +185,9 @@ class Round:
                     self.killed += 1
             case "volume removed":
                 with contextlib.closing(world.host()) as host:
-                    for container in host.containers.list(filters={"label": f"{LABEL}sandbox={self.sandbox}"}):
+                    for container in host.containers.list(
+                        filters={"label": f"{LABEL}sandbox={self.sandbox}"}, ignore_removed=True
+                    ):
                         if not self.plan.named:
                             container.remove(force=True)
                             host.volumes.get(f"manyoyo-{self.sandbox}").remove()

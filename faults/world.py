@@ -108,7 +108,7 @@ class World:
         found = []
         with contextlib.closing(self.host()) as host:
             label = f"{LABEL}sandbox={sandbox}" if sandbox else f"{LABEL}kind=sandbox"
-            for container in host.containers.list(filters={"label": label}):
+            for container in host.containers.list(filters={"label": label}, ignore_removed=True):
                 tops: list[int] = [int(container.attrs["State"]["Pid"])]
                 while tops:
                     pid = tops.pop()
@@ -126,7 +126,7 @@ class World:
         with contextlib.closing(self.host()) as host:
             found = [
                 f"container {each.name} ({each.status})"
-                for each in host.containers.list(all=True)
+                for each in host.containers.list(all=True, ignore_removed=True)
                 if each.labels.get(f"{LABEL}kind", "image") not in ("pool", "image")
             ]
             found += [
@@ -135,7 +135,7 @@ class World:
                 if _label(each, "kind") not in ("pool", "bases", "") and each.name not in kept
             ]
             found += [f"network {each.name}" for each in host.networks.list() if _label(each, "kind")]
-            keeper = [each for each in host.containers.list() if each.name == "manyoyo-pool"]
+            keeper = [each for each in host.containers.list(ignore_removed=True) if each.name == "manyoyo-pool"]
             if keeper:
                 listed = keeper[0].exec_run(["ls", "/run/manyoyo-pool.new"]).output.decode().split()
                 found += [f"store {name}" for name in listed if name not in kept]

@@ -1,6 +1,7 @@
 """The MCP server object: the same for `manyoyo-mcp serve`, `mcp dev` and `mcp run`."""
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -71,6 +72,7 @@ def serve(settings: Settings | None = None) -> None:
     half a second at most, less than that takes."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     _give_memory_back()
+    gc.freeze()  # what is here already stays: the collector need not look at it again and again, for some 20 ms
     anyio.run(partial(_serve, build_server(settings)))
 
 
@@ -86,7 +88,12 @@ def _give_memory_back() -> None:
 async def _serve(server: MCPServer[Manager]) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(_end_on_signal)
-        await server.run_stdio_async()
+        if sys.platform == "win32":
+            await server.run_stdio_async()
+        else:
+            from manyoyo_mcp import stdio
+
+            await stdio.run(server)
         group.cancel_scope.cancel()
 
 

@@ -96,7 +96,7 @@ def describe_kept(store: Store) -> dict[str, Any]:
 
 async def _kept(host: Host) -> list[Store]:
     """This owner's named sandboxes, running or not, and checkpoints."""
-    return [each for each in await host.stores({"owner": owner()}) if is_named(each) or is_checkpoint(each)]
+    return [each for each in await host.stores({"owner": owner()}, sizes=True) if is_named(each) or is_checkpoint(each)]
 
 
 async def ps_nested(name: str, *, as_json: bool) -> None:

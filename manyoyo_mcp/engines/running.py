@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 OVER = ("exited", "stopped", "dead")
 """States of a container that has ended."""
-_RESULT_FIRST = 0.02
+_RESULT_FIRST = 0.005
 """Seconds before a run's container is removed: its result is with the caller by then, who else would wait longer for it."""
 _SMALLER = "have the command pack, split or shorten it"
 MAX_OUTPUT_FILE = 4 << 20
@@ -85,6 +85,7 @@ class Running(Pulling):
             if limit.cancelled_caught:
                 await self._kill(container)
                 code = await self._code(container, await self._await(partial(_exit_code, container)))
+            made.ended = True
             seconds = since(begun)
             if limit.cancelled_caught:
                 return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
@@ -102,7 +103,7 @@ class Running(Pulling):
         finally:
             if made.attached is not None:
                 made.attached.close()
-            self._remove_later(made.container)
+            self._remove_later(made.container, ended=made.ended)
 
     async def _begin(self, spec: RunSpec, made: "_Made", *, attach: bool) -> None:
         """Create a container, lay its files, attach before any output, start it. In one go, for every change of threads
@@ -227,29 +228,32 @@ class Running(Pulling):
         except (ManyoyoError, tarfile.TarError) as error:  # the run's own result counts more
             return OutputFile(path, None, str(error)[:200])
 
-    def _remove_later(self, container: str) -> None:
+    def _remove_later(self, container: str, *, ended: bool = False) -> None:
         if not container:
             return
 
         async def remove() -> None:
             await anyio.sleep(_RESULT_FIRST)
             with contextlib.suppress(ManyoyoError):
-                await self.remove(container)
+                await (self._drop(container) if ended else self.remove(container))
 
         self._later(f"remove {container[:12]}", remove)
 
     async def remove(self, container: str) -> None:
-        """Kill and remove; no error where it is gone already."""
+        await self._drop(container)
+
+    async def _drop(self, container: str) -> None:
         with contextlib.suppress(NotFound):
             await self._ask(lambda client: client.remove_container(container, force=True, v=True))
 
 
 @dataclass(slots=True)
 class _Made:
-    """What there is of a container that is being started: its id, once created; the connection, once attached."""
+    """What there is of a container that is being started: its id, once created; the connection, once attached; its end."""
 
     container: str = ""
     attached: Attached | None = None
+    ended: bool = False
 
 
 def _exit_code(container: str, client: GuardedClient) -> int | None:

@@ -65,7 +65,7 @@ class Outer:
 @dataclass(frozen=True, slots=True)
 class Store:
     """What a sandbox keeps, or kept: images, containers, volumes. A volume of the host's; `size` is the bytes that are its
-    own, where the host can tell."""
+    own, where it was asked for and the host can tell."""
 
     name: str
     labels: dict[str, str]
@@ -161,8 +161,8 @@ class Host(Protocol):
     async def storage(self, image: str) -> Storage:
         """Where stores are kept here; the pool is made, its keeper of the outer image `image`, where there is none."""
 
-    async def stores(self, labels: dict[str, str]) -> list[Store]:
-        """The stores that carry all of `labels`."""
+    async def stores(self, labels: dict[str, str], *, sizes: bool = False) -> list[Store]:
+        """The stores that carry all of `labels`; with their `sizes`, which takes longer."""
 
     async def copy_store(self, source: str, name: str, labels: dict[str, str], cap: int | None, image: str) -> Copied:
         """A store `name` as `source` is now, even while that is in use. Nothing of it is left where this raises."""

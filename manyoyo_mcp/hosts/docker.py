@@ -70,7 +70,7 @@ class DockerHost(Stores):
                 body = self._body(spec, shared, device)
                 made.update(await self._call(lambda client: client.create_container_from_config(body, name)))
 
-            if spec.origin is not None or spec.keep:  # what there is a volume of is there, whenever one of us dies
+            if spec.keep:  # what there is a volume of is there, whenever one of us dies
                 await self._lay_store(spec, device)
                 await container()
             else:

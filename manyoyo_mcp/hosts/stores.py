@@ -98,16 +98,16 @@ class Stores(Images):
         else:
             await self.copy_store(spec.origin, name, spec.labels, spec.disk, spec.image)
 
-    async def stores(self, labels: dict[str, str]) -> list[Store]:
+    async def stores(self, labels: dict[str, str], *, sizes: bool = False) -> list[Store]:
         wanted = [f"{LABEL}{key}={value}" for key, value in labels.items()]
         answer = await self._call(lambda client: client.volumes(filters={"label": wanted}))
         rows = answer["Volumes"] or []
-        sizes: dict[str, int] = {}
-        if any(pooled(row) for row in rows):
+        known: dict[str, int] = {}
+        if sizes and any(pooled(row) for row in rows):
             with contextlib.suppress(SandboxError):
-                sizes = {name: size for name, _, size in await self._pool.stores()}
+                known = {name: size for name, _, size in await self._pool.stores()}
         return [
-            Store(row["Name"], ours(row["Labels"]), unix_time(row["CreatedAt"]), pooled(row), sizes.get(row["Name"]))
+            Store(row["Name"], ours(row["Labels"]), unix_time(row["CreatedAt"]), pooled(row), known.get(row["Name"]))
             for row in rows
         ]
 

@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 
 from manyoyo_mcp.errors import ManyoyoError, NotFound
 from manyoyo_mcp.sessions.logs import Log
+from manyoyo_mcp.workers import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +88,6 @@ class Jobs:
         job_id = f"{kind}-{secrets.token_hex(4)}"
         job = Job(job_id, kind, sandbox_id, title, Log(self._directory / job_id, self._log_max_bytes))
         self._jobs[job_id] = job
-        self._forget_oldest()
         self._group.start_soon(self._run, job, work, name=job_id)
         return job
 
@@ -111,15 +111,16 @@ class Jobs:
             job.log.close()
             job._done.set()
             job._changed.set()
+        await self._forget_oldest()
 
-    def _forget_oldest(self) -> None:
+    async def _forget_oldest(self) -> None:
         ended = [job for job in self._jobs.values() if job.state != "running"]
         kept = sum(job.log.kept for job in ended)
         while len(ended) > KEPT or kept > KEPT_LOGS * self._log_max_bytes:
             job = ended.pop(0)
             kept -= job.log.kept
             self._jobs.pop(job.job_id)
-            job.log.remove()
+            await in_thread(job.log.remove)
 
     def get(self, job_id: str) -> Job:
         """Raises NotFound, naming the newest jobs."""

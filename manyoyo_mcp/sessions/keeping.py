@@ -76,7 +76,7 @@ class Keeping:
 
     async def stores(self) -> list[Store]:
         """What this owner has that outlives servers: named sandboxes, running or not, and checkpoints."""
-        found = await self._host.stores({"owner": self._owner})
+        found = await self._host.stores({"owner": self._owner}, sizes=True)
         return [store for store in found if names.is_named(store) or names.is_checkpoint(store)]
 
     async def store_of(self, sandbox: Sandbox) -> Store:

@@ -1,10 +1,14 @@
-"""Whole logs on disk, bounded: the first half of a long one stays, of the rest the newest does."""
+"""Whole logs, bounded: the first half of a long one stays, of the rest the newest does. On disk but for short ones."""
 
 import threading
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from manyoyo_mcp.errors import InvalidArgument
+
+_SHORT = 16 << 10
+"""Bytes up to which a log is kept in memory: most are, and making, reading and removing a file takes a millisecond and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +27,8 @@ class Page:
 class Log:
     """One job's log: written from worker threads, read from anywhere.
 
-    Three files whose names begin with `path`: `PATH.head`, never dropped, and two segments that follow it in turn, the
-    older dropped when the newer is full.
+    A short one is in memory. A longer one is three files whose names begin with `path`: `PATH.head`, never dropped, and two
+    segments that follow it in turn, the older dropped when the newer is full.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -33,9 +37,10 @@ class Log:
         self._segment_max = max(max_bytes // 4, 1)
         self._lock = threading.Lock()
         self._size = 0
-        self._segments: list[tuple[int, Path]] = [(0, path.with_name(f"{path.name}.head"))]
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever tidies up may have taken it
-        self._file = self._segments[0][1].open("wb", buffering=0)
+        self._short = bytearray()
+        self._closed = False
+        self._segments: list[tuple[int, Path]] = []
+        self._file: FileIO | None = None
         self._file_size = 0
 
     @property
@@ -50,12 +55,24 @@ class Log:
 
     def write(self, data: bytes) -> None:
         with self._lock:
-            if self._file.closed:
+            if self._closed:
                 return
+            if self._file is None:
+                if self._size + len(data) <= min(_SHORT, self._head_max):
+                    self._short += data
+                    self._size += len(data)
+                    return
+                data, self._size = bytes(self._short) + data, 0
+                self._short.clear()
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever tidies up may have taken it
+                self._file = self._next_segment("head")
             while data:
                 limit = self._head_max if len(self._segments) == 1 else self._segment_max
                 if self._file_size >= limit:
-                    self._next_segment()
+                    self._file.close()
+                    if len(self._segments) == 3:
+                        self._segments.pop(1)[1].unlink(missing_ok=True)
+                    self._file = self._next_segment(f"from-{self._size}")
                     continue
                 piece = data[: limit - self._file_size]
                 self._file.write(piece)
@@ -63,14 +80,11 @@ class Log:
                 self._file_size += len(piece)
                 data = data[len(piece) :]
 
-    def _next_segment(self) -> None:
-        self._file.close()
-        if len(self._segments) == 3:
-            self._segments.pop(1)[1].unlink(missing_ok=True)
-        path = self._path.with_name(f"{self._path.name}.from-{self._size}")
+    def _next_segment(self, name: str) -> FileIO:
+        path = self._path.with_name(f"{self._path.name}.{name}")
         self._segments.append((self._size, path))
-        self._file = path.open("wb", buffering=0)
         self._file_size = 0
+        return path.open("wb", buffering=0)
 
     def read(self, offset: int, length: int) -> Page:
         """At most `length` bytes from `offset`; a negative offset counts from the end. Raises InvalidArgument past the end."""
@@ -82,6 +96,10 @@ class Log:
                 raise InvalidArgument(
                     f"offset={offset} is past the log's end at {size}.", "Use next_offset of the last page."
                 )
+            if not segments:
+                data = bytes(self._short[offset : offset + length])
+                following = offset + len(data)
+                return Page(data, offset, following, 0, size, following >= size)
             asked = offset
             for index, (start, path) in enumerate(segments):
                 end = start + path.stat().st_size
@@ -97,7 +115,9 @@ class Log:
 
     def close(self) -> None:
         with self._lock:
-            self._file.close()
+            self._closed = True
+            if self._file is not None:
+                self._file.close()
 
     def remove(self) -> None:
         self.close()

@@ -50,7 +50,7 @@ class Session:
     async def sandbox(self, engine: str) -> str:
         """The sandbox with this engine and the image in it; started when first asked for."""
         if engine not in self._sandboxes:
-            started = await self.call("start_sandbox", engine=engine)
+            started = await self.call("start_sandbox", engine=engine, cpus=os.cpu_count())  # as a plain container has
             self._sandboxes[engine] = started["sandbox"]["sandbox_id"]
         return self._sandboxes[engine]
 

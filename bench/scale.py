@@ -24,7 +24,7 @@ PYTHON = "localhost/manyoyo/python:latest"
 APPLICATION = "fastapi uvicorn sqlalchemy jinja2 httpx"
 _PIP = f"pip install --quiet --target /tmp/site {APPLICATION}"
 _PORT = 7000
-_SEND = f"dd if=/dev/zero bs=1M count=1500 2>/dev/null | nc -l -p {_PORT}"
+_SERVE = f"truncate -s 1G /tmp/file; httpd -f -p {_PORT} -h /tmp"
 _FIFTY = 50
 _CLIENTS = 16
 _ROUNDS = 20
@@ -121,7 +121,7 @@ async def _throughput(bench: Bench, runs: int, tick: Tick) -> Measured:
     sandbox = await ours.sandbox("podman")
 
     async def nested() -> float:
-        command = ["sh", "-c", _SEND]
+        command = ["sh", "-c", _SERVE]
         started = await ours.call("nested_run", sandbox_id=sandbox, image=IMAGE, command=command, detach=True)
         try:
             listed = await ours.call("nested_list", sandbox_id=sandbox, what="containers")
@@ -131,14 +131,14 @@ async def _throughput(bench: Bench, runs: int, tick: Tick) -> Measured:
             await ours.call("nested_stop", sandbox_id=sandbox, container=started["container"], action="remove")
 
     async def plain() -> float:
-        with bench.host.serving(_SEND) as address:
+        with bench.host.serving(_SERVE) as address:
             return bench.host.timed(timing(_receive(address)), network="bridge")
 
     return await pairs(nested, plain, runs, tick)
 
 
 def _receive(address: str) -> str:
-    return f"sleep 0.2; until nc {address} {_PORT} > /tmp/got && [ -s /tmp/got ]; do sleep 0.01; done"
+    return f"until wget -q -O /dev/null http://{address}:{_PORT}/file 2>/dev/null; do sleep 0.01; done"
 
 
 async def _slowest(bench: Bench, runs: int, tick: Tick) -> Measured:
@@ -168,7 +168,7 @@ async def _fifty(bench: Bench, tick: Tick) -> tuple[list[float], float]:
     """What each of so many starts took, in milliseconds, and the server's memory with all of them, in MiB."""
     if "fifty" not in bench.known:
         with tempfile.TemporaryDirectory(prefix="manyoyo-bench-") as directory:
-            async with session(Path(directory), host_sandboxes=str(2 * _FIFTY)) as ours:
+            async with session(Path(directory), host_sandboxes=str(2 * _FIFTY), sandbox_disk="1g") as ours:
                 taken = []
                 for _ in range(_FIFTY):
                     began = time.perf_counter()
@@ -284,7 +284,7 @@ async def _llm_sandbox(bench: Bench, runs: int, tick: Tick) -> Measured:
                 ran = await ours.call(
                     "nested_run", sandbox_id=sandbox, image=PYTHON, command=["python", "-c", "print('hi')"]
                 )
-                assert ran["output"].strip() == "hi", ran
+                assert ran["exit_code"] == 0 and "hi\n" in ran["output"], ran
                 await ours.call("cleanup", sandbox_id=sandbox)
                 return (time.perf_counter() - began) * 1000
 
@@ -316,4 +316,4 @@ SCALE = [
 ]  # fmt: skip
 """Each has a limit; one above it fails the bench."""
 
-REPORTED = [Figure("throughput", "1.5 GB between two containers", "the same, plain", None, 5, _throughput)]
+REPORTED = [Figure("throughput", "1 GB over HTTP between two containers", "the same, plain", None, 5, _throughput)]

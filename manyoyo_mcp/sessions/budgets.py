@@ -29,7 +29,7 @@ _INTERVAL = 0.5
 """Seconds between looks whether there is room now."""
 _LEAST_SANDBOX = 128 << 20
 """Memory, in bytes, of a host for each sandbox that it may have, where nobody said how many: an idle one takes a tenth of it."""
-_CPUS, _MEMORY, _DISK = 64, 16, 4
+_CPUS, _MEMORY, _DISK = 64, 16, 64
 """By how much the caps of all sandboxes together may exceed what the host has, where nobody said: most are idle most of the time."""
 
 

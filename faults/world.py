@@ -23,12 +23,13 @@ LABEL = "org.manyoyo."
 class World:
     """One lane: its engine, its directories, its environment. `bystanders` are containers on another engine."""
 
-    def __init__(self, directory: Path, bystanders: str) -> None:
+    def __init__(self, directory: Path, bystanders: str | None = None, lease: int = LEASE) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.engine_dir = directory / "engine"
         self.runtime = directory / "run"
-        self._bystanders = docker.DockerClient(base_url=bystanders)
+        self._lease = lease
+        self._bystanders = docker.DockerClient(base_url=bystanders) if bystanders else None
         self._before = self._others()
         self.environment: dict[str, str] = {}
 
@@ -44,7 +45,7 @@ class World:
             self.environment[name] = value
         self.environment |= {
             "MANYOYO_ENGINE_DIR": str(self.engine_dir),
-            "MANYOYO_LEASE_S": str(LEASE),
+            "MANYOYO_LEASE_S": str(self._lease),
             "MANYOYO_RUNTIME_DIR": str(self.runtime),
             "MANYOYO_STATE_DIR": str(self.directory / "state"),
         }
@@ -54,6 +55,7 @@ class World:
         name = outer.reference(Settings())
         with contextlib.closing(self.host()) as host:
             if not any(name in image.tags for image in host.images.list()):
+                assert self._bystanders is not None
                 host.api.load_image(self._bystanders.api.get_image(name))
 
     def purge(self) -> None:
@@ -160,7 +162,9 @@ class World:
         return [f"{name}: {state} -> {now.get(name)}" for name, state in self._before.items() if now.get(name) != state]
 
     def _others(self) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
+        if self._bystanders is None:
+            return found
         for each in self._bystanders.containers.list(all=True, filters={"label": f"{LABEL}faults=bystander"}):
             found[each.name] = f"{each.attrs['State']['Pid']} {each.attrs['State']['StartedAt']}"
         for volume in self._bystanders.volumes.list(filters={"label": f"{LABEL}faults=bystander"}):

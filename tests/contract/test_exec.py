@@ -27,6 +27,47 @@ async def test_exec(box: Box, service: str) -> None:
     assert b"".join(output) == b"in\n/tmp\nb\n1000\n"
 
 
+async def test_exec_has_what_the_container_has(box: Box) -> None:
+    container = await box.service("sleep", "7405", env={"A": "container", "B": "b"}, workdir="/tmp")
+    output: list[bytes] = []
+    script = "echo $A $B $PATH; pwd; id -u; echo error >&2; ulimit -n; grep -c . /proc/1/cgroup > /dev/null"
+    ended = await box.exec(container, "sh", "-c", script, env={"A": 'exec "quoted" \\ \u00fc'}, output=output)
+    assert ended.exit_code == 0, (ended, output)
+    lines = b"".join(output).decode().splitlines()
+    assert lines[0] == 'exec "quoted" \\ \u00fc b /bin' and lines[1:3] == ["/tmp", "0"] and "error" in lines
+    inside = await box.exec(container, "cat", "/proc/self/status", output=(status := []))
+    outside = await box.exec(container, "cat", "/proc/1/status", output=(first := []))
+    assert inside.exit_code == outside.exit_code == 0
+    for field in (b"CapEff:", b"CapBnd:", b"NoNewPrivs:", b"Seccomp:"):
+        (mine,) = [line for line in b"".join(status).splitlines() if line.startswith(field)]
+        assert mine in b"".join(first), mine
+    await box.engine.remove(container)
+
+
+async def test_exec_carries_what_goes_in_and_out(box: Box, service: str) -> None:
+    data = bytes(range(256)) * 8192
+    output: list[bytes] = []
+    ended = await box.exec(service, "cat", stdin=data, output=output)
+    assert ended.exit_code == 0 and b"".join(output) == data
+    ended = await box.exec(service, "true", stdin=data)
+    assert ended.exit_code == 0, "it read nothing of it"
+
+
+async def test_exec_ends_with_its_process(box: Box, service: str) -> None:
+    watch = Stopwatch()
+    ended = await box.exec(service, "sh", "-c", "echo begun; sleep 7406 >/dev/null 2>&1 &", output=watch)
+    assert ended.exit_code == 0 and watch.seconds < 5 * SLACK
+    assert box.kill("sleep 7406") == 1
+
+
+async def test_exec_goes_on_without_its_service(box: Box, service: str) -> None:
+    """Podman's has one of its own in the sandbox; what kills it costs no exec."""
+    for _ in range(2):
+        ended = await box.exec(service, "sh", "-c", "exit 3")
+        assert ended.exit_code == 3
+        box.kill("/usr/lib/manyoyo/execs")
+
+
 async def test_exec_shares_the_containers_memory_cap(box: Box, service: str) -> None:
     ended = await box.exec(service, "tail", "/dev/zero")
     assert (ended.exit_code, ended.reason) == (137, Reason.OOM_KILLED)

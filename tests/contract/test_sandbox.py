@@ -33,6 +33,48 @@ async def test_caps_are_proven(box: Box) -> None:
     assert "killed" in evidence.words
 
 
+async def test_packets_fit_the_sandboxs_network(box: Box) -> None:
+    outer = docker.from_env().containers.get(box.sandbox.outer.container_id)
+    own = outer.exec_run(["cat", "/sys/class/net/eth0/mtu"]).output.decode()
+    assert await box.output("cat", "/sys/class/net/eth0/mtu") == own
+
+
+_APART = """
+d="docker --host unix:///run/manyoyo/engine.sock"
+address() { $d inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' $1; }
+try() { $d exec $1 ping -c 1 -W 1 $2 >/dev/null 2>&1 && echo "$3: yes" || echo "$3: no"; }
+for network in one two; do $d network create apart-$network; done >/dev/null
+$d network create --internal apart-inner >/dev/null
+for pair in a:one b:one c:two d:inner e:inner; do
+  $d run -d --name apart-${pair%:*} --network apart-${pair#*:} IMAGE sleep 7407
+done >/dev/null
+while read -r _ destination gateway _; do [ $destination != 00000000 ] || break; done < /proc/net/route
+gateway=$(printf '%d.%d.%d.%d' 0x${gateway#??????} $(echo $gateway | sed 's/\\(..\\)\\(..\\)\\(..\\)\\(..\\)/0x\3 0x\2 0x\1/'))
+try apart-a apart-b named
+try apart-a $(address apart-b) same
+try apart-a $(address apart-c) other
+try apart-d $(address apart-e) inner
+try apart-d $(address apart-a) inner-other
+try apart-a $gateway out
+try apart-d $gateway inner-out
+$d rm -f apart-a apart-b apart-c apart-d apart-e >/dev/null
+$d network rm apart-one apart-two apart-inner >/dev/null
+"""
+
+
+async def test_dockerds_networks_are_apart(box: Box) -> None:
+    """Its firewall is the sandbox's own, made in one go; it is to do what dockerd's would."""
+    if box.engine.name == "podman":
+        return  # its networks are not apart by default, there is nothing to replace
+    outer = docker.from_env().containers.get(box.sandbox.outer.container_id)
+    script = _APART.replace("IMAGE", BUSYBOX)
+    said = await anyio.to_thread.run_sync(lambda: outer.exec_run(["sh", "-c", script]).output.decode())
+    told = dict(line.split(": ") for line in said.splitlines())
+    assert told == {
+        "named": "yes", "same": "yes", "other": "no", "inner": "yes", "inner-other": "no", "out": "yes", "inner-out": "no",
+    }, said  # fmt: skip
+
+
 async def test_sandbox_oom_is_told_apart_and_growing_mends_it(small: Box) -> None:
     command = ("dd", "if=/dev/zero", "of=/dev/null", "bs=500M", "count=1")  # one buffer of that size
     caps = small.caps(memory=400 * MIB)

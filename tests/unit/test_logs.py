@@ -23,6 +23,22 @@ def test_pages(tmp_path: Path) -> None:
         log.read(11, 1)
 
 
+def test_short_ones_take_no_file(tmp_path: Path) -> None:
+    log = Log(tmp_path / "logs" / "log", 1 << 20)
+    log.write(b"0123456789")
+    log.close()
+    log.write(b"late")
+    assert log.read(4, 3).data == b"456" and log.size == 10
+    assert not (tmp_path / "logs").exists()
+    longer = Log(tmp_path / "logs" / "log", 1 << 20)
+    for _ in range(20):
+        longer.write(b"x" * 1000)
+    assert longer.read(0, 1 << 20).data == b"x" * 20_000
+    assert sum(path.stat().st_size for path in (tmp_path / "logs").iterdir()) == 20_000
+    longer.remove()
+    assert not list((tmp_path / "logs").iterdir())
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=60))
 def test_head_and_tail_of_a_long_log_stay(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]) -> None:

@@ -1,0 +1,78 @@
+"""Lines in and out without threads."""
+
+import os
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from manyoyo_mcp.stdio import Input, Output
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    yield reading, writing
+    for descriptor in (reading, writing):
+        try:
+            os.close(descriptor)
+        except OSError:
+            continue  # the test closed it
+
+
+@pytest.mark.parametrize(
+    ("pieces", "lines"),
+    [
+        ([b"one\ntwo\n"], ["one", "two"]),
+        ([b"o", b"ne\ntw", b"o\n\nlast"], ["one", "two", "", "last"]),
+        (["\u00fc".encode()[:1], "\u00fc".encode()[1:] + b"\n"], ["\u00fc"]),
+        ([b"\xff\n"], ["\ufffd"]),
+        ([], []),
+    ],
+)
+async def test_lines(pipe: tuple[int, int], pieces: list[bytes], lines: list[str]) -> None:
+    reading, writing = pipe
+
+    async def write() -> None:
+        for piece in pieces:
+            os.write(writing, piece)
+            await anyio.sleep(0.01)
+        os.close(writing)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(write)
+        assert [line async for line in Input(reading)] == lines
+
+
+async def test_a_reader_that_is_slow_holds_up_its_answer_alone(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    text = "x" * 300_000
+    got = bytearray()
+    others = 0
+
+    async def other() -> None:
+        nonlocal others
+        while len(got) < len(text):
+            others += 1
+            await anyio.sleep(0.001)
+
+    async def read() -> None:
+        while len(got) < len(text):
+            await anyio.sleep(0.01)
+            got.extend(os.read(reading, 1 << 16))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(other)
+        group.start_soon(read)
+        await Output(writing).write(text)
+    assert got.decode() == text and others > 5
+
+
+async def test_nobody_reads_any_more(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    os.close(reading)
+    output = Output(writing)
+    await output.write("lost\n")
+    await output.flush()

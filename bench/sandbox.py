@@ -190,6 +190,7 @@ class Session:
         """A run as the server sees it, and of that what it spent waiting for its engine; needs a stopwatch."""
         began = time.perf_counter()
         spent = await self.run(engine, "default")
+        await anyio.sleep(0.01)  # it notes that the answer went out once it did
         whole, waiting = watch.call(self._directory / "notes", began, began + spent / 1000)
         return whole * 1000, waiting * 1000
 

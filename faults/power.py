@@ -83,6 +83,7 @@ async def _before(world: World) -> None:
             await anyio.sleep(1)
             await anyio.to_thread.run_sync(Path("/proc/sysrq-trigger").write_text, "b")
             await anyio.sleep(60)
+            raise Wrong("the power did not go")
 
 
 async def _after(world: World) -> None:

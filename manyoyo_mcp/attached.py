@@ -26,7 +26,7 @@ def _cut(why: str) -> EngineUnreachable:
 class Attached:
     """A hijacked connection to a container's or exec's stdin, stdout and stderr (no TTY: framed, 8-byte headers)."""
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, *, told_end: bool = False) -> None:
         # docker-py hands out the raw reader and keeps the response on it. The response's own buffer is what must be
         # read: output may have arrived together with the answer's headers and lie there already.
         self._response = raw._response
@@ -34,8 +34,10 @@ class Attached:
         self._reader = self._response.raw._fp.fp
         self._sock.settimeout(None)
         self._pumping = False
+        self._told_end = told_end
         self.exit_code: int | None = None
-        """Once it is over, where the stream ends with it: that of an exec without the engine."""
+        """Once it is over, where the stream ends with it (`told_end`): that of an exec without the engine. None where that never
+        began."""
 
     def pump(self, sink: Callable[[bytes], object]) -> None:
         """Hand on all output until the stream ends. Where the command ended without reading all of its stdin the end is
@@ -44,8 +46,11 @@ class Attached:
         try:
             while header := self._read(8, whole=True):
                 kind, left = struct.unpack(">BxxxL", header)
-                if kind == _END:
-                    self.exit_code = int(self._read(left, whole=True)) if left else None
+                if kind == _END and self._told_end:
+                    code = self._read(left, whole=True) if left else b""
+                    if len(code) < left:
+                        break
+                    self.exit_code = int(code) if code else None
                     return
                 while left > 0:
                     piece = self._read(min(left, 1 << 18))
@@ -54,6 +59,8 @@ class Attached:
                     if not _HUNG_UP.fullmatch(piece):
                         sink(piece)
                     left -= len(piece)
+            if self._told_end:
+                raise _cut("it ended early")
         finally:
             self._response.close()
 

@@ -19,8 +19,6 @@ from manyoyo_mcp.errors import ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import format_bytes, unix_time
 
-"""Docker's words for a container that ran and runs no longer; "stopped" is podman's, until it has cleaned up."""
-
 
 class DockerApiEngine(Running, Entering, Building):
     """An engine behind a guarded docker-py client. Subclasses say where theirs differs."""

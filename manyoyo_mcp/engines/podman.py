@@ -15,6 +15,8 @@ from manyoyo_mcp.errors import EngineFailed, EngineUnreachable, ManyoyoError
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.workers import in_thread
 
+_DIRECT = {"Cmd", "Env", "WorkingDir", "AttachStdin", "AttachStdout", "AttachStderr"}
+"""What an exec may ask for that podman itself is not asked for; a user, whose name it knows, is not among it."""
 _LEFT = re.compile(r'deleting build container "([0-9a-f]{64})"')
 """What a build says that could not remove its working container."""
 
@@ -34,13 +36,13 @@ class PodmanEngine(DockerApiEngine):
     async def _enter(self, spec: ExecSpec, body: dict[str, Any]) -> Attached | None:
         # Its own way to an exec takes ten times as long as crun does. It knows users by name, and says what is wrong.
         execs = self._execs
-        if execs is None or spec.user is not None:
+        if execs is None or body.keys() - _DIRECT:
             return None
 
         def begin(client: GuardedClient) -> Attached:
             answer = client._post_json(client._url("/containers/{0}/exec", container), data=body, stream=True)
             client._raise_for_status(answer)
-            return Attached(client._get_raw_response_socket(answer))
+            return Attached(client._get_raw_response_socket(answer), told_end=True)
 
         try:
             raw = await self._inspect(spec.container)

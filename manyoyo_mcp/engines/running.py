@@ -38,7 +38,7 @@ from manyoyo_mcp.values import Caps, format_bytes
 T = TypeVar("T")
 
 OVER = ("exited", "stopped", "dead")
-"""States of a container that has ended."""
+"""Docker's words for a container that ran and runs no longer; "stopped" is podman's, until it has cleaned up."""
 _RESULT_FIRST = 0.005
 """Seconds before a run's container is removed: its result is with the caller by then, who else would wait longer for it."""
 _SMALLER = "have the command pack, split or shorten it"

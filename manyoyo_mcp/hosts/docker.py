@@ -56,12 +56,12 @@ class DockerHost(Stores):
     # -- making one
 
     async def create(self, spec: OuterSpec) -> Outer:
+        name = spec.name or f"manyoyo-{spec.sandbox_id}"
+        kept = spec.keep and await self.volume_exists(store_of(spec.sandbox_id))
         shared = self._socket_dir(spec.sandbox_id) if self._may_share() else None
         if shared is not None:
             shared.mkdir(mode=0o700, parents=True, exist_ok=True)
             sharing.lay(spec.files, shared / "files")
-        name = spec.name or f"manyoyo-{spec.sandbox_id}"
-        kept = spec.keep and await self.volume_exists(store_of(spec.sandbox_id))
         try:
             device = await self._device_for(spec)
             made: dict[str, Any] = {}
@@ -229,7 +229,7 @@ class DockerHost(Stores):
         wanted = [f"{LABEL}{key}={value}" for key, value in labels.items()]
         if sandbox_id is not None:
             wanted.append(f"{LABEL}sandbox={sandbox_id}")
-        rows = await self._call(lambda client: client.containers(all=True, filters={"label": wanted}))
+        rows = await self._look_up(lambda client: client.containers(all=True, filters={"label": wanted}))
         looked = [await self._look(row["Id"]) for row in rows]
         found = [outer for outer in looked if outer is not None]
         return found + await self._remains(wanted, {outer.sandbox_id for outer in found}) if remains else found
@@ -237,7 +237,7 @@ class DockerHost(Stores):
     async def _remains(self, wanted: list[str], there: set[str]) -> list[Outer]:
         """The stores that carry all of `wanted`, are not named, and whose container is gone; each as an outer container that
         is none."""
-        answer = await self._call(lambda client: client.volumes(filters={"label": wanted}))
+        answer = await self._look_up(lambda client: client.volumes(filters={"label": wanted}))
         found = []
         for row in answer["Volumes"] or []:
             labels = ours(row["Labels"])
@@ -257,7 +257,7 @@ class DockerHost(Stores):
         def look(client: docker.APIClient) -> tuple[list[Any], list[Any]]:
             return client.containers(filters=wanted), client.volumes(filters=wanted)["Volumes"] or []
 
-        rows, volumes = await self._call(look)
+        rows, volumes = await self._look_up(look)
         running = {ours(row["Labels"]).get("sandbox", ""): ours(row["Labels"]) for row in rows}
         stored = {ours(volume["Labels"]).get("sandbox", ""): ours(volume["Labels"]) for volume in volumes}
         return [
@@ -277,7 +277,7 @@ class DockerHost(Stores):
         root = self._settings.runtime_dir / "sandboxes"
         old = {path.name for path in sharing.older_than(_FORGOTTEN_AFTER * self._settings.lease_s, root)}
         if old:
-            rows = await self._call(lambda client: client.containers(all=True, filters={"label": f"{LABEL}sandbox"}))
+            rows = await self._look_up(lambda client: client.containers(all=True, filters={"label": f"{LABEL}sandbox"}))
             for name in old - {row["Labels"][f"{LABEL}sandbox"] for row in rows}:
                 if not sharing.listens(root / name / "engine.sock"):  # another endpoint's sandboxes are in there too
                     sharing.remove(root / name)
@@ -287,7 +287,7 @@ class DockerHost(Stores):
 
     async def _look(self, container_id: str) -> Outer | None:
         try:
-            raw = await self._call(lambda client: client.inspect_container(container_id))
+            raw = await self._look_up(lambda client: client.inspect_container(container_id))
         except docker.errors.NotFound:
             return None
         labels = ours(raw["Config"].get("Labels"))

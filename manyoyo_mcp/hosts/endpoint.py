@@ -57,6 +57,18 @@ class Endpoint:
 
         return await in_thread(call)
 
+    async def _look_up(self, fn: Callable[[docker.APIClient], T]) -> T:
+        """A question whose refusal means no more than that the engine is in no state to answer; but for NotFound."""
+        try:
+            return await self._call(fn)
+        except docker.errors.NotFound:
+            raise
+        except docker.errors.APIError as error:
+            raise HostUnavailable(
+                f"The host's engine refused: {error.explanation or error}",
+                "Try again; `manyoyo-mcp doctor` looks for the cause.",
+            ) from error
+
     async def info(self) -> HostInfo:
         if self._info is None:
             raw = await self._call(lambda client: client.info())

@@ -113,8 +113,8 @@ class Pool:
 
     def _open(self, client: docker.APIClient, image: str | None) -> Device:
         found = _look(client)
-        if found is not None and image is not None and found["Config"]["Image"] != image:  # another version's
-            client.remove_container(KEEPER, force=True)
+        if found is not None and image not in (None, found["Config"]["Image"]) and client.images(name=image):
+            client.remove_container(KEEPER, force=True)  # another version's
             found = None
         if found is None:
             found = self._make(client, image or _any_image(client))

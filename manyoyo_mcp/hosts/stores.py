@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import docker
 
+from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import HostUnavailable, InvalidArgument, NotSupported, RequestError, SandboxError
 from manyoyo_mcp.hosts.base import LABEL, Copied, OuterSpec, Storage, Store, store_of
@@ -100,7 +101,7 @@ class Stores(Images):
 
     async def stores(self, labels: dict[str, str], *, sizes: bool = False) -> list[Store]:
         wanted = [f"{LABEL}{key}={value}" for key, value in labels.items()]
-        answer = await self._call(lambda client: client.volumes(filters={"label": wanted}))
+        answer = await self._look_up(lambda client: client.volumes(filters={"label": wanted}))
         rows = answer["Volumes"] or []
         known: dict[str, int] = {}
         if sizes and any(pooled(row) for row in rows):
@@ -151,9 +152,18 @@ class Stores(Images):
 
         def copy(client: docker.APIClient) -> int:
             container = client.create_container_from_config(body)["Id"]
-            output = client.attach(container, stdout=True, stderr=True, stream=True)
-            client.start(container)
-            words = b"".join(output).decode(errors="replace").strip()
+            output = bytearray()
+            try:
+                attached = Attached(client.attach_socket(container, {"stream": 1, "stdout": 1, "stderr": 1}))
+                client.start(container)
+            except BaseException:  # it goes by itself only once it has run
+                client.remove_container(container, force=True)
+                raise
+            try:
+                attached.pump(output.extend)
+            finally:
+                attached.close()
+            words = output.decode(errors="replace").strip()
             copied = words.rpartition("\n")[2]
             if not copied.isdigit():
                 raise HostUnavailable(f"{source} could not be copied: {words[-300:]}", "Is the host's disk full?")
@@ -162,6 +172,13 @@ class Stores(Images):
         return await self._call(copy)
 
     async def cap_store(self, name: str, cap: int) -> None:
+        volume = await self._volume(name)
+        if volume is None or not pooled(volume):
+            raise NotSupported(
+                "What this sandbox holds lies in a plain volume, whose size can't be capped.",
+                "Leave disk out.",
+                code="DISK_CAP_UNAVAILABLE",
+            )
         await self._pool.cap(name, cap)
 
     async def remove_store(self, name: str) -> int:
@@ -206,7 +223,7 @@ class Stores(Images):
 
     async def _volume(self, name: str) -> dict[str, Any] | None:
         try:
-            return await self._call(lambda client: client.inspect_volume(name))
+            return await self._look_up(lambda client: client.inspect_volume(name))
         except docker.errors.NotFound:
             return None
 

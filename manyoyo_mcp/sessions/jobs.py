@@ -119,8 +119,8 @@ class Jobs:
         while len(ended) > KEPT or kept > KEPT_LOGS * self._log_max_bytes:
             job = ended.pop(0)
             kept -= job.log.kept
-            self._jobs.pop(job.job_id)
-            await in_thread(job.log.remove)
+            if self._jobs.pop(job.job_id, None) is not None:  # else another that ended was here meanwhile
+                await in_thread(job.log.remove)
 
     def get(self, job_id: str) -> Job:
         """Raises NotFound, naming the newest jobs."""

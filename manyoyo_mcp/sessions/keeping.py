@@ -89,7 +89,9 @@ class Keeping:
 async def checkpoint_of(host: Host, owner: str, name: str) -> Store:
     """The owner's checkpoint of that name. Raises NotFound (CHECKPOINT_NOT_FOUND) with those that there are."""
     found = await host.stores({"owner": owner, "kind": "checkpoint"})
-    for store in sorted(found, key=lambda each: -each.created):  # the newer one, where a replacement was interrupted
+    for store in sorted(
+        found, key=lambda each: each.created
+    ):  # where a replacement was interrupted, the one that is whole
         if store.labels.get("checkpoint") == name:
             return store
     known = ", ".join(sorted(store.labels.get("checkpoint", "") for store in found)) or "none"

@@ -50,7 +50,7 @@ class Log:
 
     @property
     def kept(self) -> int:
-        """Bytes that it takes on disk, at most."""
+        """Bytes that it takes, at most."""
         return min(self._size, self._head_max + 2 * self._segment_max)
 
     def write(self, data: bytes) -> None:
@@ -62,29 +62,29 @@ class Log:
                     self._short += data
                     self._size += len(data)
                     return
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever tidies up may have taken it
+                self._file = self._next_segment(0, "head")
                 data, self._size = bytes(self._short) + data, 0
                 self._short.clear()
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever tidies up may have taken it
-                self._file = self._next_segment("head")
             while data:
                 limit = self._head_max if len(self._segments) == 1 else self._segment_max
                 if self._file_size >= limit:
                     self._file.close()
                     if len(self._segments) == 3:
                         self._segments.pop(1)[1].unlink(missing_ok=True)
-                    self._file = self._next_segment(f"from-{self._size}")
+                    self._file = self._next_segment(self._size, f"from-{self._size}")
                     continue
-                piece = data[: limit - self._file_size]
-                self._file.write(piece)
-                self._size += len(piece)
-                self._file_size += len(piece)
-                data = data[len(piece) :]
+                written = self._file.write(data[: limit - self._file_size])
+                self._size += written
+                self._file_size += written
+                data = data[written:]
 
-    def _next_segment(self, name: str) -> FileIO:
+    def _next_segment(self, start: int, name: str) -> FileIO:
         path = self._path.with_name(f"{self._path.name}.{name}")
-        self._segments.append((self._size, path))
+        file = path.open("wb", buffering=0)
+        self._segments.append((start, path))
         self._file_size = 0
-        return path.open("wb", buffering=0)
+        return file
 
     def read(self, offset: int, length: int) -> Page:
         """At most `length` bytes from `offset`; a negative offset counts from the end. Raises InvalidArgument past the end."""

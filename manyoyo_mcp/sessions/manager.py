@@ -179,7 +179,12 @@ class Manager:
         if sandbox is None:
             return None
         if caps != sandbox.limits.largest or wanted.disk not in (None, sandbox.disk):
-            await self._starter.recap(sandbox, caps, wanted.disk)
+            try:
+                await self._starter.recap(sandbox, caps, wanted.disk)
+            except BaseException:
+                with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
+                    await self.remove(sandbox)
+                raise
         sandbox.begun = sandbox.used = time.monotonic()
         sandbox.started = time.time()
         sandbox.start_seconds = round(time.monotonic() - begun, 3)
@@ -196,9 +201,10 @@ class Manager:
                 progress(number, count, f"fork {number + 1} of {count}")
                 forks.append(await self._counted(wanted, no_progress))
         except BaseException:
-            with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
+            with anyio.CancelScope(shield=True):
                 for fork in forks:
-                    await self.remove(fork)
+                    with contextlib.suppress(SandboxError):
+                        await self.remove(fork)
             raise
         return forks
 
@@ -317,7 +323,7 @@ class Manager:
             return
         try:
             await self.remove(sandbox)
-        except SandboxError:  # the next look tries again
+        except Exception:  # the next look tries again
             _log.warning("%s could not be ended", sandbox.sandbox_id)
             self._sandboxes[sandbox.sandbox_id] = sandbox
 
@@ -358,6 +364,8 @@ class Manager:
         removed: dict[str, int] = {}
         for outer in await self.host.find({"owner": self.identity.owner}, sandbox_id, remains=True):
             async with self._named_lock(outer.sandbox_id if "name" in outer.labels else None):
+                if keep_store and outer.running:
+                    await self.host.maintain(outer, "stop-all", timeout=30)
                 removed[sandbox_id] = await self.host.remove(outer, keep_store=keep_store)
         if not keep_store:
             for store in await self.host.stores(
@@ -424,7 +432,7 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                 with contextlib.suppress(SandboxError):
                     await manager.warm.empty()
                     await manager.remove_all()
-                    if not manager.sandboxes():  # else a named one, of whose container the reaper removes what is left
+                    if not manager._held:  # else a named one, of whose container the reaper removes what is left
                         manager._dismiss_reaper()
                 shutil.rmtree(manager.directory, ignore_errors=True)
             group.cancel_scope.cancel()

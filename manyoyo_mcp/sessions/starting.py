@@ -5,16 +5,24 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
 from manyoyo_mcp.config import EngineName, Settings
-from manyoyo_mcp.errors import CapExceeded, CapsUnenforced, InvalidArgument, NotSupported, SandboxError
+from manyoyo_mcp.errors import (
+    CapExceeded,
+    CapsUnenforced,
+    EngineFailed,
+    EngineUnreachable,
+    InvalidArgument,
+    NotSupported,
+    SandboxError,
+)
 from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Storage, Store, store_of
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
-from manyoyo_mcp.image.outer import Progress
+from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.sessions import names, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets
@@ -90,23 +98,13 @@ class Starter:
             )
         sandbox_id = had["sandbox"]
         for found in await self._host.find({"owner": self._identity.owner}, sandbox_id):
-            if found.running:
-                self._hold(found)
-                try:
-                    await self._host.renew(found)
-                    sandbox = await self.join(found, begun)
-                    info = await self._host.info()
-                    image = await outer_image.ensure(self._host, self._settings, progress)
-                    sandbox.evidence = await self._prove(sandbox, info, image, progress)
-                    sandbox.resumed = "running"
-                    return sandbox
-                except SandboxError:  # it is about to end, or its engine is stuck
-                    self._let_go(found)
+            if found.running and (sandbox := await self._joined(found, begun, progress)) is not None:
+                return sandbox
             progress(0, None, "its last end is being tidied up")
             await self._host.remove(found, keep_store=True)
         wanted = replace(
             wanted,
-            engine="docker" if had["engine"] == "docker" else "podman",
+            engine=cast(EngineName, had["engine"]),
             cpus=wanted.cpus or float(had["cpus"]),
             memory=wanted.memory or int(had["memory"]),
             pids=wanted.pids or int(had["pids"]),
@@ -114,6 +112,25 @@ class Starter:
         )
         sandbox = await self._new(wanted, sandbox_id, {"name": wanted.name or ""}, progress, there)
         sandbox.resumed = "stopped"
+        return sandbox
+
+    async def _joined(self, found: Outer, begun: float, progress: Progress) -> Sandbox | None:
+        """One that runs; None where it is about to end, or its engine is stuck. What else is wrong is no reason to end it: others
+        may be at work in it."""
+        self._hold(found)
+        try:
+            try:
+                await self._host.renew(found)
+                sandbox = await self.join(found, begun)
+            except (EngineFailed, EngineUnreachable):
+                self._let_go(found)
+                return None
+            image = outer_image.reference(self._settings)
+            sandbox.evidence = await self._prove(sandbox, await self._host.info(), image, progress)
+        except BaseException:
+            self._let_go(found)
+            raise
+        sandbox.resumed = "running"
         return sandbox
 
     async def _new(
@@ -127,7 +144,7 @@ class Starter:
                 raise InvalidArgument(
                     f"What it begins with was made by the engine {origin_engine}.", "Leave engine out."
                 )
-            engine = "docker" if origin_engine == "docker" else "podman"
+            engine = cast(EngineName, origin_engine)
         info = await self._host.info()
         caps = self.caps(info, wanted.cpus, wanted.memory, wanted.pids)
         image = await outer_image.ensure(self._host, self._settings, progress)
@@ -181,7 +198,15 @@ class Starter:
                 "MANYOYO_STORAGE=auto does without: disks are then uncapped, and copies take their time.",
                 code="POOL_UNAVAILABLE",
             )
-        if storage.kind != "pool" or (there is not None and not there.pooled):
+        if there is not None and not there.pooled:
+            if wanted.disk is not None:
+                raise NotSupported(
+                    f"What {wanted.name} holds lies in a plain volume, whose size can't be capped.",
+                    "Leave disk out; or checkpoint it and start another from that, where the host has a pool.",
+                    code="DISK_CAP_UNAVAILABLE",
+                )
+            return None
+        if storage.kind != "pool":
             return wanted.disk
         _check("disk", wanted.disk, storage.size, docker_size)
         disk = wanted.disk or min(self._settings.sandbox_disk, storage.size)
@@ -237,12 +262,17 @@ class Starter:
         await self.recap(sandbox, new, disk)
 
     async def recap(self, sandbox: Sandbox, caps: Caps, disk: int | None) -> None:
-        """Other caps for a live sandbox."""
+        """Other caps for a live sandbox. Raises BudgetExceeded, NotSupported, CapExceeded."""
         labels = sandbox.outer.labels
-        if disk is not None:
-            await self._host.cap_store(store_of(sandbox.sandbox_id), disk)
-            labels = labels | {"disk": str(disk)}
-        grown = await self._host.grow(sandbox.outer, caps)
+        storage = await self._host.storage(outer_image.reference(self._settings))
+        if storage.kind == "pool":
+            _check("disk", disk, storage.size, docker_size)
+        need = Amount(1, caps.cpus, caps.memory, disk or sandbox.disk or 0)
+        async with self._budgets.room(sandbox.sandbox_id, need, storage.size, 0, no_progress):
+            if disk is not None:
+                await self._host.cap_store(store_of(sandbox.sandbox_id), disk)
+                labels = labels | {"disk": str(disk)}
+            grown = await self._host.grow(sandbox.outer, caps)
         sandbox.outer = replace(grown, labels=labels)
         sandbox.limits = Limits(self.nested_default(caps), caps)
 

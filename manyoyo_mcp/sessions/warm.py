@@ -29,6 +29,10 @@ class Warm:
         self._remove = remove
         self._ready: list[Sandbox] = []
         self._claimed = anyio.Event()
+        self._keeping = anyio.CancelScope()
+        self._kept = anyio.Event()
+        if count == 0:
+            self._kept.set()
 
     @property
     def ready(self) -> int:
@@ -36,7 +40,14 @@ class Warm:
         return len(self._ready)
 
     async def keep(self) -> None:
-        """For ever: make what is missing."""
+        """Until `empty`: make what is missing."""
+        try:
+            with self._keeping:
+                await self._keep()
+        finally:
+            self._kept.set()
+
+    async def _keep(self) -> None:
         while True:
             while len(self._ready) < self._count:
                 try:
@@ -55,12 +66,19 @@ class Warm:
         while self._ready:
             sandbox = self._ready.pop(0)
             self._claimed.set()
-            if await self._alive(sandbox):
-                return sandbox
+            try:
+                if await self._alive(sandbox):
+                    return sandbox
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._remove(sandbox)
+                raise
             await self._remove(sandbox)
         return None
 
     async def empty(self) -> None:
-        """Remove them all."""
+        """Make no more, and remove them all."""
+        self._keeping.cancel()
+        await self._kept.wait()
         while self._ready:
             await self._remove(self._ready.pop())

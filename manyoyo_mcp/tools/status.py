@@ -154,7 +154,7 @@ async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
         counters = await manager.counters(sandbox)
         item.memory_used_bytes = counters.get("memory_used")
         item.processes = counters.get("pids_used")
-        item.disk_used_bytes, item.disk_cap_bytes = counters.get("disk_used"), sandbox.disk
+        item.disk_used_bytes, item.disk_cap_bytes = counters.get("disk_used"), counters.get("disk_cap", sandbox.disk)
         left = (item.disk_cap_bytes or 1 << 62) - (item.disk_used_bytes or 0)
         item.disk_free_bytes = min(counters.get("disk_free", 0), max(left, 0))
         try:

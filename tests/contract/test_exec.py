@@ -34,7 +34,7 @@ async def test_exec_has_what_the_container_has(box: Box) -> None:
     ended = await box.exec(container, "sh", "-c", script, env={"A": 'exec "quoted" \\ \u00fc'}, output=output)
     assert ended.exit_code == 0, (ended, output)
     lines = b"".join(output).decode().splitlines()
-    assert lines[0] == 'exec "quoted" \\ \u00fc b /bin' and lines[1:3] == ["/tmp", "0"] and "error" in lines
+    assert lines[0] == 'exec "quoted" \\ \u00fc b /bin' and {"/tmp", "0", "error"} <= set(lines)  # which pipe is read first is chance
     inside = await box.exec(container, "cat", "/proc/self/status", output=(status := []))
     outside = await box.exec(container, "cat", "/proc/1/status", output=(first := []))
     assert inside.exit_code == outside.exit_code == 0
@@ -65,7 +65,7 @@ async def test_exec_goes_on_without_its_service(box: Box, service: str) -> None:
     for _ in range(2):
         ended = await box.exec(service, "sh", "-c", "exit 3")
         assert ended.exit_code == 3
-        box.kill("/usr/lib/manyoyo/execs")
+        assert box.kill("/usr/lib/manyoyo/execs") == (1 if box.engine.name == "podman" else 0)
 
 
 async def test_exec_shares_the_containers_memory_cap(box: Box, service: str) -> None:

@@ -306,7 +306,10 @@ async def lane(
         except Failed as error:
             failure, seconds = str(error), time.monotonic() - begun
         except Exception as error:  # the harness itself: to be looked at
-            failure, seconds = f"{type(error).__name__}: {error}", time.monotonic() - begun
+            whole: BaseException = error
+            while isinstance(whole, BaseExceptionGroup):
+                whole = whole.exceptions[0]
+            failure, seconds = f"{type(whole).__name__}: {whole}", time.monotonic() - begun
         note({
             "round": number, "fault": plan.fault, "operation": plan.operation, "engine": plan.engine, "named": plan.named,
             "killed": played.killed, "settled_s": round(seconds, 1), "whole_s": round(time.monotonic() - begun, 1), "failure": failure,

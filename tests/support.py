@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import docker
@@ -79,6 +79,12 @@ def busybox_context() -> dict[str, bytes]:
     }
 
 
+class Appendable(Protocol):
+    """What takes output: a list, or what looks at it as it comes."""
+
+    def append(self, data: bytes, /) -> object: ...
+
+
 class Stopwatch:
     """A sink that notes when the first output came: what is timed after that is not the start of a container."""
 
@@ -114,7 +120,7 @@ class Box:
         defaults = {"image": BUSYBOX, "caps": self.sandbox.limits.default}
         return RunSpec(command=list(command), **(defaults | spec))
 
-    async def run(self, *command: str, output: list[bytes] | Stopwatch | None = None, **spec: Any) -> Ended:
+    async def run(self, *command: str, output: Appendable | None = None, **spec: Any) -> Ended:
         chunks = output if output is not None else []
         return await self.engine.run(self.spec(*command, **spec), chunks.append)
 
@@ -124,9 +130,7 @@ class Box:
         assert ended.exit_code == 0, (ended, chunks)
         return b"".join(chunks).decode()
 
-    async def exec(
-        self, container: str, *command: str, output: list[bytes] | Stopwatch | None = None, **spec: Any
-    ) -> Ended:
+    async def exec(self, container: str, *command: str, output: Appendable | None = None, **spec: Any) -> Ended:
         chunks = output if output is not None else []
         return await self.engine.exec(ExecSpec(container=container, command=list(command), **spec), chunks.append)
 
@@ -138,7 +142,7 @@ class Box:
         dockerfile: str | None = None,
         files: dict[str, bytes] | None = None,
         *,
-        output: list[bytes] | Stopwatch | None = None,
+        output: Appendable | None = None,
         steps: list[Step] | None = None,
         **spec: Any,
     ) -> Built:

@@ -34,7 +34,9 @@ async def test_exec_has_what_the_container_has(box: Box) -> None:
     ended = await box.exec(container, "sh", "-c", script, env={"A": 'exec "quoted" \\ \u00fc'}, output=output)
     assert ended.exit_code == 0, (ended, output)
     lines = b"".join(output).decode().splitlines()
-    assert lines[0] == 'exec "quoted" \\ \u00fc b /bin' and {"/tmp", "0", "error"} <= set(lines)  # which pipe is read first is chance
+    assert lines[0] == 'exec "quoted" \\ \u00fc b /bin' and {"/tmp", "0", "error"} <= set(
+        lines
+    )  # which pipe is read first is chance
     inside = await box.exec(container, "cat", "/proc/self/status", output=(status := []))
     outside = await box.exec(container, "cat", "/proc/1/status", output=(first := []))
     assert inside.exit_code == outside.exit_code == 0
@@ -51,6 +53,25 @@ async def test_exec_carries_what_goes_in_and_out(box: Box, service: str) -> None
     assert ended.exit_code == 0 and b"".join(output) == data
     ended = await box.exec(service, "true", stdin=data)
     assert ended.exit_code == 0, "it read nothing of it"
+
+
+class _Slow:
+    """A sink that takes its time."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def append(self, data: bytes) -> None:
+        time.sleep(0.01)
+        self.data += data
+
+
+async def test_exec_waits_for_whoever_reads(box: Box, service: str) -> None:
+    """What feeds its stdin ends long before its output is read."""
+    data = bytes(range(256)) * 16384
+    slow = _Slow()
+    ended = await box.exec(service, "cat", stdin=data, output=slow)
+    assert ended.exit_code == 0 and slow.data == data
 
 
 async def test_exec_ends_with_its_process(box: Box, service: str) -> None:

@@ -27,7 +27,8 @@ def sanitise(raw: bytes | str) -> str:
 
     A line that overwrote itself with carriage returns (progress bars) keeps what it showed last.
     """
-    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    # A string may hold halves of surrogate pairs, as names of files do that are no UTF-8; no answer could carry them.
+    text = (raw if isinstance(raw, bytes) else raw.encode("utf-8", "replace")).decode("utf-8", "replace")
     text = _ANSI.sub("", text).replace("\r\n", "\n")
     if "\r" in text:
         text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))

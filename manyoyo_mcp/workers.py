@@ -11,21 +11,27 @@ from anyio.lowlevel import RunVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MAX_THREADS = 256
-"""Enough for every job to hold one thread that waits for output; an idle thread costs some 30 kB."""
+MAX_THREADS = 64
+"""For calls that have an end of their own."""
+MAX_WAITING = 256
+"""For what waits as long as something inside runs, and is not to keep the others, leases among them, from being asked: more
+than there can be jobs. An idle thread costs some 30 kB."""
 
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("manyoyo_workers")
+_waiting: RunVar[anyio.CapacityLimiter] = RunVar("manyoyo_waiting_workers")
 
 
 async def in_thread(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a call that has an end of its own (a request with a timeout). A cancellation waits for that end."""
-    return await anyio.to_thread.run_sync(partial(fn, *args, **kwargs), limiter=_get_limiter())
+    return await anyio.to_thread.run_sync(partial(fn, *args, **kwargs), limiter=_get(_limiter, MAX_THREADS))
 
 
 async def wait_in_thread(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a call that waits for something inside a sandbox. A cancellation is raised at once: the caller then ends
     what the thread waits for, and with it the thread."""
-    return await anyio.to_thread.run_sync(partial(fn, *args, **kwargs), limiter=_get_limiter(), abandon_on_cancel=True)
+    return await anyio.to_thread.run_sync(
+        partial(fn, *args, **kwargs), limiter=_get(_waiting, MAX_WAITING), abandon_on_cancel=True
+    )
 
 
 async def together(*works: Callable[[], Awaitable[object]]) -> None:
@@ -46,10 +52,10 @@ async def together(*works: Callable[[], Awaitable[object]]) -> None:
         raise raised[0]
 
 
-def _get_limiter() -> anyio.CapacityLimiter:
+def _get(variable: RunVar[anyio.CapacityLimiter], most: int) -> anyio.CapacityLimiter:
     try:
-        return _limiter.get()
+        return variable.get()
     except LookupError:
-        limiter = anyio.CapacityLimiter(MAX_THREADS)
-        _limiter.set(limiter)
+        limiter = anyio.CapacityLimiter(most)
+        variable.set(limiter)
         return limiter

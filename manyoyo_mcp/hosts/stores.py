@@ -217,7 +217,8 @@ class Stores(Images):
         if strays:
             answer = await self._call(lambda client: client.volumes())
             for name in strays - {row["Name"] for row in answer["Volumes"] or []}:
-                await self._pool.remove(name)
+                with contextlib.suppress(SandboxError):  # one that can't be removed keeps no other
+                    await self._pool.remove(name)
 
     # -- volumes
 

@@ -13,7 +13,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ImageUnavailable
 from manyoyo_mcp.hosts.base import Host
 from manyoyo_mcp.image import debian
-from manyoyo_mcp.image.seccomp import filter_without_syncs
+from manyoyo_mcp.image.seccomp import filter_of_calls
 
 Progress = Callable[[float, float | None, str], None]
 """`progress(done, total, words)`."""
@@ -21,6 +21,8 @@ Source = Literal["auto", "registry", "packages"]
 
 _HERE = files("manyoyo_mcp.image")
 _BASE = "docker.io/library/debian:trixie-slim"
+_HIDE = "LC_ALL=C sed -i 's/containers-storage/containers\\xffstorage/g' \"$1/usr/bin/podman\""
+"""As the Containerfile does, which says why, where it installs the packages."""
 
 
 def no_progress(done: float, total: float | None, words: str) -> None:
@@ -50,7 +52,7 @@ def _content() -> dict[str, bytes]:
                 found[prefix + entry.name] = entry.read_bytes()
 
     walk(_HERE.joinpath("rootfs"), "rootfs/")
-    found["rootfs/usr/lib/manyoyo/no-sync.bpf"] = filter_without_syncs()
+    found["rootfs/usr/lib/manyoyo/calls.bpf"] = filter_of_calls()
     return found
 
 
@@ -101,12 +103,12 @@ async def build(host: Host, settings: Settings, progress: Progress, source: Sour
 
 
 async def _assemble_base(host: Host, progress: Progress) -> str:
-    digest = hashlib.sha256("\n".join(packages() + _dpkg()).encode()).hexdigest()[:10]
+    digest = hashlib.sha256("\n".join([*packages(), *_dpkg(), _HIDE]).encode()).hexdigest()[:10]
     name = f"localhost/manyoyo/sandbox-base:{digest}"
     if await host.image_exists(name):
         return name
     progress(0, None, "assembling the outer image from Debian's packages (about half a minute)")
     with tempfile.TemporaryFile() as root:
-        await debian.assemble(packages(), root, lambda line: progress(0, None, line), dpkg=_dpkg())
+        await debian.assemble(packages(), root, lambda line: progress(0, None, line), hooks=[_HIDE], dpkg=_dpkg())
         await host.import_image(root, name)
     return name

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ContextRefused, InvalidArgument
 from manyoyo_mcp.values import format_bytes
 
+_REPEATED = re.compile(r"(?:\*\*/)+")
+_MOST_DEEP = 3
 MAX_DOCKERFILE = 512 << 10
 """Largest Dockerfile, in bytes: a hundred times what people write."""
 _CHUNK = 1 << 18
@@ -113,7 +116,12 @@ def _ignored(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> doc
                 text = file.read().decode(errors="replace")
             break
     lines = (line.strip() for line in text.splitlines())
-    patterns = [line for line in lines if line and not line.startswith("#")]
+    patterns = [_REPEATED.sub("**/", line) for line in lines if line and not line.startswith("#")]
+    for pattern in patterns:
+        if pattern.count("**") > _MOST_DEEP:  # matching them takes exponentially long, and holds up everything
+            raise InvalidArgument(
+                f".dockerignore: {pattern[:80]!r} has ** more than {_MOST_DEEP} times.", "Write it as several patterns."
+            )
     return docker_build.PatternMatcher([*patterns, f"!{dockerfile}"])
 
 

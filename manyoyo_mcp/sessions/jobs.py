@@ -11,7 +11,7 @@ from typing import Any, Literal
 import anyio
 from anyio.abc import TaskGroup
 
-from manyoyo_mcp.errors import ManyoyoError, NotFound
+from manyoyo_mcp.errors import ManyoyoError, NotFound, RequestError
 from manyoyo_mcp.sessions.logs import Log
 from manyoyo_mcp.workers import in_thread
 
@@ -22,6 +22,8 @@ JobState = Literal["running", "finished", "cancelled", "failed"]
 
 KEPT = 200
 """How many ended jobs are remembered, with their logs."""
+MOST_RUNNING = 100
+"""Jobs of a session that run at once; each waits in a thread or two."""
 KEPT_LOGS = 4
 """Ended jobs' logs together take at most so many times what one may; the oldest jobs are forgotten then."""
 
@@ -84,7 +86,13 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
 
     def start(self, kind: Kind, sandbox_id: str, title: str, work: Callable[[Job], Awaitable[Any]]) -> Job:
-        """Begin `work(job)`; its result or ManyoyoError is kept in the job."""
+        """Begin `work(job)`; its result or ManyoyoError is kept in the job. Raises RequestError (TOO_MANY_JOBS)."""
+        if len(self.running()) >= MOST_RUNNING:
+            raise RequestError(
+                f"{MOST_RUNNING} jobs of this session run already.",
+                "job_status lists them, job_cancel ends one; or wait for one's end.",
+                code="TOO_MANY_JOBS",
+            )
         job_id = f"{kind}-{secrets.token_hex(4)}"
         job = Job(job_id, kind, sandbox_id, title, Log(self._directory / job_id, self._log_max_bytes))
         self._jobs[job_id] = job

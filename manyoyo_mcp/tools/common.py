@@ -35,6 +35,8 @@ def _value_errors(check: Any) -> Any:
 def _no_null(value: str) -> str:
     if "\0" in value:
         raise ValueError("contains a null byte.")
+    if not value.isprintable() and any("\ud800" <= each <= "\udfff" for each in value):
+        raise ValueError("contains half a surrogate pair, which is no character.")
     return value
 
 

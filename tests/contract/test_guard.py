@@ -117,6 +117,31 @@ async def test_a_dockerfile_may_not_read_the_outer_container(box: Box, source: s
         assert "rejected by policy" in built.error, built
 
 
+_STORE = "containers-storage:[overlay@/var/lib/manyoyo/podman+/run/pwned]" + BUSYBOX
+_IN_PIECES = f"ARG A=containers\nARG B={_STORE.removeprefix('containers')}\n"
+
+
+@pytest.mark.parametrize(
+    "dockerfile",
+    [
+        f"FROM {_STORE}\nRUN true\n",
+        f"{_IN_PIECES}FROM $A$B\nRUN true\n",
+        f"FROM {BUSYBOX}\nCOPY --from={_STORE} /bin/busybox /other\n",
+        f"FROM {BUSYBOX}\nRUN --mount=type=bind,from={_STORE},target=/mnt true\n",
+        f"FROM {BUSYBOX} AS one\nONBUILD COPY --from={_STORE} /bin/busybox /other\nFROM one\nRUN true\n",
+    ],
+    ids=["from", "argument", "copy", "mount", "onbuild"],
+)
+async def test_a_dockerfile_may_not_name_a_store_of_its_own(box: Box, dockerfile: str) -> None:
+    """Podman would open it, and run the program that its options name, as root of the outer container (decision 7)."""
+    built = await box.build(dockerfile, no_cache=True)
+    assert built.image_id is None or "onbuild" in dockerfile.lower(), (
+        built
+    )  # an engine may leave triggers of its own stages alone
+    outer = docker.from_env().containers.get(box.sandbox.outer.container_id)
+    assert outer.exec_run(["test", "-e", "/run/pwned"]).exit_code == 1
+
+
 def address(box: Box) -> str:
     """The outer container's own address."""
     host = docker.from_env()

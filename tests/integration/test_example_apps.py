@@ -172,3 +172,24 @@ def _found_in_image(box: Box, image: str, *traces: str) -> set[str]:
     found = {trace for trace in traces if container.exec_run(["grep", "-qaF", trace, archive]).exit_code == 0}
     container.exec_run(["rm", archive])
     return found
+
+
+_SUBVOLUME = r"""
+import fcntl, os
+directory = os.open("/data", os.O_RDONLY)
+fcntl.ioctl(directory, 0x5000940E, bytes(8) + b"inner".ljust(4088, b"\0"))
+"""
+"""Any process may ask btrfs for a subvolume (BTRFS_IOC_SUBVOL_CREATE) in a directory of its own."""
+
+
+@ENGINES
+async def test_what_is_nested_makes_no_subvolumes(tmp_path: Path, engine: str) -> None:
+    """They would lie outside their store's quota. A volume is the store's own file system, without layers over it."""
+    async with open_manager(Settings(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run")) as manager:
+        box = Box(manager, await manager.start(engine))
+        built = await box.build("FROM localhost/manyoyo/python\nVOLUME /data\n", tags=["localhost/volume:1"])
+        assert built.image_id, built
+        output: list[bytes] = []
+        ended = await box.run("python", "-c", _SUBVOLUME, image="localhost/volume:1", output=output)
+        assert ended.exit_code == 1 and b"Operation not permitted" in b"".join(output), output
+        await manager.remove(box.sandbox)

@@ -177,7 +177,7 @@ def _found_in_image(box: Box, image: str, *traces: str) -> set[str]:
 _SUBVOLUME = r"""
 import fcntl, os
 directory = os.open("/data", os.O_RDONLY)
-fcntl.ioctl(directory, 0x5000940E, bytes(8) + b"inner".ljust(4088, b"\0"))
+fcntl.ioctl(directory, 0x5000940E, bytearray(bytes(8) + b"inner".ljust(4088, b"\0")))
 """
 """Any process may ask btrfs for a subvolume (BTRFS_IOC_SUBVOL_CREATE) in a directory of its own."""
 

@@ -1,5 +1,6 @@
 """Every setting: flags over `MANYOYO_*` environment variables over the configuration file over the defaults here."""
 
+import contextlib
 import json
 import os
 import warnings
@@ -30,7 +31,14 @@ def _runtime_dir() -> Path:
         warnings.simplefilter(
             "ignore"
         )  # no XDG_RUNTIME_DIR (root, containers): a directory of this user's in /tmp does
-        return Path(DIRS.user_runtime_path)
+        path = Path(DIRS.user_runtime_path)
+    for each in (path.parent, path) if hasattr(os, "getuid") else ():
+        with contextlib.suppress(FileNotFoundError):
+            if each.lstat().st_uid not in (os.getuid(), 0):  # whoever owns it could put files into sandboxes
+                raise InvalidArgument(
+                    f"{each} belongs to another user.", "Set MANYOYO_RUNTIME_DIR to a directory of yours."
+                )
+    return path
 
 
 EngineName = Literal["podman", "docker"]

@@ -12,6 +12,10 @@ import anyio
 from mcp.server import MCPServer
 from mcp.server.stdio import stdio_server
 
+_LONGEST = 256 << 20
+"""Bytes of a line, which is one message; nobody has a reason for more, and it is held in memory."""
+_UNREAD = 5.0
+"""Seconds that answers wait for a client that has closed its side and does not read them."""
 _PIECE = select.PIPE_BUF
 """Bytes that can be written at once, without waiting, where poll(2) says that something can."""
 
@@ -23,6 +27,8 @@ class Input:
         self._descriptor = descriptor
         self._lines: list[bytes] = []
         self._begun: list[bytes] = []
+        self._length = 0
+        self.over = anyio.Event()
 
     def __aiter__(self) -> "Input":
         return self
@@ -34,7 +40,9 @@ class Input:
                 data = read(self._descriptor, 1 << 16)
             except ConnectionResetError:  # a socket whose other side died with answers unread
                 data = b""
-            if not data and not self._begun:
+            self._length += len(data)
+            if (not data and not self._begun) or self._length > _LONGEST:
+                self.over.set()
                 raise StopAsyncIteration
             first, *others = (
                 data.split(b"\n") if data else (b"", b"")
@@ -43,22 +51,29 @@ class Input:
             if others:
                 self._lines = [*reversed(others[:-1]), b"".join(self._begun)]
                 self._begun = [others[-1]] if others[-1] else []
+                self._length = len(others[-1])
         return self._lines.pop().decode(errors="replace")
 
 
 class Output:
-    """Writes to a descriptor that can be polled. Once nobody reads there, what is written is lost: the input ends too then."""
+    """Writes to a descriptor that can be polled. Once nobody reads there, what is written is lost: the input ends too then, `over`
+    says so."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, over: anyio.Event) -> None:
         self._descriptor = descriptor
+        self._over = over
+        self._gone = False
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
     async def write(self, text: str) -> None:
         left = memoryview(text.encode())
-        while left:
+        while left and not self._gone:
             if not self._poll.poll(0):
-                await anyio.wait_writable(self._descriptor)
+                with anyio.move_on_after(_UNREAD) as limit:
+                    await anyio.wait_writable(self._descriptor)
+                self._gone = limit.cancelled_caught and self._over.is_set()
+                continue
             try:
                 left = left[write(self._descriptor, left[:_PIECE]) :]
             except (BrokenPipeError, ConnectionResetError):
@@ -74,10 +89,11 @@ async def run(server: MCPServer[Any]) -> None:
         await server.run_stdio_async()
         return
     with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123 - once, at the start
-        streams = cast(Any, Input(_taken(0, nothing.fileno()))), cast(Any, Output(_taken(1, 2)))
+        incoming = Input(_taken(0, nothing.fileno()))
+        streams = cast(Any, incoming), cast(Any, Output(_taken(1, 2), incoming.over))
     lowlevel = server._lowlevel_server  # as its run_stdio_async does; there is no other way to it
-    async with stdio_server(*streams) as (incoming, outgoing):
-        await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
+    async with stdio_server(*streams) as (read_stream, write_stream):
+        await lowlevel.run(read_stream, write_stream, lowlevel.create_initialization_options())
 
 
 def _taken(descriptor: int, instead: int) -> int:

@@ -53,6 +53,8 @@ def start(
         "HostConfig": {
             "Mounts": [volume],
             "Tmpfs": {"/run": "mode=700"},
+            "Memory": 1 << 30,
+            "PidsLimit": 512,
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"],
             "RestartPolicy": {"Name": "unless-stopped"},

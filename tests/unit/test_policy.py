@@ -142,6 +142,8 @@ def test_a_callers_namespace_options_are_overwritten() -> None:
         {"networkmode": "container:x"},
         {"cgroupparent": "/"},
         {"cgroupparent": "/manyoyo-builds/../x"},
+        {"cgroupparent": "/manyoyo-builds/0123456789abcdef/../../x"},
+        {"cgroupparent": "/manyoyo-builds/0123456789abcdef\n"},
         {"cgroupparent": ""},
         {"dockerfile": "/etc/shadow"},
         {"dockerfile": "../../etc/shadow"},
@@ -196,6 +198,9 @@ def test_what_an_exec_may_not_do(body: dict[str, Any]) -> None:
         ("POST", "/session"),
         ("POST", "/grpc"),
         ("GET", "/nothing/like/this"),
+        ("POST", "/build/prune"),
+        ("GET", "/_ping/more"),
+        ("GET", "/version\n"),
     ],
 )
 def test_endpoints_that_are_not_named_are_refused(method: str, path: str) -> None:

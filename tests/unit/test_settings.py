@@ -2,10 +2,13 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from manyoyo_mcp import config
 from manyoyo_mcp.config import Settings
+from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.values import parse_memory
 from tests.conftest import ROOT
 
@@ -38,3 +41,16 @@ def test_roots_are_written_as_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().roots == [Path("/srv").resolve(), (Path.home() / "src").resolve()]
     monkeypatch.setenv("MANYOYO_ROOTS", '["/srv"]')
     assert Settings().roots == [Path("/srv").resolve()]
+
+
+def test_another_users_runtime_directory_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns it could put files into sandboxes."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    if os.getuid() == 0:
+        os.chown(theirs, 1, 1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 1)
+    monkeypatch.setattr(config, "DIRS", SimpleNamespace(user_runtime_path=theirs / "manyoyo-mcp"))
+    with pytest.raises(InvalidArgument, match="another user"):
+        config._runtime_dir()

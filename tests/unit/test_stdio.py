@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
+from manyoyo_mcp import stdio
 from manyoyo_mcp.stdio import Input, Output
 
 pytestmark = pytest.mark.anyio
@@ -66,13 +67,39 @@ async def test_a_reader_that_is_slow_holds_up_its_answer_alone(pipe: tuple[int, 
     async with anyio.create_task_group() as group:
         group.start_soon(other)
         group.start_soon(read)
-        await Output(writing).write(text)
+        await Output(writing, anyio.Event()).write(text)
     assert got.decode() == text and others > 5
 
 
 async def test_nobody_reads_any_more(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.close(reading)
-    output = Output(writing)
+    output = Output(writing, anyio.Event())
     await output.write("lost\n")
     await output.flush()
+
+
+async def test_a_line_without_an_end_is_the_last(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stdio, "_LONGEST", 1000)
+    reading, writing = pipe
+    os.write(writing, b"short\n" + b"x" * 2000)
+    incoming = Input(reading)
+    with anyio.fail_after(5):
+        assert len([line async for line in incoming]) <= 1
+    assert incoming.over.is_set()
+
+
+async def test_who_has_gone_without_reading_is_not_waited_for(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "_UNREAD", 0.1)
+    _, writing = pipe
+    over = anyio.Event()
+    output = Output(writing, over)
+    with anyio.move_on_after(0.5) as limit:
+        await output.write("x" * 300_000)
+    assert limit.cancelled_caught, "its client may only be slow"
+    over.set()
+    with anyio.fail_after(5):
+        for _ in range(100):
+            await output.write("x" * 300_000)

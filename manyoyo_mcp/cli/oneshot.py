@@ -167,7 +167,7 @@ async def _build(manager: Manager, sandbox: Sandbox, order: Order, ready: contex
         tags=[f"localhost/manyoyo-run:{build_id}"],
         target=order.target,
         build_args=order.build_args,
-        caps=manager.caps(sandbox, order.cpus, None, None),
+        caps=manager.work.caps(sandbox, order.cpus, None, None),
     )
     tail = b""
     passing = writer(sys.stderr.buffer) if not screen.live and not screen.quiet else None
@@ -187,7 +187,7 @@ async def _build(manager: Manager, sandbox: Sandbox, order: Order, ready: contex
             seen.append(step)
             progress(step.number - 1, step.total, f"{step.number}/{step.total} {step.instruction}")
 
-        built = await manager.ask(sandbox, lambda: sandbox.engine.build(spec, sink, on_step))
+        built = await manager.work.ask(sandbox, lambda: sandbox.engine.build(spec, sink, on_step))
     if seen and screen.live and built.reason is Reason.OK:
         screen.say(step_line(seen[-1]))
     if built.reason is Reason.OK:
@@ -233,7 +233,7 @@ async def _command(
     spec = RunSpec(
         image=image,
         command=order.command,
-        caps=manager.caps(sandbox, order.cpus, order.memory, order.pids),
+        caps=manager.work.caps(sandbox, order.cpus, order.memory, order.pids),
         env=order.env,
         stdin=stdin,
         network=order.network,
@@ -244,7 +244,7 @@ async def _command(
         timeout_s=order.timeout_s,
     )
     sink = writer((sys.stderr if to_stderr else sys.stdout).buffer)
-    return await manager.ask(sandbox, lambda: sandbox.engine.run(spec, sink))
+    return await manager.work.ask(sandbox, lambda: sandbox.engine.run(spec, sink))
 
 
 def _ended(ended: Ended) -> dict[str, Any]:

@@ -102,7 +102,7 @@ async def _kept(host: Host) -> list[Store]:
 async def ps_nested(name: str, *, as_json: bool) -> None:
     """Print the containers in one sandbox."""
     async with open_sandbox(load_settings(), name) as (manager, sandbox):
-        found = await manager.ask(sandbox, sandbox.engine.containers)
+        found = await manager.work.ask(sandbox, sandbox.engine.containers)
     if as_json:
         rows = [
             {
@@ -146,7 +146,7 @@ async def logs(name: str, container: str | None, tail: int | None) -> None:
         raw += b"\n" if raw else b""
     else:
         async with open_sandbox(settings, name) as (manager, sandbox):
-            raw = await manager.ask(sandbox, lambda: sandbox.engine.logs(container, tail, None))
+            raw = await manager.work.ask(sandbox, lambda: sandbox.engine.logs(container, tail, None))
     if sys.stdout.isatty():
         print(sanitise(raw), end="")  # what ran inside shall not steer this terminal
     else:
@@ -156,7 +156,7 @@ async def logs(name: str, container: str | None, tail: int | None) -> None:
 async def execute(name: str, spec: ExecSpec) -> int:
     """Run a command in a nested container, its output on stdout as it comes; the exit code."""
     async with open_sandbox(load_settings(), name) as (manager, sandbox):
-        ended = await manager.ask(sandbox, lambda: sandbox.engine.exec(spec, writer(sys.stdout.buffer)))
+        ended = await manager.work.ask(sandbox, lambda: sandbox.engine.exec(spec, writer(sys.stdout.buffer)))
     return finish(ended, capped_here=False)
 
 

@@ -2,24 +2,19 @@
 
 import contextlib
 import logging
-import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 import anyio.from_thread
 from anyio.abc import TaskGroup
-from anyio.lowlevel import current_token
 
 from manyoyo_mcp.config import EngineName, Settings
-from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec, RunSpec, Step
 from manyoyo_mcp.errors import (
-    DiskFull,
-    EngineUnreachable,
     NotFound,
     SandboxAmbiguous,
     SandboxError,
@@ -28,15 +23,15 @@ from manyoyo_mcp.hosts import lease
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import Progress, no_progress
-from manyoyo_mcp.sessions import names, reaper, room, sweep
+from manyoyo_mcp.sessions import names, reaper, sweep
 from manyoyo_mcp.sessions.identity import Identity
-from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
+from manyoyo_mcp.sessions.jobs import Jobs
 from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of
 from manyoyo_mcp.sessions.life import Life
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted
 from manyoyo_mcp.sessions.warm import Warm
-from manyoyo_mcp.values import Caps
+from manyoyo_mcp.sessions.work import Work
 from manyoyo_mcp.workers import in_thread
 
 T = TypeVar("T")
@@ -61,6 +56,7 @@ class Manager:
         self._starting = 0
         self._start_ended = anyio.Event()
         self.keeping = Keeping(settings, host, self.identity.owner)
+        self.work = Work(host, self.jobs, self._gone)
         self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
         self.grow = self._starter.grow
         self.life = Life(settings, host, self.jobs, self.sandboxes, self._end)
@@ -208,59 +204,6 @@ class Manager:
             raise
         return forks
 
-    # -- work
-
-    def run(self, sandbox: Sandbox, spec: RunSpec) -> Job:
-        """A nested run as a job; its result is an `Ended`."""
-        title = f"run {spec.image} {shlex.join(spec.command)[:60]}"
-        return self._job("run", sandbox, title, lambda job: sandbox.engine.run(spec, job.log.write))
-
-    def exec(self, sandbox: Sandbox, spec: ExecSpec) -> Job:
-        """A command in a nested container as a job; its result is an `Ended`."""
-        title = f"exec {spec.container[:20]} {shlex.join(spec.command)[:60]}"
-        return self._job("exec", sandbox, title, lambda job: sandbox.engine.exec(spec, job.log.write))
-
-    def build(self, sandbox: Sandbox, spec: BuildSpec) -> Job:
-        """A nested build as a job; its result is a `Built`. Steps are reported as progress."""
-
-        async def work(job: Job) -> Built:
-            token = current_token()
-
-            def on_step(step: Step) -> None:
-                words = f"step {step.number}/{step.total}: {step.instruction[:100]}"
-                anyio.from_thread.run_sync(job.report, step.number - 1, step.total, words, token=token)
-
-            return await sandbox.engine.build(spec, job.log.write, on_step)
-
-        return self._job("build", sandbox, f"build {' '.join(spec.tags) or spec.build_id}", work)
-
-    def _job(self, kind: Kind, sandbox: Sandbox, title: str, work: Callable[[Job], Awaitable[Any]]) -> Job:
-        async def explained(job: Job) -> Any:
-            return await room.explain(sandbox, await self.ask(sandbox, lambda: work(job)))
-
-        return self.jobs.start(kind, sandbox.sandbox_id, title, explained)
-
-    async def start_detached(self, sandbox: Sandbox, spec: RunSpec, *, keep_alive: bool = False) -> str:
-        """Start a service in the sandbox; its container's id. `keep_alive`: while it runs, idleness ends no sandbox."""
-        container = await self.ask(sandbox, lambda: sandbox.engine.start(spec))
-        if keep_alive:
-            sandbox.keepers.add(container)
-        return container
-
-    async def ask(self, sandbox: Sandbox, question: Callable[[], Awaitable[T]]) -> T:
-        """Ask a sandbox's engine; its silence is explained, and so is a full disk."""
-        try:
-            return await question()
-        except EngineUnreachable as error:
-            raise await self.explain_silence(sandbox, error) from error
-        except DiskFull as error:
-            raise await room.explained(sandbox, error) from error
-
-    def caps(self, sandbox: Sandbox, cpus: float | None, memory: int | None, pids: int | None) -> Caps:
-        """The caps of a run or build: what is asked for, the sandbox's default for the rest. The policy checks them."""
-        default = sandbox.limits.default
-        return Caps(cpus or default.cpus, memory or default.memory, pids or default.pids)
-
     # -- life
 
     def _spawn(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -273,6 +216,10 @@ class Manager:
                 _log.exception("%s failed", name)
 
         self._group.start_soon(guarded, name=name)
+
+    def _gone(self, sandbox: Sandbox) -> None:
+        self._sandboxes.pop(sandbox.sandbox_id, None)
+        self._let_go(sandbox.outer)
 
     def _hold(self, outer: Outer) -> None:
         self._held[outer.sandbox_id] = outer
@@ -295,22 +242,6 @@ class Manager:
         """The outer container as it is now; None where it is gone or stopped."""
         now = await self.host.inspect(sandbox.outer)
         return now if now is not None and now.running else None
-
-    async def explain_silence(self, sandbox: Sandbox, error: EngineUnreachable) -> SandboxError:
-        """Why a sandbox's engine does not answer: its outer container is gone, stopped, or its engine is being restarted."""
-        now = await self.host.inspect(sandbox.outer)
-        if now is None:
-            self._sandboxes.pop(sandbox.sandbox_id, None)
-            self._held.pop(sandbox.sandbox_id, None)
-            return EngineUnreachable(
-                f"The sandbox {sandbox.sandbox_id} is gone: its outer container was removed.", _next(sandbox)
-            )
-        if not now.running:
-            words = await self.host.last_words(sandbox.outer, 5)
-            return EngineUnreachable(
-                f"The sandbox {sandbox.sandbox_id} has stopped. Its last words: {words}", _next(sandbox, stopped=True)
-            )
-        return error
 
     async def _end(self, sandbox: Sandbox, why: str) -> None:
         """Its time is over. One with a name is let go: if nobody else holds it, it stops by its lease."""
@@ -396,15 +327,6 @@ class Manager:
         """Use a sandbox of this owner that another session started; for the command line. It stays that session's: this
         one neither counts it as its own nor removes it."""
         return await self._starter.join(found, time.monotonic())
-
-
-def _next(sandbox: Sandbox, *, stopped: bool = False) -> str:
-    """What to do about a sandbox that runs no longer. Nobody with a named one is sent to what would remove its data."""
-    if sandbox.name is not None:
-        return (
-            f"start_sandbox with name={sandbox.name!r} starts it again; unless it was removed, with all that it held."
-        )
-    return "cleanup removes it; start_sandbox starts a new one." if stopped else "start_sandbox starts a new one."
 
 
 @contextlib.asynccontextmanager

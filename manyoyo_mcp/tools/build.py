@@ -168,10 +168,10 @@ async def nested_build(call: Call, arguments: BuildInput) -> ToolOutput:
         pull=arguments.pull,
         network=arguments.network,
         platform=arguments.platform,
-        caps=manager.caps(sandbox, arguments.cpus, arguments.memory, None),
+        caps=manager.work.caps(sandbox, arguments.cpus, arguments.memory, None),
         timeout_s=arguments.timeout_s,
     )
-    job = manager.build(sandbox, spec)
+    job = manager.work.build(sandbox, spec)
     await follow(call, job, settings.wait_s if arguments.wait_s is None else arguments.wait_s)
     result = describe(job, arguments.max_tokens or settings.result_tokens)
     result.sandbox_started = started or None

@@ -78,11 +78,11 @@ async def nested_list(call: Call, arguments: ListInput) -> ToolOutput:
     sandbox = call.manager.get(arguments.sandbox_id)
     result = ListOutput(sandbox_id=sandbox.sandbox_id)
     if arguments.what != "images":
-        containers = await call.manager.ask(sandbox, sandbox.engine.containers)
+        containers = await call.manager.work.ask(sandbox, sandbox.engine.containers)
         result.containers = [await _row(call, sandbox, row) for row in containers[:_SHOWN]]
         result.omitted += max(0, len(containers) - _SHOWN)
     if arguments.what != "containers":
-        images = await call.manager.ask(sandbox, sandbox.engine.images)
+        images = await call.manager.work.ask(sandbox, sandbox.engine.images)
         result.images = [
             ImageRow(
                 id=row.image_id.removeprefix("sha256:")[:12],
@@ -107,7 +107,7 @@ async def _row(call: Call, sandbox: Sandbox, container: Container) -> ContainerR
     )
     if container.state == "exited" and not container.status.startswith("Exited (0)"):
         with suppress(ManyoyoError):  # gone meanwhile, or not to be read: the list is more than that
-            ended = await call.manager.ask(sandbox, lambda: sandbox.engine.ended(container.container_id))
+            ended = await call.manager.work.ask(sandbox, lambda: sandbox.engine.ended(container.container_id))
             if ended is not None and ended.exit_code != 0:
                 row.reason, row.explanation = ended.reason, sanitise(ended.explanation)
     return row
@@ -157,12 +157,12 @@ async def nested_logs(call: Call, arguments: LogsInput) -> ToolOutput:
     manager = call.manager
     sandbox = manager.get(arguments.sandbox_id)
     since = time.time() - arguments.since_s if arguments.since_s else None
-    raw = await manager.ask(sandbox, lambda: sandbox.engine.logs(arguments.container, arguments.tail, since))
+    raw = await manager.work.ask(sandbox, lambda: sandbox.engine.logs(arguments.container, arguments.tail, since))
     tokens = (arguments.max_tokens or manager.settings.result_tokens) - 150
     output, omitted = await in_thread(show, raw, arguments.container, tokens)
     result = LogsOutput(container=arguments.container, output=output, omitted_bytes=omitted)
     with suppress(ManyoyoError):
-        ended = await manager.ask(sandbox, lambda: sandbox.engine.ended(arguments.container))
+        ended = await manager.work.ask(sandbox, lambda: sandbox.engine.ended(arguments.container))
         if ended is not None:
             result.reason, result.exit_code, result.hint = ended.reason, ended.exit_code, ended.hint or None
             result.explanation = sanitise(ended.explanation) or None
@@ -199,7 +199,7 @@ whole sandbox, cleanup.
 async def nested_stop(call: Call, arguments: StopInput) -> ToolOutput:
     manager = call.manager
     sandbox = manager.get(arguments.sandbox_id)
-    state = await manager.ask(
+    state = await manager.work.ask(
         sandbox, lambda: sandbox.engine.act(arguments.action, arguments.container, arguments.timeout_s)
     )
     return StopOutput(container=arguments.container, action=arguments.action, state=state)

@@ -159,7 +159,7 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
     spec = RunSpec(
         image=arguments.image,
         command=arguments.command,
-        caps=manager.caps(sandbox, arguments.cpus, arguments.memory, arguments.pids_limit),
+        caps=manager.work.caps(sandbox, arguments.cpus, arguments.memory, arguments.pids_limit),
         entrypoint=arguments.entrypoint,
         env=arguments.env,
         stdin=arguments.stdin.encode() if arguments.stdin is not None else None,
@@ -176,14 +176,14 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
     )
     if arguments.detach:
         return await _detached(call, sandbox, spec, arguments, started)
-    job = manager.run(sandbox, spec)
+    job = manager.work.run(sandbox, spec)
     return await _finish(call, job, arguments.wait_s, arguments.max_tokens, started)
 
 
 async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, arguments: RunInput, started: bool) -> RunOutput:
     """A service as it is a moment after its start: most that can't work end at once."""
     manager, engine = call.manager, sandbox.engine
-    container = await manager.start_detached(sandbox, spec, keep_alive=arguments.keep_alive)
+    container = await manager.work.start_detached(sandbox, spec, keep_alive=arguments.keep_alive)
     result = RunOutput(
         sandbox_id=sandbox.sandbox_id, state="started", seconds=0, container=container[:12], sandbox_started=started or None,
         next="nested_logs shows its output, nested_exec runs a command in it, nested_stop ends it.",
@@ -191,12 +191,12 @@ async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, arguments: RunI
     try:
         await anyio.sleep(_AT_ONCE)
         with suppress(ManyoyoError):  # it was started, whatever can't be told of it now
-            ended = await manager.ask(sandbox, lambda: engine.ended(container))
+            ended = await manager.work.ask(sandbox, lambda: engine.ended(container))
             if ended is None:
-                rows = await manager.ask(sandbox, engine.containers)
+                rows = await manager.work.ask(sandbox, engine.containers)
                 result.address = next((row.address for row in rows if row.container_id == container), "") or None
                 return result
-            raw = await manager.ask(sandbox, lambda: engine.logs(container, None, None))
+            raw = await manager.work.ask(sandbox, lambda: engine.logs(container, None, None))
             _tell(result, ended)
             result.state, result.seconds, result.output_bytes = "finished", ended.seconds, len(raw)
             tokens = (arguments.max_tokens or manager.settings.result_tokens) - _FRAME_TOKENS
@@ -248,7 +248,7 @@ async def nested_exec(call: Call, arguments: ExecInput) -> ToolOutput:
         user=arguments.user,
         timeout_s=arguments.timeout_s,
     )
-    job = call.manager.exec(sandbox, spec)
+    job = call.manager.work.exec(sandbox, spec)
     return await _finish(call, job, arguments.wait_s, arguments.max_tokens, False)
 
 

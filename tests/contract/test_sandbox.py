@@ -138,7 +138,7 @@ async def test_outer_container_removed_by_hand(manager: Manager) -> None:
     host.containers.get(sandbox.outer.container_id).remove(force=True)
     host.close()
     with pytest.raises(EngineUnreachable) as caught:
-        await manager.ask(sandbox, sandbox.engine.containers)
+        await manager.work.ask(sandbox, sandbox.engine.containers)
     assert "start_sandbox" in caught.value.hint
     with pytest.raises(NotFound):
         manager.get(sandbox.sandbox_id)

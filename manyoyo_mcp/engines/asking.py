@@ -1,6 +1,7 @@
 """Asking a nested engine behind a guarded docker-py client, and work on it that nobody waits for."""
 
 import http.client
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -68,22 +69,12 @@ class Asking:
     async def _inspect(self, container: str) -> Any:
         return await self._ask(lambda client: client.inspect_container(container))
 
-    async def _converse(
-        self, attached: Attached, stdin: bytes | None, sink: Sink, then: Callable[[GuardedClient], T]
-    ) -> T:
-        """Feed and read until the output ends, `then` ask for the rest."""
-
-        def read() -> T:
-            attached.pump(sink)  # not asking: an OSError here is the sink's
-            return self._translate(then)
-
-        if stdin is None:
-            return await wait_in_thread(read)
-        async with anyio.create_task_group() as group:
-            group.start_soon(wait_in_thread, attached.feed, stdin)
-            result = await wait_in_thread(read)
-            group.cancel_scope.cancel()
-        return result
+    def _converse(self, attached: Attached, stdin: bytes | None, sink: Sink, then: Callable[[GuardedClient], T]) -> T:
+        """In a thread: feed and read until the output ends, `then` ask for the rest."""
+        if stdin is not None:  # closing `attached` ends that thread
+            threading.Thread(target=attached.feed, args=(stdin,), daemon=True).start()
+        attached.pump(sink)  # not asking: an OSError here is the sink's
+        return self._translate(then)
 
     async def ping(self) -> None:
         await self._ask(lambda client: client.ping())

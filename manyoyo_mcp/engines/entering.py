@@ -17,6 +17,7 @@ from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import DiskFull, ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import format_bytes
+from manyoyo_mcp.workers import wait_in_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Entering(Asking):
         attached = entered.attached
         try:
             with anyio.move_on_after(spec.timeout_s) as limit:
-                code = await self._converse(attached, spec.stdin, end, entered.code)
+                code = await wait_in_thread(self._converse, attached, spec.stdin, end, entered.code)
             if limit.cancelled_caught:
                 await self.kill_exec(entered.exec_id, marker)
                 code = await self._ask(entered.code) if entered.exec_id else SIGKILLED

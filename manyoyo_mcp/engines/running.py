@@ -5,13 +5,15 @@ import io
 import posixpath
 import re
 import tarfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
+import anyio.from_thread
 
 from manyoyo_mcp.archive import tar
 from manyoyo_mcp.attached import Attached
@@ -25,6 +27,7 @@ from manyoyo_mcp.engines.failures import REFUSED, SIGKILLED, Verdict, start_hint
 from manyoyo_mcp.engines.pulling import Pulling
 from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import (
+    DiskFull,
     EngineFailed,
     EngineUnreachable,
     InvalidArgument,
@@ -34,6 +37,7 @@ from manyoyo_mcp.errors import (
 )
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import Caps, format_bytes
+from manyoyo_mcp.workers import in_thread, wait_in_thread
 
 T = TypeVar("T")
 
@@ -58,8 +62,9 @@ class Running(Pulling):
     async def start(self, spec: RunSpec) -> str:
         made = _Made()
         try:
-            await self._begin(spec, made, attach=False)
+            await self._begin(spec, made, lambda: None, attach=False)
         except BaseException:
+            await made.give_up()
             self._remove_later(made.container)
             raise
         return made.container
@@ -68,20 +73,25 @@ class Running(Pulling):
         begun = time.monotonic()
         end = Tail(sink)
         made = _Made()
+        limit = anyio.CancelScope()
+
+        def follow() -> int | None:
+            assert made.attached is not None
+            if spec.timeout_s is not None:
+                anyio.from_thread.run_sync(_expire, limit, spec.timeout_s)
+            return self._converse(made.attached, spec.stdin, end, partial(_exit_code, made.container))
+
         try:
-            try:
-                await self._begin(spec, made, attach=True)
-            except NotFound as error:
-                if error.instance_code != "COMMAND_NOT_FOUND":
-                    raise
-                return Ended(126 if error.details["refused"] else 127, Reason.COMMAND_NOT_FOUND, since(begun), error.message, error.hint,
-                             container=made.container)  # fmt: skip  # the codes are a shell's
-            container, attached = made.container, made.attached
-            assert attached is not None
-            with anyio.move_on_after(spec.timeout_s) as limit:
-                code = await self._code(
-                    container, await self._converse(attached, spec.stdin, end, partial(_exit_code, container))
-                )
+            with limit:
+                try:
+                    answered = await self._begin(spec, made, follow, attach=True)
+                except NotFound as error:
+                    if error.instance_code != "COMMAND_NOT_FOUND":
+                        raise
+                    return Ended(126 if error.details["refused"] else 127, Reason.COMMAND_NOT_FOUND, since(begun), error.message,
+                                 error.hint, container=made.container)  # fmt: skip  # the codes are a shell's
+                code = await self._code(made.container, answered)
+            container = made.container
             if limit.cancelled_caught:
                 await self._kill(container)
                 code = await self._code(container, await self._await(partial(_exit_code, container)))
@@ -96,6 +106,7 @@ class Running(Pulling):
             told = await self._explain(container, code, end.tail, spec.caps)
             return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, outputs, container)
         except BaseException:
+            await made.give_up()
             if made.container:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                     await self._kill(made.container)
@@ -105,9 +116,10 @@ class Running(Pulling):
                 made.attached.close()
             self._remove_later(made.container, ended=made.ended)
 
-    async def _begin(self, spec: RunSpec, made: "_Made", *, attach: bool) -> None:
-        """Create a container, lay its files, attach before any output, start it. In one go, for every change of threads
-        takes its time; `made` tells at every moment what there is of it. Raises NotFound (COMMAND_NOT_FOUND, …)."""
+    async def _begin(self, spec: RunSpec, made: "_Made", then: Callable[[], T], *, attach: bool) -> T:
+        """Create a container, lay its files, attach before any output, start it, and go on with `then`. In one go, for every
+        change of threads takes its time; `made` tells at every moment what there is of it. Raises NotFound
+        (COMMAND_NOT_FOUND, …), and what `then` does."""
         body = self._body(spec)
         archive = tar(spec.files, time.time()) if spec.files else None
 
@@ -120,20 +132,33 @@ class Running(Pulling):
                 params = {"stream": 1, "stdout": 1, "stderr": 1, "stdin": int(spec.stdin is not None)}
                 made.attached = Attached(client.attach_socket(made.container, params))
             client.start(made.container)
+            made.started = True
 
-        async def ask() -> None:
-            with _command_not_found([*(spec.entrypoint or []), *spec.command]):
-                await self._ask(begin)
+        def work() -> T:
+            with made.beginning, _command_not_found([*(spec.entrypoint or []), *spec.command]):
+                if made.given_up:
+                    raise EngineUnreachable("Nobody waits for this run any more.")
+                self._translate(begin)
+            return then()
+
+        async def ask() -> T:
+            try:
+                return await wait_in_thread(work)
+            except DiskFull:
+                if made.started:
+                    raise
+            await self._maintain("settle-disk")
+            return await wait_in_thread(work)
 
         if spec.pull == "always":
             await self.pull(spec.image)
         try:
             return await ask()
         except NotFound as error:
-            if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never":
+            if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never" or made.started:
                 raise
         await self.pull(spec.image)
-        await ask()
+        return await ask()
 
     def _body(self, spec: RunSpec) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -249,11 +274,30 @@ class Running(Pulling):
 
 @dataclass(slots=True)
 class _Made:
-    """What there is of a container that is being started: its id, once created; the connection, once attached; its end."""
+    """What there is of a container that is being started: its id, once created; the connection, once attached; whether it
+    was started; its end."""
 
     container: str = ""
     attached: Attached | None = None
+    started: bool = False
     ended: bool = False
+    given_up: bool = False
+    beginning: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the thread that begins it."""
+
+    async def give_up(self) -> None:
+        """Nobody waits for it any more. Returns when no thread begins it, nor ever will: what it says is then all there is."""
+        self.given_up = True
+        with anyio.CancelScope(shield=True):
+            await in_thread(self._begun)
+
+    def _begun(self) -> None:
+        with self.beginning:
+            pass
+
+
+def _expire(scope: anyio.CancelScope, seconds: float) -> None:
+    scope.deadline = anyio.current_time() + seconds
 
 
 def _exit_code(container: str, client: GuardedClient) -> int | None:

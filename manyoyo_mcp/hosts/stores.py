@@ -17,7 +17,9 @@ from manyoyo_mcp.hosts.images import Images
 from manyoyo_mcp.hosts.pool import KEEPER, Device, Pool, PoolUnavailable
 from manyoyo_mcp.values import format_bytes, unix_time
 
-_COPY = "cp -a /from/. /to && du -sb /to | cut -f1"
+_WHOLE = ".manyoyo-whole"
+"""Name of a file that a copy of files gets last: one without it was interrupted, or is under way."""
+_COPY = f"cp -a /from/. /to && touch /to/{_WHOLE} && du -sb /to | cut -f1"
 _IN_USE_PATIENCE = 5.0
 """Seconds that a container on its way out may hold its volume."""
 
@@ -128,13 +130,15 @@ class Stores(Images):
             if device is not None:
                 await self._pool.create(name, cap or 0)
             await self._create_volume(name, labels, device)
-            return Copied("copy", await self._copy_files(source, name, image, labels))
+            checked = not pooled(there) and ours(there["Labels"]).get("kind") == "checkpoint"
+            return Copied("copy", await self._copy_files(source, name, image, labels, checked=checked))
         except BaseException:
             with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
                 await self.remove_store(name)
             raise
 
-    async def _copy_files(self, source: str, name: str, image: str, labels: dict[str, str]) -> int:
+    async def _copy_files(self, source: str, name: str, image: str, labels: dict[str, str], *, checked: bool) -> int:
+        """Bytes copied. `checked`: the source is a copy itself, and used only if it is whole."""
         mounts = [
             {"Type": "volume", "Source": source, "Target": "/from", "ReadOnly": True},
             {"Type": "volume", "Source": name, "Target": "/to"},
@@ -142,7 +146,11 @@ class Stores(Images):
         body = {
             "Image": image,
             "Labels": {LABEL + key: value for key, value in labels.items()} | {f"{LABEL}kind": "copier"},
-            "Entrypoint": ["sh", "-c", _COPY],
+            "Entrypoint": [
+                "sh",
+                "-c",
+                f"[ -e /from/{_WHOLE} ] || {{ echo torn; exit; }}; {_COPY}" if checked else _COPY,
+            ],
             "HostConfig": {
                 "Mounts": mounts,
                 "NetworkMode": "none",
@@ -165,6 +173,12 @@ class Stores(Images):
                 attached.close()
             words = output.decode(errors="replace").strip()
             copied = words.rpartition("\n")[2]
+            if copied == "torn":
+                raise RequestError(
+                    f"{source} is not whole: its own copy was interrupted, or is under way.",
+                    "Wait a minute; if it stays so, remove it (cleanup with its checkpoint) and make it anew.",
+                    code="CHECKPOINT_TORN",
+                )
             if not copied.isdigit():
                 raise HostUnavailable(f"{source} could not be copied: {words[-300:]}", "Is the host's disk full?")
             return int(copied)

@@ -102,6 +102,20 @@ class Budgets:
         self._settings = settings
         self._host = host
         self._owner = owner
+        self._grown: dict[str, contextlib.ExitStack] = {}
+
+    def count(self, sandbox_id: str, extra: Amount) -> None:
+        """A live sandbox takes so much more than its labels say, which can't change: until `forget`, or this process's end."""
+        held = contextlib.ExitStack()
+        if extra != Amount():
+            held.enter_context(self._reserved().take({"sandbox": sandbox_id, **dataclasses.asdict(extra)}))
+        self.forget(sandbox_id)
+        self._grown[sandbox_id] = held
+
+    def forget(self, sandbox_id: str) -> None:
+        """What `count` was told of a sandbox counts no longer."""
+        if (held := self._grown.pop(sandbox_id, None)) is not None:
+            held.close()
 
     @contextlib.asynccontextmanager
     async def room(
@@ -117,16 +131,15 @@ class Budgets:
             if words is not None:
                 raise _exceeded(f"The budget of {whose} can't hold it: {words}.", ever=False)
         queue = _Tickets(self._settings.lock_dir / "queue")
-        reserved = _Tickets(self._settings.lock_dir / "reserved")
         end = time.monotonic() + wait_s
         mine: Path | None = None  # a place in the queue, once there was no room
         with contextlib.ExitStack() as waiting, contextlib.ExitStack() as held:
             while True:
                 async with locked(self._settings.lock_dir, "budget", no_progress):
                     ahead = await in_thread(queue.ahead_of, mine)
-                    words = await self._lacking(sandbox_id, need, host, owner, reserved)
+                    words = await self._lacking(sandbox_id, need, host, owner)
                     if words is None and not ahead:
-                        held.enter_context(reserved.take(dataclasses.asdict(need)))
+                        held.enter_context(self._reserved().take(dataclasses.asdict(need)))
                         break
                 if time.monotonic() >= end:
                     raise _exceeded(words or f"{ahead} others wait for room already.", ever=True)
@@ -136,13 +149,23 @@ class Budgets:
             waiting.close()
             yield
 
-    async def _lacking(
-        self, sandbox_id: str, need: Amount, host: Amount, owner: Amount, reserved: "_Tickets"
-    ) -> str | None:
+    def coming(self, sandbox_id: str, need: Amount) -> Amount:
+        """What a sandbox needs, with all else that no label of the host's says (yet)."""
+        grown: dict[str, Amount] = {}  # by sandbox: several servers may have counted the same one
+        for content in self._reserved().live():
+            counted = content.pop("sandbox", None)
+            if counted is None:
+                need += Amount(**content)
+            elif counted != sandbox_id:
+                grown[counted] = Amount(**content)
+        return sum(grown.values(), need)
+
+    def _reserved(self) -> "_Tickets":
+        return _Tickets(self._settings.lock_dir / "reserved")
+
+    async def _lacking(self, sandbox_id: str, need: Amount, host: Amount, owner: Amount) -> str | None:
         claims = [claim for claim in await self._host.claims() if claim.sandbox_id != sandbox_id]
-        coming = need
-        for content in await in_thread(lambda: list(reserved.live())):
-            coming += Amount(**content)
+        coming = await in_thread(self.coming, sandbox_id, need)
         for whose, budget, name in (("this host", host, None), ("you", owner, self._owner)):
             words = (taken(claims, name) + coming).over(budget)
             if words is not None:

@@ -42,9 +42,10 @@ class Keeping:
         target = f"{lock}-{secrets.token_hex(4)}"
         store = await self.store_of(sandbox)
         image = await outer_image.ensure(self._host, self._settings, progress)
-        kept = {"engine", "cpus", "memory", "pids", "disk"}
+        kept = {"engine", "cpus", "memory", "pids"}
         labels = {
             **{key: value for key, value in sandbox.outer.labels.items() if key in kept},
+            **({"disk": str(sandbox.disk)} if sandbox.disk else {}),
             "owner": self._owner,
             "kind": "checkpoint",
             "checkpoint": name,

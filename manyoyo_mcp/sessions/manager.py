@@ -226,6 +226,7 @@ class Manager:
 
     def _let_go(self, outer: Outer) -> None:
         self._held.pop(outer.sandbox_id, None)
+        self._starter.forget(outer)
 
     def _ensure_reaper(self) -> None:
         if self._reaper is None or self._reaper.poll() is not None:

@@ -18,8 +18,9 @@ from manyoyo_mcp.values import Caps
 
 @dataclass(slots=True)
 class Sandbox:
-    """What the session knows of a sandbox. `limits` says what its policy grants; it changes when the sandbox grows.
-    `resumed`: how it was found, where it was there before. `copied`: began as a copy of another.
+    """What the session knows of a sandbox. `limits` says what its policy grants, `disk` the cap of its disk in bytes, where it
+    has one: they change when the sandbox grows, the labels of `outer` do not. `resumed`: how it was found, where it was there
+    before. `copied`: began as a copy of another.
     `begun` and `used`, by time.monotonic: since when it is here, when it was last of use; `keepers`: services that keep it."""
 
     sandbox_id: str
@@ -28,6 +29,7 @@ class Sandbox:
     transport: str
     limits: Limits
     start_seconds: float
+    disk: int | None
     evidence: Evidence | None = None
     resumed: Literal["running", "stopped"] | None = None
     copied: bool = False
@@ -45,11 +47,6 @@ class Sandbox:
     def name(self) -> str | None:
         """What its owner calls it, where it outlives its server."""
         return self.outer.labels.get("name")
-
-    @property
-    def disk(self) -> int | None:
-        """The cap of its disk in bytes, where it has one."""
-        return int(self.outer.labels["disk"]) if "disk" in self.outer.labels else None
 
     @property
     def engine_name(self) -> str:
@@ -79,5 +76,7 @@ def join(host: Host, outer: Outer, transport: str, dial: Dial, limits: Limits, s
         spawn=spawn,
         execs=GuardedClient(execs, current) if execs else None,
     )
-    sandbox = Sandbox(outer.sandbox_id, outer, engine, transport, limits, seconds)
+    sandbox = Sandbox(
+        outer.sandbox_id, outer, engine, transport, limits, seconds, int(outer.labels.get("disk", 0)) or None
+    )
     return sandbox

@@ -131,6 +131,7 @@ class Starter:
             self._let_go(found)
             raise
         sandbox.resumed = "running"
+        self._count(sandbox)
         return sandbox
 
     async def _new(
@@ -263,7 +264,6 @@ class Starter:
 
     async def recap(self, sandbox: Sandbox, caps: Caps, disk: int | None) -> None:
         """Other caps for a live sandbox. Raises BudgetExceeded, NotSupported, CapExceeded."""
-        labels = sandbox.outer.labels
         storage = await self._host.storage(outer_image.reference(self._settings))
         if storage.kind == "pool":
             _check("disk", disk, storage.size, docker_size)
@@ -271,10 +271,21 @@ class Starter:
         async with self._budgets.room(sandbox.sandbox_id, need, storage.size, 0, no_progress):
             if disk is not None:
                 await self._host.cap_store(store_of(sandbox.sandbox_id), disk)
-                labels = labels | {"disk": str(disk)}
-            grown = await self._host.grow(sandbox.outer, caps)
-        sandbox.outer = replace(grown, labels=labels)
-        sandbox.limits = Limits(self.nested_default(caps), caps)
+                sandbox.disk = disk
+            sandbox.outer = await self._host.grow(sandbox.outer, caps)
+            sandbox.limits = Limits(self.nested_default(caps), caps)
+            self._count(sandbox)
+
+    def _count(self, sandbox: Sandbox) -> None:
+        """What it has beyond what its container's labels say counts too."""
+        told, caps = sandbox.outer.labels, sandbox.limits.largest
+        disk = (sandbox.disk or 0) - int(told.get("disk", 0))
+        extra = Amount(0, caps.cpus - float(told["cpus"]), caps.memory - int(told["memory"]), disk)
+        self._budgets.count(sandbox.sandbox_id, extra)
+
+    def forget(self, outer: Outer) -> None:
+        """This session keeps it no longer."""
+        self._budgets.forget(outer.sandbox_id)
 
     async def _prove(self, sandbox: Sandbox, info: HostInfo, image: str, progress: Progress) -> Evidence:
         key = Remembered.key(info, image, sandbox.engine_name)

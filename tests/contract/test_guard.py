@@ -158,3 +158,31 @@ async def test_the_guard_is_the_only_client(box: Box) -> None:
         client.get(f"{client.base_url}/v1.41/info/of/something")
     with pytest.raises(requests.exceptions.InvalidSchema):
         client.get_adapter(f"{client.base_url}/v1.41/_ping")
+
+
+NEIGHBOUR = """
+ip route replace {nested} via {sandbox} && echo routed
+/usr/lib/manyoyo/probe/bin/busybox wget -T 3 -qO - http://{nested}:8080/passwd
+true
+"""
+
+
+async def test_nothing_outside_the_sandbox_reaches_a_nested_service(box: Box) -> None:
+    """A neighbour on the sandbox's own network that knows the way is not let in; another nested container is."""
+    service = await box.service("httpd", "-f", "-p", "8080", "-h", "/etc")
+    host = docker.from_env()
+    try:
+        nested = next(row.address for row in await box.engine.containers() if row.container_id == service)
+        fetch = f"for i in 1 2 3; do wget -T 3 -qO - http://{nested}:8080/passwd && exit; sleep 1; done"
+        assert "guest" in await box.output("sh", "-c", fetch)
+        outer = host.containers.get(box.sandbox.outer.container_id)
+        (network,) = outer.attrs["NetworkSettings"]["Networks"].values()
+        script = NEIGHBOUR.format(nested=nested, sandbox=network["IPAddress"])
+        told = host.containers.run(
+            outer.image.id, ["-c", script], entrypoint=["sh"], cap_add=["NET_ADMIN"], network=network["NetworkID"],
+            remove=True, stderr=True,
+        )  # fmt: skip
+    finally:
+        await box.engine.remove(service)
+        host.close()
+    assert b"routed" in told and b"guest" not in told, told

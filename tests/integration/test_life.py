@@ -145,6 +145,24 @@ async def test_a_budget_that_can_never_hold_it_says_so_at_once(tmp_path: Path) -
         assert error["code"] == "BUDGET_EXCEEDED" and "disk" in error["message"], error
 
 
+async def test_what_a_sandbox_grew_by_counts_until_it_ends(tmp_path: Path) -> None:
+    host = docker.from_env()
+    live = host.containers.list(ignore_removed=True, filters={"label": "org.manyoyo.kind=sandbox"})
+    host.close()
+    others = sum(int(each.labels["org.manyoyo.memory"]) for each in live)
+    budget = {"MANYOYO_OWNER_MEMORY": f"{(others >> 20) + 1100}m", "MANYOYO_RUNTIME_DIR": str(tmp_path / "run")}
+    async with Client(server_parameters(tmp_path, **budget)) as client:
+        grown = await start(client, memory="256m")
+        await call(client, "start_sandbox", sandbox_id=grown, memory="700m")
+        error = await refused(client, "start_sandbox", memory="512m")
+        assert error["code"] == "BUDGET_EXCEEDED" and "memory" in error["message"], error
+        error = await refused(client, "start_sandbox", sandbox_id=grown, memory="1200m")
+        assert error["code"] == "BUDGET_EXCEEDED", error
+        await call(client, "start_sandbox", sandbox_id=grown, memory="1000m")
+        await call(client, "cleanup", sandbox_id=grown)
+        await start(client, memory="512m")
+
+
 async def test_who_dies_waiting_holds_nobody_up(tmp_path: Path) -> None:
     others = await _running()
     shared = {"MANYOYO_OWNER_SANDBOXES": str(others + 1), "MANYOYO_RUNTIME_DIR": str(tmp_path / "run")}

@@ -331,8 +331,26 @@ async def test_without_a_pool_disks_are_uncapped_and_copies_take_their_time(tmp_
         assert made["how"] == "copy" and made["copied_bytes"] > MIB
         again = await start(client, from_checkpoint="copied")
         assert "written" in await kept_file(client, again)
+        interrupt_copy("copied")
+        error = await refused(client, "start_sandbox", from_checkpoint="copied")
+        assert error["code"] == "CHECKPOINT_TORN" and "cleanup" in error["hint"], error
         await call(client, "cleanup", checkpoint="copied")
         await call(client, "cleanup", sandbox_id="plain")
+
+
+def interrupt_copy(checkpoint: str) -> None:
+    """Leave a checkpoint's volume as a host leaves it that went down while it was copied."""
+    host = docker.from_env()
+    (volume,) = host.volumes.list(filters={"label": f"org.manyoyo.checkpoint={checkpoint}"})
+    image = next(tag for each in host.images.list() for tag in each.tags if "manyoyo/sandbox:" in tag)
+    host.containers.run(
+        image,
+        ["/at/.manyoyo-whole"],
+        entrypoint=["rm"],
+        volumes={volume.name: {"bind": "/at", "mode": "rw"}},
+        remove=True,
+    )
+    host.close()
 
 
 async def test_the_pools_keeper_is_killed(client: Client) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.sessions.budgets import Amount, forget_dead
+from manyoyo_mcp.sessions.budgets import Amount, Budgets, forget_dead
 
 
 def test_what_is_over_is_said() -> None:
@@ -22,3 +22,18 @@ def test_places_of_the_dead_are_forgotten(tmp_path: Path) -> None:
         (directory / "00000000000000000001-0123abcd").write_text("{}")
     forget_dead(settings)
     assert not [path for path in settings.lock_dir.rglob("*-*") if path.suffix != ".lock"]
+
+
+def test_growth_counts_once_until_it_is_forgotten(tmp_path: Path) -> None:
+    settings = Settings(runtime_dir=tmp_path, state_dir=tmp_path)
+    mine, others = Budgets(settings, None, "me"), Budgets(settings, None, "me")  # type: ignore[arg-type]  # no question asked
+    mine.count("sb-1", Amount(0, 1.0, 5, 7))
+    others.count("sb-1", Amount(0, 1.0, 5, 7))
+    mine.count("sb-2", Amount(0, 0.5, 2, 0))
+    assert mine.coming("sb-3", Amount(1, 1.0, 1, 1)) == Amount(1, 2.5, 8, 8)
+    assert mine.coming("sb-1", Amount(1, 2.0, 6, 8)) == Amount(1, 2.5, 8, 8), "it is asked for anew"
+    mine.forget("sb-1")
+    mine.count("sb-2", Amount())
+    assert mine.coming("sb-3", Amount()) == Amount(0, 1.0, 5, 7)
+    others.forget("sb-1")
+    assert mine.coming("sb-3", Amount()) == Amount()

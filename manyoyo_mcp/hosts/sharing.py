@@ -1,13 +1,19 @@
 """The directory that a sandbox shares with its server: the engine's socket, and files for the entrypoint."""
 
 import contextlib
+import os
 import shutil
 import socket
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 from manyoyo_mcp.dialled import SocketLike
+
+_LONGEST = 107
+"""Bytes of the path in a unix socket's address (unix(7)), without the null byte at its end."""
 
 
 def remove(path: Path) -> None:
@@ -46,11 +52,25 @@ def listens(path: Path) -> bool:
 def connect(path: Path) -> SocketLike:
     sock = socket.socket(socket.AF_UNIX)
     try:
-        sock.connect(str(path))
+        with _short(path) as name:
+            sock.connect(name)
     except OSError:
         sock.close()
         raise
     return cast(SocketLike, sock)
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A name of the path that fits a socket's address: where it is too long itself, by a descriptor of its directory."""
+    if len(os.fsencode(path)) <= _LONGEST or sys.platform != "linux":
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def lay(files: dict[str, bytes], root: Path) -> None:

@@ -198,9 +198,15 @@ def _running(marker: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("by", ["variables", "context"])
-@pytest.mark.parametrize("road", ["ssh", "tls"])
-@pytest.mark.parametrize("engine", ["podman", "docker"])
+@pytest.mark.parametrize(
+    ("engine", "road", "by"),  # every pair of two
+    [
+        ("podman", "ssh", "variables"),
+        ("podman", "tls", "context"),
+        ("docker", "ssh", "context"),
+        ("docker", "tls", "variables"),
+    ],
+)
 async def test_main_job(tmp_path: Path, engine: str, road: Road, by: str) -> None:
     async with far_client(tmp_path, road, by) as client:
         await main_job(client, engine)

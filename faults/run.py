@@ -58,7 +58,7 @@ class Plan:
             operation,
             chance.choice(ENGINES),
             chance.random() < 0.5,
-            chance.uniform(0, 1.2),
+            chance.uniform(0, 0.1 if operation == "cleanup" else 1.2),  # about as long as it takes
             chance.random() < 0.3,
         )
 

@@ -17,11 +17,11 @@ from manyoyo_mcp.cli.processes import running
 from manyoyo_mcp.cli.screen import Screen, print_table
 from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
 from manyoyo_mcp.errors import HostUnavailable, InvalidArgument
-from manyoyo_mcp.hosts.base import LABEL
+from manyoyo_mcp.hosts.base import LABEL, ours
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.hosts.mirror import NAME as MIRROR
 from manyoyo_mcp.hosts.pool import KEEPER
-from manyoyo_mcp.hosts.stores import ours, pooled
+from manyoyo_mcp.hosts.stores import pooled
 from manyoyo_mcp.image.bases import VOLUME
 from manyoyo_mcp.sessions.identity import answers_for, owner
 from manyoyo_mcp.values import format_bytes
@@ -104,7 +104,6 @@ def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
         yield Thing(labels.get("kind", "container"), row["Names"][0].lstrip("/"), note, remove)
     volumes = {each["Name"]: _kept(ours(each["Labels"])) for each in client.volumes(filters=mine)["Volumes"] or []}
     every = client.volumes()["Volumes"] or []
-    volumes |= {each["Name"]: "base images" for each in every if each["Name"] == VOLUME}
     for name, note in volumes.items():
         yield Thing("volume", name, note, partial(client.remove_volume, name))
     for row in client.containers(all=True, filters={"name": f"^/{MIRROR}$"}):
@@ -116,6 +115,8 @@ def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
             yield Thing("pool", KEEPER, "its keeper", partial(client.remove_container, row["Id"], force=True))
         if any(each["Name"] == KEEPER for each in every):
             yield Thing("volume", KEEPER, "the pool", partial(client.remove_volume, KEEPER))
+        if any(each["Name"] == VOLUME for each in every):  # the keeper holds them
+            yield Thing("volume", VOLUME, "base images", partial(client.remove_volume, VOLUME))
     for row in client.networks(filters=mine):
         yield Thing("network", row["Name"], "", partial(client.remove_network, row["Id"]))
     labelled = {row["Id"] for row in client.images(filters={"label": f"{LABEL}kind=image"})}

@@ -1,6 +1,7 @@
 """A nested engine over Docker's API: what podman and dockerd have in common, which is nearly all."""
 
 import contextlib
+import re
 import shlex
 from typing import Any
 
@@ -18,6 +19,9 @@ from manyoyo_mcp.engines.running import OVER, Running
 from manyoyo_mcp.errors import ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import format_bytes, unix_time
+
+_NEVER = re.compile(r"Exited \(\d+\) [1-9]\d\d years ago")
+"""What podman says of a container that ran when its store was copied: of its end it knows neither time nor code."""
 
 
 class DockerApiEngine(Running, Entering, Building):
@@ -59,11 +63,12 @@ class DockerApiEngine(Running, Entering, Building):
                 name=(row.get("Names") or ["/"])[0].lstrip("/"),
                 image=row.get("Image", ""),
                 state=row.get("State", ""),
-                status=row.get("Status", ""),
+                status=_NEVER.sub("Stopped when its sandbox was, or was copied", row.get("Status", "")),
                 created=float(row.get("Created") or 0),
                 command=row["Command"] if isinstance(row.get("Command"), str) else shlex.join(row.get("Command") or []),
                 exit_code=row.get("ExitCode"),
                 address=_address(row),
+                labels=row.get("Labels") or {},
             )
             for row in rows
         ]
@@ -81,7 +86,7 @@ class DockerApiEngine(Running, Entering, Building):
             for row in rows
         ]
 
-    async def usage(self) -> list[Usage]:
+    async def usage(self, besides: str = "") -> list[Usage]:
         raw = await self._ask(lambda client: client.df())
         shared = {image.image_id.removeprefix("sha256:") for image in await self.images() if image.shared}
         found = [
@@ -92,6 +97,7 @@ class DockerApiEngine(Running, Entering, Building):
         found += [
             Usage("container", (row.get("Names") or [str(row["Id"])[:12]])[0].lstrip("/"), int(row.get("SizeRw") or 0))
             for row in raw.get("Containers") or []
+            if str(row["Id"]).removeprefix("sha256:") != besides
         ]
         found += [
             Usage("volume", row["Name"], int((row.get("UsageData") or {}).get("Size") or 0))

@@ -141,6 +141,7 @@ class Container:
     command: str
     exit_code: int | None = None
     address: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +175,8 @@ class Engine(Protocol):
 
     async def ping(self) -> None: ...
 
-    async def usage(self) -> list[Usage]:
-        """What takes how much disk, the largest first; without what is shared with other sandboxes."""
+    async def usage(self, besides: str = "") -> list[Usage]:
+        """What takes how much disk, the largest first; without what is shared with other sandboxes, and one container."""
 
     async def run(self, spec: RunSpec, sink: Sink) -> Ended: ...
 

@@ -19,6 +19,8 @@ from manyoyo_mcp.errors import (
 
 SIGKILLED = 137
 _LAST_SIGNAL = 64
+_OF_ITS_OWN = 125
+"""The largest exit code that means nothing to a shell."""
 _CONTAINERS_CAPS = (
     "Caps are the container's: start it anew with more (nested_run, detach=true), or make the command use less."
 )
@@ -33,6 +35,9 @@ MAKE_ROOM = (
     "larger disk; or go on in a new sandbox."
 )
 """What to do where a sandbox's disk is full."""
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - not used, told of
+SHARED_MEMORY_FULL = "It holds 64 MiB only: write to another directory, which lies on the sandbox's disk."
+"""What to do where /dev/shm is full."""
 _NO_SPACE_TRAILER = re.compile(r"^(?:tar|cp|npm|E|dpkg|make|error)\b|^Errors were encountered|^compilation terminated")
 _NO_FORK = re.compile(
     rb"resource temporarily unavailable|can't fork|cannot fork|fork: retry|unable to create.{0,20}thread", re.IGNORECASE
@@ -85,14 +90,23 @@ def verdict(
             else "Ask for more with pids_limit=…, or run fewer in parallel (make -j, workers).",
             "kernel: fork rejected by pids controller",
         )
-    if last_complaint(output_end.decode(errors="replace"), NO_SPACE, _NO_SPACE_TRAILER):
+    if complaint := last_complaint(output_end.decode(errors="replace"), NO_SPACE, _NO_SPACE_TRAILER):
+        said = (
+            complaint.string[: complaint.start()].rpartition("\n")[2]
+            + complaint.string[complaint.start() :].partition("\n")[0]
+        )
+        if _SHARED_MEMORY in said:
+            words = f"output: {said[-100:].strip()}"
+            return Verdict(Reason.DISK_FULL, f"{_SHARED_MEMORY} is full.", SHARED_MEMORY_FULL, words)
+        named = "/" in said
         return Verdict(
             Reason.DISK_FULL,
             "A file system that the command wrote to is full.",
-            f"{MAKE_ROOM} (/dev/shm, where it was that, holds 64 MiB only.)",
+            MAKE_ROOM + ("" if named else " (/dev/shm, where it was that, holds 64 MiB only.)"),
             "output: no space left on device",
         )
-    return Verdict(Reason.EXIT_NONZERO, f"The command ended with exit code {exit_code}.", _exit_hint(exit_code), "")
+    hint = _exit_hint(exit_code) if output_end.strip() or exit_code > _OF_ITS_OWN else "It wrote nothing that says why."
+    return Verdict(Reason.EXIT_NONZERO, f"The command ended with exit code {exit_code}.", hint, "")
 
 
 def suspicious(output_end: bytes) -> bool:

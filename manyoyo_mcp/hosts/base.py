@@ -11,6 +11,11 @@ LABEL = "org.manyoyo."
 """Prefix of our labels. Labels can't change after creation: they say whose and what a thing is, never its state."""
 
 
+def ours(labels: dict[str, str] | None) -> dict[str, str]:
+    """Of labels those that are ours, without the prefix."""
+    return {key.removeprefix(LABEL): value for key, value in (labels or {}).items() if key.startswith(LABEL)}
+
+
 @dataclass(frozen=True, slots=True)
 class HostInfo:
     """What a host is and has. `identity` tells hosts apart; memory is bytes."""

@@ -25,10 +25,10 @@ from manyoyo_mcp.errors import (
 )
 from manyoyo_mcp.hosts import mirror as mirroring
 from manyoyo_mcp.hosts import sharing
-from manyoyo_mcp.hosts.base import LABEL, Claim, Completed, Mirror, Outer, OuterSpec, store_of
+from manyoyo_mcp.hosts.base import LABEL, Claim, Completed, Mirror, Outer, OuterSpec, ours, store_of
 from manyoyo_mcp.hosts.execs import execute
 from manyoyo_mcp.hosts.relay import relay
-from manyoyo_mcp.hosts.stores import Stores, driver, ours
+from manyoyo_mcp.hosts.stores import Stores, driver
 from manyoyo_mcp.values import Caps, unix_time
 from manyoyo_mcp.workers import in_thread, together
 

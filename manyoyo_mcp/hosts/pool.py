@@ -5,6 +5,7 @@ whole of it, does what is asked of it (`pool` in the outer image); Docker's loca
 So all of it goes through the engine's API, on a host of which we see nothing else. Shared by all who use the host.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,12 @@ from manyoyo_mcp.values import unix_time
 
 KEEPER = "manyoyo-pool"
 """The keeper's name, and that of the volume with the file."""
+BASES = "manyoyo-bases"
+"""The volume of base images: the keeper has it mounted where there is one, for what is in use no `docker volume prune` removes."""
 IMAGES = "localhost/manyoyo/sandbox"
 _PROGRAM = "/usr/lib/manyoyo/pool"
+_ALWAYS = "unless-stopped"
+"""The keeper's restart policy: after a reboot it is there again, and so nothing of its volumes is unused."""
 _CANNOT = 3
 """The keeper's exit code where this host can have no pool: it stays, stopped, to say so."""
 _TRY_AGAIN = 600.0
@@ -70,6 +75,16 @@ class Pool:
                     raise PoolUnavailable(words) from error
             return self._device
 
+    async def close(self) -> None:
+        """Remove the keeper, which is made again when it is needed; what is mounted stays so."""
+        self._device = None
+
+        def remove(client: docker.APIClient) -> None:
+            with contextlib.suppress(docker.errors.NotFound):
+                client.remove_container(KEEPER, force=True)
+
+        await self._call(remove)
+
     async def create(self, name: str, cap: int) -> None:
         """An empty store; `cap` in bytes, 0 for none. Raises HostUnavailable, as those below."""
         await self._ask("create", name, str(cap))
@@ -116,6 +131,9 @@ class Pool:
         if found is not None and image not in (None, found["Config"]["Image"]) and client.images(name=image):
             client.remove_container(KEEPER, force=True)  # another version's
             found = None
+        if found is not None and _unheld(client, found):
+            client.remove_container(KEEPER, force=True)
+            found = None
         if found is None:
             found = self._make(client, image or _any_image(client))
         state = found["State"]
@@ -129,6 +147,8 @@ class Pool:
             except docker.errors.APIError:  # it runs no longer
                 break
             if done.exit_code == 0:
+                if found["HostConfig"]["RestartPolicy"]["Name"] != _ALWAYS:  # now that it is known to work
+                    client.update_container(KEEPER, restart_policy={"Name": _ALWAYS})
                 path, size, free = done.output.split()
                 return Device(path, int(size), int(free))
         raise PoolUnavailable(_words(client))
@@ -141,6 +161,9 @@ class Pool:
             "Target": "/var/lib/manyoyo-pool",
             "VolumeOptions": {"Labels": labels},
         }
+        mounts = [volume, {"Type": "bind", "Source": "/dev", "Target": "/dev"}]
+        if _has_bases(client):
+            mounts.append({"Type": "volume", "Source": BASES, "Target": "/srv/manyoyo-bases", "ReadOnly": True})
         body = {
             "Image": image,
             "Labels": labels,
@@ -148,7 +171,7 @@ class Pool:
             "HostConfig": {
                 "Privileged": True,
                 "NetworkMode": "none",
-                "Mounts": [volume, {"Type": "bind", "Source": "/dev", "Target": "/dev"}],
+                "Mounts": mounts,
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}},
                 **({"Runtime": self._runtime} if self._runtime else {}),
             },
@@ -166,6 +189,15 @@ def _look(client: docker.APIClient) -> dict[str, Any] | None:
         return client.inspect_container(KEEPER)  # type: ignore[no-any-return]
     except docker.errors.NotFound:
         return None
+
+
+def _has_bases(client: docker.APIClient) -> bool:
+    return any(row["Name"] == BASES for row in client.volumes(filters={"name": BASES})["Volumes"] or [])
+
+
+def _unheld(client: docker.APIClient, keeper: dict[str, Any]) -> bool:
+    """Whether there are base images that this keeper, made before them, does not hold."""
+    return not any(mount.get("Name") == BASES for mount in keeper["Mounts"]) and _has_bases(client)
 
 
 def _any_image(client: docker.APIClient) -> str:

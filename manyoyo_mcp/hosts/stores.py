@@ -12,9 +12,9 @@ import docker
 from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import HostUnavailable, InvalidArgument, NotSupported, RequestError, SandboxError
-from manyoyo_mcp.hosts.base import LABEL, Copied, OuterSpec, Storage, Store, store_of
+from manyoyo_mcp.hosts.base import LABEL, Copied, OuterSpec, Storage, Store, ours, store_of
 from manyoyo_mcp.hosts.images import Images
-from manyoyo_mcp.hosts.pool import KEEPER, Device, Pool, PoolUnavailable
+from manyoyo_mcp.hosts.pool import BASES, KEEPER, Device, Pool, PoolUnavailable
 from manyoyo_mcp.values import format_bytes, unix_time
 
 _WHOLE = ".manyoyo-whole"
@@ -30,11 +30,6 @@ def driver(device: str | None, store: str) -> dict[str, Any]:
         return {}
     options = {"type": "btrfs", "device": device, "o": f"subvol={store},noatime"}
     return {"DriverConfig": {"Name": "local", "Options": options}}
-
-
-def ours(labels: dict[str, str] | None) -> dict[str, str]:
-    """Of labels those that are ours, without the prefix."""
-    return {key.removeprefix(LABEL): value for key, value in (labels or {}).items() if key.startswith(LABEL)}
 
 
 def pooled(volume: dict[str, Any]) -> bool:
@@ -259,6 +254,8 @@ class Stores(Images):
         await self._create_volume(name, labels, None)
 
     async def remove_volume(self, name: str) -> bool:
+        if name == BASES and await self.volume_exists(KEEPER):
+            await self._pool.close()  # it holds them
         try:
             await self._call(lambda client: client.remove_volume(name))
         except docker.errors.NotFound:

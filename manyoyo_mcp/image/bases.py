@@ -40,13 +40,14 @@ from manyoyo_mcp.engines import ENGINES
 from manyoyo_mcp.engines.base import BuildSpec, Engine, RunSpec, Step
 from manyoyo_mcp.errors import EngineFailed, ImageUnavailable, InvalidArgument, NameConflict, RequestError, SandboxError
 from manyoyo_mcp.hosts.base import LABEL, Host, Outer, OuterSpec
+from manyoyo_mcp.hosts.pool import BASES
 from manyoyo_mcp.image import debian, outer
 from manyoyo_mcp.image.outer import Progress
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import Caps
 
-VOLUME = "manyoyo-bases"
+VOLUME = BASES
 PREFIX = "localhost/manyoyo/"
 """Registry and namespace of their names: fully qualified, so that both engines take the name as it is."""
 
@@ -214,7 +215,7 @@ async def remove(host: Host) -> bool:
         if kept:
             raise RequestError(
                 f"What is kept builds on the base images: {kind} {', '.join(kept)}.",
-                "Remove those first (`manyoyo-mcp ps --all`, `manyoyo-mcp rm`).",
+                "Remove those first: `manyoyo-mcp ps` lists yours, `manyoyo-mcp rm` removes them.",
                 code="IN_USE",
             )
     return await host.remove_volume(VOLUME)

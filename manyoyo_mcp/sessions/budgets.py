@@ -126,10 +126,10 @@ class Budgets:
         Raises BudgetExceeded where there is none within `wait_s` seconds, at once where there never will be.
         """
         host, owner = budgets(self._settings, await self._host.info(), disk)
-        for whose, budget in (("this host", host), ("you", owner)):
+        for whose, budget in (("This host's", host), ("Your", owner)):
             words = need.over(budget)
             if words is not None:
-                raise _exceeded(f"The budget of {whose} can't hold it: {words}.", ever=False)
+                raise _exceeded(f"{whose} budget can't hold it: {words}.", ever=False)
         queue = _Tickets(self._settings.lock_dir / "queue")
         end = time.monotonic() + wait_s
         mine: Path | None = None  # a place in the queue, once there was no room
@@ -142,7 +142,8 @@ class Budgets:
                         held.enter_context(self._reserved().take(dataclasses.asdict(need)))
                         break
                 if time.monotonic() >= end:
-                    raise _exceeded(words or f"{ahead} others wait for room already.", ever=True)
+                    waited = f" There was none within {wait_s:g} s." if mine is not None else ""
+                    raise _exceeded((words or f"{ahead} others wait for room already.") + waited, ever=True)
                 mine = mine or waiting.enter_context(queue.take({}))
                 progress(0, None, f"waiting for room: {ahead + 1}. in the queue; {words or 'others come first'}")
                 await anyio.sleep(_INTERVAL)
@@ -166,15 +167,20 @@ class Budgets:
     async def _lacking(self, sandbox_id: str, need: Amount, host: Amount, owner: Amount) -> str | None:
         claims = [claim for claim in await self._host.claims() if claim.sandbox_id != sandbox_id]
         coming = await in_thread(self.coming, sandbox_id, need)
-        for whose, budget, name in (("this host", host, None), ("you", owner, self._owner)):
+        for whose, budget, name in (("This host's", host, None), ("Your", owner, self._owner)):
             words = (taken(claims, name) + coming).over(budget)
             if words is not None:
-                return f"The budget of {whose} has no room now: with it, it would be {words}."
+                return f"{whose} budget has no room now: with it, it would be {words}."
         return None
 
 
 def _exceeded(words: str, *, ever: bool) -> BudgetExceeded:
-    wait = "cleanup what is not needed, ask for less, or wait in the queue (wait_s). " if ever else "Ask for less. "
+    wait = (
+        'cleanup what is not needed (scope="mine": of other sessions too), ask for less, or have start_sandbox wait in the queue '
+        "(wait_s). "
+        if ever
+        else "Ask for less. "
+    )
     return BudgetExceeded(
         words, wait + "The operator can raise it: MANYOYO_HOST_… and MANYOYO_OWNER_SANDBOXES, _CPUS, _MEMORY, _DISK."
     )

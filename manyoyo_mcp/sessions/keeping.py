@@ -2,6 +2,8 @@
 
 import secrets
 
+import anyio
+
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import EngineUnreachable, NameConflict, NotFound
 from manyoyo_mcp.hosts.base import Copied, Host, Store
@@ -9,6 +11,9 @@ from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import names
 from manyoyo_mcp.sessions.sandbox import Sandbox
+
+_SETTLE = 10.0
+"""Seconds that a copy waits for what is being removed."""
 
 
 class Keeping:
@@ -41,6 +46,7 @@ class Keeping:
         lock = names.checkpoint_store(self._owner, name)
         target = f"{lock}-{secrets.token_hex(4)}"
         store = await self.store_of(sandbox)
+        await settled(sandbox)
         image = await outer_image.ensure(self._host, self._settings, progress)
         kept = {"engine", "cpus", "memory", "pids"}
         labels = {
@@ -85,6 +91,12 @@ class Keeping:
         for store in await self._host.stores({"owner": self._owner, "sandbox": sandbox.sandbox_id}):
             return store
         raise EngineUnreachable(f"What {sandbox.sandbox_id} held is gone.", "start_sandbox starts a new one.")
+
+
+async def settled(sandbox: Sandbox) -> None:
+    """Until the containers of runs that ended are removed: no copy is to have them. A little while at most."""
+    with anyio.move_on_after(_SETTLE):
+        await sandbox.engine.settle()
 
 
 async def checkpoint_of(host: Host, owner: str, name: str) -> Store:

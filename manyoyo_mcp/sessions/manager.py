@@ -26,10 +26,10 @@ from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import names, reaper, sweep
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Jobs
-from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of
+from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of, settled
 from manyoyo_mcp.sessions.life import Life
 from manyoyo_mcp.sessions.sandbox import Sandbox
-from manyoyo_mcp.sessions.starting import Starter, Wanted
+from manyoyo_mcp.sessions.starting import Starter, Wanted, check_same
 from manyoyo_mcp.sessions.warm import Warm
 from manyoyo_mcp.sessions.work import Work
 from manyoyo_mcp.workers import in_thread
@@ -56,7 +56,7 @@ class Manager:
         self._starting = 0
         self._start_ended = anyio.Event()
         self.keeping = Keeping(settings, host, self.identity.owner)
-        self.work = Work(host, self.jobs, self._gone)
+        self.work = Work(host, self.jobs, self.identity, self._gone)
         self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
         self.grow = self._starter.grow
         self.life = Life(settings, host, self.jobs, self.sandboxes, self._end)
@@ -154,6 +154,7 @@ class Manager:
     async def _start(self, wanted: Wanted, progress: Progress) -> Sandbox:
         for sandbox in self.sandboxes():
             if wanted.name is not None and sandbox.name == wanted.name and await self.alive(sandbox):
+                check_same(wanted, sandbox.engine_name)
                 sandbox.resumed = "running"
                 return sandbox
         self._ensure_reaper()
@@ -190,6 +191,7 @@ class Manager:
         """New sandboxes that begin as this one is now, with its caps. All of them, or none where one can't be had."""
         forks: list[Sandbox] = []
         store = await self.keeping.store_of(sandbox)
+        await settled(sandbox)
         caps = sandbox.limits.largest
         wanted = Wanted(None, caps.cpus, caps.memory, caps.pids, sandbox.disk, None, store)
         try:

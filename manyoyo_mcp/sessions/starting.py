@@ -19,14 +19,14 @@ from manyoyo_mcp.errors import (
     NotSupported,
     SandboxError,
 )
-from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Storage, Store, store_of
+from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Storage, Store, ours, store_of
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.sessions import names, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets
-from manyoyo_mcp.sessions.identity import Identity
+from manyoyo_mcp.sessions.identity import Identity, answers_for
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
 from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
 from manyoyo_mcp.values import Caps, docker_size
@@ -86,30 +86,14 @@ class Starter:
         """A named sandbox that there is: joined where it runs, else started on its store."""
         begun = time.monotonic()
         had = there.labels
-        if wanted.origin is not None:
-            raise InvalidArgument(
-                f"The sandbox {wanted.name!r} exists already, with content of its own.",
-                "Leave from_checkpoint out, choose another name, or cleanup that one first.",
-            )
-        if wanted.engine not in (None, had["engine"]):
-            raise InvalidArgument(
-                f"The sandbox {wanted.name!r} has the engine {had['engine']}, and keeps it.",
-                "Leave engine out, or choose another name.",
-            )
+        check_same(wanted, had["engine"])
         sandbox_id = had["sandbox"]
         for found in await self._host.find({"owner": self._identity.owner}, sandbox_id):
             if found.running and (sandbox := await self._joined(found, begun, progress)) is not None:
                 return sandbox
             progress(0, None, "its last end is being tidied up")
             await self._host.remove(found, keep_store=True)
-        wanted = replace(
-            wanted,
-            engine=cast(EngineName, had["engine"]),
-            cpus=wanted.cpus or float(had["cpus"]),
-            memory=wanted.memory or int(had["memory"]),
-            pids=wanted.pids or int(had["pids"]),
-            disk=wanted.disk or int(had.get("disk", 0)) or None,
-        )
+        wanted = replace(_as(wanted, had), disk=wanted.disk or int(had.get("disk", 0)) or None)
         sandbox = await self._new(wanted, sandbox_id, {"name": wanted.name or ""}, progress, there)
         sandbox.resumed = "stopped"
         return sandbox
@@ -125,6 +109,7 @@ class Starter:
             except (EngineFailed, EngineUnreachable):
                 self._let_go(found)
                 return None
+            await _forget_runs(sandbox, every=False)
             image = outer_image.reference(self._settings)
             sandbox.evidence = await self._prove(sandbox, await self._host.info(), image, progress)
         except BaseException:
@@ -138,14 +123,14 @@ class Starter:
         self, wanted: Wanted, sandbox_id: str, labels: dict[str, str], progress: Progress, there: Store | None = None
     ) -> Sandbox:
         begun = time.monotonic()
-        engine: EngineName = wanted.engine or self._settings.engine
         if wanted.origin is not None:
-            origin_engine = wanted.origin.labels["engine"]
-            if wanted.engine not in (None, origin_engine):
+            had = wanted.origin.labels
+            if wanted.engine not in (None, had["engine"]):
                 raise InvalidArgument(
-                    f"What it begins with was made by the engine {origin_engine}.", "Leave engine out."
+                    f"What it begins with was made by the engine {had['engine']}.", "Leave engine out."
                 )
-            engine = cast(EngineName, origin_engine)
+            wanted = _as(wanted, had)
+        engine: EngineName = wanted.engine or self._settings.engine
         info = await self._host.info()
         caps = self.caps(info, wanted.cpus, wanted.memory, wanted.pids)
         image = await outer_image.ensure(self._host, self._settings, progress)
@@ -183,6 +168,8 @@ class Starter:
         try:
             sandbox = await self.join(created, begun)
             sandbox.copied = wanted.origin is not None
+            if there is not None or sandbox.copied:
+                await _forget_runs(sandbox, every=True)
             sandbox.evidence = await self._prove(sandbox, info, image, progress)
         except BaseException:
             self._let_go(created)
@@ -210,7 +197,8 @@ class Starter:
         if storage.kind != "pool":
             return wanted.disk
         _check("disk", wanted.disk, storage.size, docker_size)
-        disk = wanted.disk or min(self._settings.sandbox_disk, storage.size)
+        had = int(wanted.origin.labels.get("disk", 0)) if wanted.origin is not None else 0
+        disk = wanted.disk or min(had or self._settings.sandbox_disk, storage.size)
         if there is not None and disk != int(there.labels.get("disk", 0)):
             await self._host.cap_store(there.name, disk)
         return disk
@@ -300,6 +288,40 @@ class Starter:
                 "Mend the host's cgroups, try the other engine, or set MANYOYO_ALLOW_UNENFORCED_CAPS=1 to run without.",
             )
         return evidence
+
+
+async def _forget_runs(sandbox: Sandbox, *, every: bool) -> None:
+    """Remove the containers of runs whose server is no more, or of `every` run that was: their results have nobody to go to."""
+    with contextlib.suppress(SandboxError):  # as on a full disk; they are in nobody's way
+        for row in await sandbox.engine.containers():
+            labels = ours(row.labels)
+            if "server-pid" in labels and (every or not answers_for(labels)):
+                await sandbox.engine.remove(row.container_id)
+
+
+def check_same(wanted: Wanted, engine: str) -> None:
+    """Raise InvalidArgument where a named sandbox that there is, with this engine, can't be what is wanted."""
+    if wanted.origin is not None:
+        raise InvalidArgument(
+            f"The sandbox {wanted.name!r} exists already, with content of its own.",
+            "Leave from_checkpoint out, choose another name, or cleanup that one first.",
+        )
+    if wanted.engine not in (None, engine):
+        raise InvalidArgument(
+            f"The sandbox {wanted.name!r} has the engine {engine}, and keeps it.",
+            "Leave engine out, or choose another name.",
+        )
+
+
+def _as(wanted: Wanted, had: dict[str, str]) -> Wanted:
+    """The same, with the engine and caps of a store's sandbox where none are asked for."""
+    return replace(
+        wanted,
+        engine=cast(EngineName, had["engine"]),
+        cpus=wanted.cpus or float(had["cpus"]),
+        memory=wanted.memory or int(had["memory"]),
+        pids=wanted.pids or int(had["pids"]),
+    )
 
 
 def _check(name: str, asked: Any, most: float, shown: Callable[[Any], str]) -> None:

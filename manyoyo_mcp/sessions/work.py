@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import anyio.from_thread
@@ -9,8 +10,9 @@ from anyio.lowlevel import current_token
 
 from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec, RunSpec, Step
 from manyoyo_mcp.errors import DiskFull, EngineUnreachable, SandboxError
-from manyoyo_mcp.hosts.base import Host
+from manyoyo_mcp.hosts.base import LABEL, Host
 from manyoyo_mcp.sessions import room
+from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.values import Caps
@@ -19,16 +21,19 @@ T = TypeVar("T")
 
 
 class Work:
-    """A session's work in its sandboxes. `gone` is told of a sandbox whose outer container turns out to have been removed."""
+    """A session's work in its sandboxes. The containers of its runs are labelled with its server, so that they are known when
+    that has died. `gone` is told of a sandbox whose outer container turns out to have been removed."""
 
-    def __init__(self, host: Host, jobs: Jobs, gone: Callable[[Sandbox], None]) -> None:
+    def __init__(self, host: Host, jobs: Jobs, identity: Identity, gone: Callable[[Sandbox], None]) -> None:
         self._host = host
+        self._labels = {LABEL + key: value for key, value in identity.labels().items() if key.startswith("server-")}
         self._jobs = jobs
         self._gone = gone
 
     def run(self, sandbox: Sandbox, spec: RunSpec) -> Job:
         """A nested run as a job; its result is an `Ended`."""
         title = f"run {spec.image} {shlex.join(spec.command)[:60]}"
+        spec = replace(spec, labels=self._labels)
         return self._job("run", sandbox, title, lambda job: sandbox.engine.run(spec, job.log.write))
 
     def exec(self, sandbox: Sandbox, spec: ExecSpec) -> Job:
@@ -52,7 +57,7 @@ class Work:
 
     def _job(self, kind: Kind, sandbox: Sandbox, title: str, work: Callable[[Job], Awaitable[Any]]) -> Job:
         async def explained(job: Job) -> Any:
-            return await room.explain(sandbox, await self.ask(sandbox, lambda: work(job)))
+            return await room.explain(sandbox, await self.ask(sandbox, lambda: work(job)), stays=kind == "exec")
 
         return self._jobs.start(kind, sandbox.sandbox_id, title, explained)
 

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
@@ -44,6 +45,11 @@ Text = Annotated[str, AfterValidator(_no_null)]
 Memory = Annotated[
     int | None,
     BeforeValidator(_value_errors(parse_memory)),
+    WithJsonSchema({"type": "string"}),
+]
+Disk = Annotated[
+    int | None,
+    BeforeValidator(_value_errors(partial(parse_memory, argument="disk"))),
     WithJsonSchema({"type": "string"}),
 ]
 Cpus = Annotated[float | None, AfterValidator(_value_errors(check_cpus))]

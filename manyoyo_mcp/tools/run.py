@@ -195,6 +195,8 @@ async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, arguments: RunI
             if ended is None:
                 rows = await manager.work.ask(sandbox, engine.containers)
                 result.address = next((row.address for row in rows if row.container_id == container), "") or None
+                if result.address:
+                    result.next = f"{result.next} Other runs reach it by its address; names do not resolve."
                 return result
             raw = await manager.work.ask(sandbox, lambda: engine.logs(container, None, None))
             _tell(result, ended)

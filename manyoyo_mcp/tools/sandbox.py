@@ -9,7 +9,7 @@ from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.tools.base import Call, ToolInput, ToolOutput, tool
-from manyoyo_mcp.tools.common import Cpus, GrantedCaps, Memory, Pids, Text
+from manyoyo_mcp.tools.common import Cpus, Disk, GrantedCaps, Memory, Pids, Text
 from manyoyo_mcp.values import format_bytes
 
 PRIVILEGED_NOTE = (
@@ -27,7 +27,7 @@ class StartInput(ToolInput):
     )
     cpus: Cpus = Field(None, description="CPUs of the whole sandbox; default: half the host's, at most 4.")
     pids_limit: Pids = Field(None, description="Processes and threads in the whole sandbox; default 4096.")
-    disk: Memory = Field(
+    disk: Disk = Field(
         None,
         description='Disk of the whole sandbox, images and all, e.g. "40g"; default 20g where disks can be capped.',
     )
@@ -163,7 +163,9 @@ class CleanupInput(ToolInput):
 class CleanupOutput(ToolOutput):
     removed: list[str]
     remaining: int = Field(description="Sandboxes that this session still has.")
-    freed_bytes: int | None = Field(None, description="Disk freed, where it can be told.")
+    freed_bytes: int | None = Field(
+        None, description="Disk freed, where it can be told; what forks or checkpoints share with it stays."
+    )
     stopped: bool = Field(False, description="Stopped, with what it holds kept.")
     note: str | None = None
 
@@ -173,8 +175,12 @@ class CleanupOutput(ToolOutput):
             return self.note or "Nothing to remove."
         if self.stopped:
             return f"Stopped {self.removed[0]}; what it holds is kept.{note}"
-        freed = f" ({format_bytes(self.freed_bytes)} of disk freed)" if self.freed_bytes else ""
-        return f"Removed {len(self.removed)}: {', '.join(self.removed)}, each with its containers, images and volumes{freed}.{note}"
+        freed = (
+            f" ({format_bytes(self.freed_bytes)} of disk freed, but for what forks or checkpoints share with it)"
+            if self.freed_bytes
+            else ""
+        )
+        return f"Removed with all containers, images and volumes: {', '.join(self.removed)}{freed}.{note}"
 
 
 @tool(

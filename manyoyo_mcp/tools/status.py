@@ -93,7 +93,7 @@ class Kept(BaseModel):
 
 class StatusOutput(ToolOutput):
     sandboxes: list[StatusItem]
-    other_sessions: int = Field(0, description="Sandboxes of this user that other sessions hold.")
+    other_sessions: int = Field(0, description="Sandboxes of this user that other sessions hold, without named ones.")
     kept: list[Kept] = Field(
         default_factory=list, description="Named sandboxes that are not open here, and checkpoints."
     )
@@ -129,7 +129,9 @@ async def sandbox_status(call: Call, arguments: SandboxArgument) -> ToolOutput:
     items = [await _status(call, sandbox) for sandbox in wanted]
     open_here = {sandbox.sandbox_id for sandbox in manager.sandboxes()}
     kept = [Kept.of(store) for store in await manager.keeping.stores() if store.labels.get("sandbox") not in open_here]
-    return StatusOutput(sandboxes=items, other_sessions=len(await manager.others()), kept=kept)
+    return StatusOutput(
+        sandboxes=items, other_sessions=sum("name" not in each.labels for each in await manager.others()), kept=kept
+    )
 
 
 async def _status(call: Call, sandbox: Sandbox) -> StatusItem:

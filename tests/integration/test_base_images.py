@@ -131,6 +131,19 @@ async def test_they_are_shared_not_copied(box: Box, made: dict[str, Base]) -> No
     )
 
 
+async def test_no_prune_of_the_hosts_takes_them(box: Box) -> None:
+    """What is kept stands on them, and the host's owner may not know it. Asked of ours alone: a prune of all would take others'."""
+    host = docker.DockerClient(
+        base_url=os.environ.get("DOCKER_HOST"), version="1.41"
+    )  # up to it named volumes are pruned
+    keeper = host.containers.get("manyoyo-pool")
+    assert {"manyoyo-pool", "manyoyo-bases"} <= {mount.get("Name") for mount in keeper.attrs["Mounts"]}
+    assert keeper.attrs["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped", "nor after a reboot"
+    for kind in ("bases", "pool"):
+        assert not host.volumes.prune(filters={"label": f"org.manyoyo.kind={kind}"})["VolumesDeleted"]
+    host.close()
+
+
 async def test_layers_on_layers(box: Box) -> None:
     """An image of several layers, built on one of several shared layers, with a file of a shared one changed and one gone."""
     built = await box.build(

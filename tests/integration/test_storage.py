@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import json
 import os
 import signal
 import time
@@ -113,7 +114,9 @@ async def test_a_risky_change_is_tried_five_ways_and_the_one_that_works_is_kept(
 
 
 async def test_checkpoints_have_names(client: Client) -> None:
-    sandbox = await start(client)
+    sandbox = await start(client, memory="400m")
+    await build(client, sandbox)
+    assert (await run(client, sandbox, "exit 2"))["exit_code"] == 2
     await call(client, "checkpoint", sandbox_id=sandbox, name="one")
     assert (await refused(client, "checkpoint", sandbox_id=sandbox, name="one"))["code"] == "NAME_CONFLICT"
     await call(client, "checkpoint", sandbox_id=sandbox, name="one", replace=True)
@@ -122,6 +125,13 @@ async def test_checkpoints_have_names(client: Client) -> None:
     assert missing["code"] == "CHECKPOINT_NOT_FOUND" and "one" in missing["hint"]
     other = await refused(client, "start_sandbox", from_checkpoint="one", engine="docker")
     assert other["code"] == "INVALID_ARGUMENT"
+    begun = (await call(client, "start_sandbox", from_checkpoint="one"))["sandbox"]
+    assert begun["caps"]["memory_bytes"] == 400 * MIB, "the caps of what it was made of"
+    assert not begun.get("containers"), "no run that was being removed is in a copy"
+    await start(client, name="taken")
+    for arguments in ({"from_checkpoint": "one"}, {"engine": "docker"}):
+        error = await refused(client, "start_sandbox", name="taken", **arguments)
+        assert error["code"] == "INVALID_ARGUMENT" and "taken" in error["message"], error
     assert (await call(client, "cleanup", checkpoint="one"))["removed"] == ["one"]
     assert (await refused(client, "cleanup", checkpoint="one"))["code"] == "CHECKPOINT_NOT_FOUND"
 
@@ -226,6 +236,7 @@ async def _outlives(directory: Path, engine: str, also_killed: str) -> None:
             sandbox = await start(one, name=name, engine=engine)
             await build(one, sandbox)
             await service(one, sandbox)
+            await run(one, sandbox, "sleep 1000", wait_s=0)
             pids = server_and_reaper(sandbox)
             for pid in pids if also_killed == "its reaper too" else pids[:1]:
                 os.kill(pid, signal.SIGKILL)
@@ -241,7 +252,8 @@ async def _outlives(directory: Path, engine: str, also_killed: str) -> None:
         again = await call(other, "start_sandbox", name=name)
         assert time.monotonic() - begun < 5
         assert again["sandbox"]["sandbox_id"] == sandbox and again["resumed"] == "stopped"
-        assert BUSYBOX in again["sandbox"]["images"] and "svc" in again["sandbox"]["containers"][0]
+        assert BUSYBOX in again["sandbox"]["images"]
+        assert ["svc" in each for each in again["sandbox"]["containers"]] == [True], "runs of the dead are gone"
         assert "written" in await kept_file(other, sandbox)
         cleaned = await other.call_tool("cleanup", {})
         assert f"Kept, for it has a name: {name}" in cleaned.content[0].text
@@ -261,6 +273,12 @@ async def test_what_a_stopped_one_leaves_of_its_container_goes(tmp_path: Path) -
         assert not (await call(two, "sandbox_status")).get("kept")
 
 
+def servers(directory: Path) -> set[int]:
+    """The servers of a project that have their session."""
+    found = (directory / ".state" / "sessions").glob("*/server.json")
+    return {int(json.loads(each.read_text())["server-pid"]) for each in found}
+
+
 async def test_two_servers_of_an_owner_share_a_named_sandbox(tmp_path: Path) -> None:
     parameters = server_parameters(tmp_path, MANYOYO_LEASE_S="6")
     async with Client(parameters) as one, Client(parameters) as two:
@@ -277,8 +295,18 @@ async def test_two_servers_of_an_owner_share_a_named_sandbox(tmp_path: Path) -> 
         async with anyio.create_task_group() as group:
             for client in (one, two):
                 group.start_soon(run, client, ids[0], "sleep 1")
-        async with Client(parameters) as three:
-            assert await start(three, name="shared") == ids[0]
+        before = servers(tmp_path)
+        with contextlib.suppress(Exception):
+            async with Client(parameters) as three:
+                assert await start(three, name="shared") == ids[0]
+                await run(three, ids[0], "sleep 1000", wait_s=0)
+                await run(one, ids[0], "sleep 1001", wait_s=0)
+                (third,) = servers(tmp_path) - before
+                os.kill(third, signal.SIGKILL)
+        async with Client(parameters) as four:
+            await start(four, name="shared")
+            rows = (await call(four, "nested_list", sandbox_id=ids[0]))["containers"]
+            assert ["1001" in row["command"] for row in rows] == [True], rows
         await anyio.sleep(8)
         assert (await run(two, ids[0], "echo here"))["reason"] == "OK", "one window's end touches no other's work"
         grown = await call(two, "start_sandbox", name="shared", memory="768m")

@@ -33,6 +33,29 @@ def test_the_exit_code_alone_is_no_evidence() -> None:
     assert judge(1, output=b"fork: Resource temporarily unavailable") is Reason.EXIT_NONZERO
 
 
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (
+            b"dd: error writing '/dev/shm/big': No space left on device\n1+0 records in\n",
+            "64 MiB only: write to another",
+        ),
+        (b"OSError: [Errno 28] No space left on device: '/dev/shm/big'\n", "64 MiB only: write to another"),
+        (b"cat: write error: No space left on device\n", "Make room"),
+        (b"dd: error writing '/big': Disk quota exceeded\n", "Make room"),
+    ],
+)
+def test_a_full_disk_is_told_from_full_shared_memory(output: bytes, says: str) -> None:
+    told = verdict(1, oom_flag=False, record="", cgroup="abcd", output_end=output, cap="64 MiB")
+    assert told.reason is Reason.DISK_FULL and says in told.hint, told
+    assert ("where it was that" in told.hint) == output.startswith(b"cat"), "nothing else that leaves it open"
+
+
+def test_who_says_nothing_is_not_quoted() -> None:
+    silent = verdict(2, oom_flag=False, record="", cgroup="abcd", output_end=b" \n", cap="64 MiB")
+    assert silent.hint == "It wrote nothing that says why."
+
+
 def test_pids_by_the_kernels_record() -> None:
     record = "cgroup: fork rejected by pids controller in " + NESTED
     assert judge(2, record=record, output=b"can't fork") is Reason.PIDS_LIMIT

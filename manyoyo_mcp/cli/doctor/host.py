@@ -261,7 +261,7 @@ async def pool(facts: Facts) -> Check:
     return warn(
         "disk caps",
         f"disks are uncapped, forks and checkpoints are copied file by file: {storage.words}",
-        "A pool takes btrfs and loop devices in the host's kernel (`modprobe btrfs loop`); `docker rm manyoyo-pool` has it tried again.",
+        "A pool takes btrfs and loop devices in the host's kernel (`modprobe btrfs loop`); it is tried again after ten minutes.",
     )
 
 

@@ -1,7 +1,6 @@
 """doctor's judgements, each a pure function of what was found."""
 
 import re
-import socket
 from pathlib import Path
 
 import pytest
@@ -53,24 +52,9 @@ def test_every_variable_is_known() -> None:
     assert len(names) > 8 and machine.unknown_variables(names) == {}
 
 
-def test_socket_path(tmp_path: Path) -> None:
-    assert well(machine.socket_path(Path("/tmp/m")))
-    assert machine.socket_path(Path("/tmp") / ("x" * 90)).state is State.WARN
-    longest = Path("/tmp") / ("x" * (machine.SOCKET_PATH_MAX - len("/tmp//sandboxes/sb-0123456789abcdef/engine.sock")))
-    assert well(machine.socket_path(longest)) and not well(machine.socket_path(Path(f"{longest}x")))
-
-
-def test_the_limit_of_a_socket_path_is_the_kernels(tmp_path: Path) -> None:
-    room = machine.SOCKET_PATH_MAX - len(str(tmp_path)) - 1
-    if room < 1:
-        tmp_path = Path("/tmp")
-        room = machine.SOCKET_PATH_MAX - len("/tmp/")
-    path = tmp_path / ("s" * room)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-    path.unlink()
-    with socket.socket(socket.AF_UNIX) as listener, pytest.raises(OSError, match="too long"):
-        listener.bind(f"{path}s")
+def test_runtime_directory(tmp_path: Path) -> None:
+    assert well(machine.runtime_directory(tmp_path / "not" / "yet"))
+    assert well(machine.runtime_directory(Path("/tmp") / ("x" * 200))), "however long it is"
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ async def _examine(try_sandboxes: bool, screen: Screen) -> AsyncGenerator[Check]
 def _local(settings: Settings) -> Sequence[Check]:
     found = [
         machine.configuration(settings, os.environ),
-        machine.socket_path(settings.runtime_dir),
+        machine.runtime_directory(settings.runtime_dir),
         machine.certificates(settings),
         machine.proxy(os.environ),
         machine.access(host.endpoint(settings, os.environ)[0]),

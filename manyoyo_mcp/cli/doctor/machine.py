@@ -17,8 +17,6 @@ from manyoyo_mcp.config import CONFIG_FILE, Settings
 from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.sessions import trust
 
-SOCKET_PATH_MAX = 107
-"""Longest path of a unix socket on Linux, in bytes (unix(7): 108 with the null byte)."""
 _OTHER_VARIABLES = frozenset(
     {
         "CONFIG", "TRACEBACK", "CACHE", "ENGINE_DIR", "IMAGE_TARS", "QEMU_ACCEL", "APT_UPDATED", "BENCH_NOTES", "TEST_ALONE",
@@ -96,21 +94,14 @@ def access(endpoint: str) -> Check | None:
     )
 
 
-def socket_path(runtime_dir: Path) -> Check:
-    """Whether sandboxes' sockets can lie in the runtime directory: short enough for a socket's path, and writable."""
-    longest = runtime_dir / "sandboxes" / f"sb-{'0' * 16}" / "engine.sock"
-    length = len(os.fsencode(longest))
-    mend = "Set MANYOYO_RUNTIME_DIR to a short path of yours, e.g. /tmp/m. Until then the slower relay is used."
-    if length > SOCKET_PATH_MAX:
-        return warn(
-            "runtime directory", f"{runtime_dir}: sockets in it have {length} bytes, {SOCKET_PATH_MAX} at most", mend
-        )
-    existing = next(path for path in (runtime_dir, *runtime_dir.parents) if path.exists())
+def runtime_directory(path: Path) -> Check:
+    """Whether sandboxes' sockets can lie there."""
+    existing = next(each for each in (path, *path.parents) if each.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         return fail(
             "runtime directory", f"{existing} is not writable", "Set MANYOYO_RUNTIME_DIR to a directory of yours."
         )
-    return ok("runtime directory", f"{runtime_dir} ({length} of {SOCKET_PATH_MAX} bytes)")
+    return ok("runtime directory", str(path))
 
 
 def certificates(settings: Settings) -> Check:

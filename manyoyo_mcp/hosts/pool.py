@@ -147,8 +147,11 @@ class Pool:
             except docker.errors.APIError:  # it runs no longer
                 break
             if done.exit_code == 0:
-                if found["HostConfig"]["RestartPolicy"]["Name"] != _ALWAYS:  # now that it is known to work
-                    client.update_container(KEEPER, restart_policy={"Name": _ALWAYS})
+                if (found["HostConfig"].get("RestartPolicy") or {}).get(
+                    "Name"
+                ) != _ALWAYS:  # now that it is known to work
+                    with contextlib.suppress(docker.errors.APIError):
+                        client.update_container(KEEPER, restart_policy={"Name": _ALWAYS})
                 path, size, free = done.output.split()
                 return Device(path, int(size), int(free))
         raise PoolUnavailable(_words(client))

@@ -295,7 +295,7 @@ async def _forget_runs(sandbox: Sandbox, *, every: bool) -> None:
     with contextlib.suppress(SandboxError):  # as on a full disk; they are in nobody's way
         for row in await sandbox.engine.containers():
             labels = ours(row.labels)
-            if "server-pid" in labels and (every or not answers_for(labels)):
+            if labels.get("server-pid") and (every or not answers_for(labels)):
                 await sandbox.engine.remove(row.container_id)
 
 

@@ -63,6 +63,7 @@ class Work:
 
     async def start_detached(self, sandbox: Sandbox, spec: RunSpec, *, keep_alive: bool = False) -> str:
         """Start a service in the sandbox; its container's id. `keep_alive`: while it runs, idleness ends no sandbox."""
+        spec = replace(spec, labels=dict.fromkeys(self._labels, ""))  # else its image could have it taken for a run
         container = await self.ask(sandbox, lambda: sandbox.engine.start(spec))
         if keep_alive:
             sandbox.keepers.add(container)

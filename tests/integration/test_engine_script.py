@@ -41,14 +41,16 @@ class Engine:
 
     @property
     def run_directory(self) -> Path:
-        return Path(self.environment["DOCKER_HOST"].removeprefix("unix://")).parent
+        """Of an engine that is down, too."""
+        tag = subprocess.run(["cksum"], input=str(self.directory).encode(), capture_output=True, check=True).stdout
+        return Path(f"/run/manyoyo-engine-{int(tag.split()[0])}")
 
     @property
     def bridge(self) -> str:
         return f"myy{self.run_directory.name.rpartition('-')[2]}"[:15]
 
     def client(self) -> docker.DockerClient:
-        return docker.DockerClient(base_url=self.environment["DOCKER_HOST"])
+        return docker.DockerClient(base_url=f"unix://{self.run_directory}/docker.sock")
 
     def pid(self) -> int:
         return int((self.run_directory / "dockerd.pid").read_text())
@@ -283,6 +285,7 @@ def test_status(engine: Engine) -> None:
     assert "up (" in engine.script("status").stderr
     engine.script("down")
     assert "down" in engine.script("status", code=1).stderr
+    assert "up" in (told := engine.script("env", code=1)).stderr and not told.stdout
 
 
 def suite(*words: str, engine: Path, **environment: str) -> subprocess.Popen[str]:

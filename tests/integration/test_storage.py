@@ -64,7 +64,11 @@ async def run(client: Client, sandbox_id: str, command: str, **arguments: Any) -
 
 async def service(client: Client, sandbox_id: str) -> None:
     """A container called svc that has written a file."""
-    await run(client, sandbox_id, "echo written > /kept; exec sleep 1000", detach=True, name="svc")
+    labelled = f"FROM {BUSYBOX}\nLABEL org.manyoyo.server-pid=4194304\n"  # which tells nothing of whose it is
+    assert (await build(client, sandbox_id, labelled, tags=["localhost/labelled"]))["reason"] == "OK"
+    await run(
+        client, sandbox_id, "echo written > /kept; exec sleep 1000", image="localhost/labelled", detach=True, name="svc"
+    )
     await anyio.sleep(0.5)
 
 

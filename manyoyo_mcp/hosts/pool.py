@@ -175,6 +175,7 @@ class Pool:
                 "Privileged": True,
                 "NetworkMode": "none",
                 "Mounts": mounts,
+                "Tmpfs": {"/run": "mode=755"},  # what a start before left there is gone, where docker starts it again
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}},
                 **({"Runtime": self._runtime} if self._runtime else {}),
             },

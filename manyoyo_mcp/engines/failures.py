@@ -96,7 +96,7 @@ def verdict(
             + complaint.string[complaint.start() :].partition("\n")[0]
         )
         if _SHARED_MEMORY in said:
-            words = f"output: {said[-100:].strip()}"
+            words = f"output: no space left on device, of {_SHARED_MEMORY}"  # not the command's own: nobody fences it
             return Verdict(Reason.DISK_FULL, f"{_SHARED_MEMORY} is full.", SHARED_MEMORY_FULL, words)
         named = "/" in said
         return Verdict(

@@ -147,9 +147,8 @@ class Pool:
             except docker.errors.APIError:  # it runs no longer
                 break
             if done.exit_code == 0:
-                if (found["HostConfig"].get("RestartPolicy") or {}).get(
-                    "Name"
-                ) != _ALWAYS:  # now that it is known to work
+                policy = found["HostConfig"].get("RestartPolicy") or {}
+                if policy.get("Name") != _ALWAYS:  # now that it is known to work
                     with contextlib.suppress(docker.errors.APIError):
                         client.update_container(KEEPER, restart_policy={"Name": _ALWAYS})
                 path, size, free = done.output.split()

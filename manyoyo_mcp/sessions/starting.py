@@ -295,7 +295,8 @@ async def _forget_runs(sandbox: Sandbox, *, every: bool) -> None:
     with contextlib.suppress(SandboxError):  # as on a full disk; they are in nobody's way
         for row in await sandbox.engine.containers():
             labels = ours(row.labels)
-            if labels.get("server-pid") and (every or not answers_for(labels)):
+            # A container of a build has its image's labels, whatever they say.
+            if labels.get("server-pid", "").isdecimal() and (every or not answers_for(labels)):
                 await sandbox.engine.remove(row.container_id)
 
 

@@ -22,7 +22,7 @@ class ForkOutput(ToolOutput):
     def words(self) -> str:
         ids = ", ".join(fork.sandbox_id for fork in self.forks)
         return (
-            f"{len(self.forks)} fork{'s'[: len(self.forks) > 1]} in {self.seconds:.2f} s: {ids}. Each has the same images, volumes and containers (stopped), and "
+            f"{len(self.forks)} fork{'' if len(self.forks) == 1 else 's'} in {self.seconds:.2f} s: {ids}. Each has the same images, volumes and containers (stopped), and "
             f"goes its own way from here; name one with sandbox_id in what you call.\n{self.forks[0].describe()}"
         )
 

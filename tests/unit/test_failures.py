@@ -48,6 +48,7 @@ def test_the_exit_code_alone_is_no_evidence() -> None:
 def test_a_full_disk_is_told_from_full_shared_memory(output: bytes, says: str) -> None:
     told = verdict(1, oom_flag=False, record="", cgroup="abcd", output_end=output, cap="64 MiB")
     assert told.reason is Reason.DISK_FULL and says in told.hint, told
+    assert "big" not in told.evidence + told.explanation, "what the command wrote stays in its fence"
     assert ("where it was that" in told.hint) == output.startswith(b"cat"), "nothing else that leaves it open"
 
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +25,10 @@ def _cut(why: str) -> EngineUnreachable:
 
 
 class Attached:
-    """A hijacked connection to a container's or exec's stdin, stdout and stderr (no TTY: framed, 8-byte headers)."""
+    """A hijacked connection to a container's or exec's stdin, stdout and stderr (no TTY: framed, 8-byte headers). `stdin` is
+    another one that its stdin goes over."""
 
-    def __init__(self, raw: Any, *, told_end: bool = False) -> None:
+    def __init__(self, raw: Any, *, told_end: bool = False, stdin: "Attached | None" = None) -> None:
         # docker-py hands out the raw reader and keeps the response on it. The response's own buffer is what must be
         # read: output may have arrived together with the answer's headers and lie there already.
         self._response = raw._response
@@ -35,6 +37,7 @@ class Attached:
         self._sock.settimeout(None)
         self._pumping = False
         self._told_end = told_end
+        self._stdin = stdin
         self.exit_code: int | None = None
         """Once it is over, where the stream ends with it (`told_end`): that of an exec without the engine. None where that never
         began."""
@@ -77,13 +80,24 @@ class Attached:
 
     def feed(self, data: bytes) -> None:
         """Write all of stdin, then close it. A process that does not read all of it is no error."""
+        if self._stdin is not None:
+            threading.Thread(target=self._stdin._drain, daemon=True).start()
+            self._stdin.feed(data)
+            return
         with contextlib.suppress(OSError):
             self._sock.sendall(data)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
+    def _drain(self) -> None:
+        """Read what another connection carries too: an engine writes to all of them, and waits for each."""
+        with contextlib.suppress(EngineUnreachable, ValueError):  # closed meanwhile, or before it began
+            self.pump(lambda _: None)
+
     def close(self) -> None:
         """End the stream; a thread that reads it returns."""
+        if self._stdin is not None:
+            self._stdin.close()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         if not self._pumping:  # else whoever reads it does so

@@ -10,6 +10,7 @@ from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec
 from manyoyo_mcp.engines.buildlog import BuildLog
+from manyoyo_mcp.engines.running import ATTACH_OUTPUT
 from manyoyo_mcp.engines.streams import Streaming
 from manyoyo_mcp.errors import EngineFailed, EngineUnreachable, ManyoyoError
 from manyoyo_mcp.policy.transport import GuardedClient
@@ -26,6 +27,12 @@ class PodmanEngine(DockerApiEngine):
 
     name = "podman"
     build_networks = {"default": "NetworkDefault", "none": "NetworkDisabled"}  # noqa: RUF012 - a ClassVar of the base
+
+    def _attach(self, client: GuardedClient, container: str, *, stdin: bool) -> Attached:
+        # Where a command ends without reading all of its stdin podman hangs up, whatever output is still to come: what goes
+        # in has a connection of its own.
+        feeding = super()._attach(client, container, stdin=True) if stdin else None
+        return Attached(client.attach_socket(container, ATTACH_OUTPUT), stdin=feeding)
 
     async def remove(self, container: str) -> None:
         # A forced removal waits the whole stop time for a process that ignores SIGTERM, unless it is dead before.

@@ -41,6 +41,7 @@ from manyoyo_mcp.workers import in_thread, wait_in_thread
 
 T = TypeVar("T")
 
+ATTACH_OUTPUT = {"stream": 1, "stdout": 1, "stderr": 1}
 OVER = ("exited", "stopped", "dead")
 """Docker's words for a container that ran and runs no longer; "stopped" is podman's, until it has cleaned up."""
 _RESULT_FIRST = 0.005
@@ -129,8 +130,7 @@ class Running(Pulling):
             if archive is not None:
                 client.put_archive(made.container, "/", archive)
             if attach and made.attached is None:
-                params = {"stream": 1, "stdout": 1, "stderr": 1, "stdin": int(spec.stdin is not None)}
-                made.attached = Attached(client.attach_socket(made.container, params))
+                made.attached = self._attach(client, made.container, stdin=spec.stdin is not None)
             client.start(made.container)
             made.started = True
 
@@ -159,6 +159,9 @@ class Running(Pulling):
                 raise
         await self.pull(spec.image)
         return await ask()
+
+    def _attach(self, client: GuardedClient, container: str, *, stdin: bool) -> Attached:
+        return Attached(client.attach_socket(container, ATTACH_OUTPUT | {"stdin": int(stdin)}))
 
     def _body(self, spec: RunSpec) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -51,6 +51,10 @@ class Job:
     def seconds(self) -> float:
         return round((self.ended or time.time()) - self.started, 2)
 
+    @property
+    def over(self) -> bool:
+        return self._done.is_set()
+
     def report(self, done: float, total: float | None, words: str) -> None:
         """Note progress; from the event loop."""
         self.progress = (done, total, words)

@@ -194,7 +194,7 @@ async def follow(call: Call, job: Job, wait_s: float, *, cancel: bool = True) ->
         while waited < wait_s:
             begun = job.seconds
             await job.wait_change(min(2.0, wait_s - waited))
-            if await job.wait(0):
+            if job.over:
                 return True
             waited += max(job.seconds - begun, 0.01)
             done, total, words = job.progress

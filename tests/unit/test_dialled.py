@@ -1,0 +1,75 @@
+"""Answers as HTTP has them, read by the client below docker-py."""
+
+import http.client
+import io
+from typing import Any
+
+import pytest
+
+from manyoyo_mcp.dialled import _Response
+
+
+class _Sent:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, mode: str) -> Any:
+        return io.BytesIO(self._data)
+
+
+def answer(data: bytes, method: str = "GET") -> http.client.HTTPResponse:
+    response: Any = _Response(_Sent(data), method=method)  # type: ignore[arg-type]
+    response.begin()
+    return response  # type: ignore[no-any-return]
+
+
+def test_an_answer_of_a_length() -> None:
+    read = answer(b"HTTP/1.1 201 Created\r\ncontent-type:application/json\r\nContent-Length: 2 \r\n\r\n{}rest")
+    assert (read.status, read.reason, read.headers["Content-Type"]) == (201, "Created", "application/json")
+    assert not read.will_close and read.read() == b"{}"
+
+
+def test_pieces() -> None:
+    read = answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+    assert not read.will_close and read.read() == b"abcde"
+
+
+@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified", b"101 UPGRADED"])
+def test_no_body(status: bytes) -> None:
+    read = answer(b"HTTP/1.1 " + status + b"\r\nUpgrade: tcp\r\n\r\nwhat follows is no answer")
+    assert not read.will_close and read.read() == b""
+
+
+def test_no_body_where_only_headers_were_asked_for() -> None:
+    read = answer(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", "HEAD")
+    assert not read.will_close and read.read() == b""
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.0 200\r\nConnection: close\r\n\r\n"])
+def test_a_body_that_ends_with_the_connection(head: bytes) -> None:
+    read = answer(head + b"all of it")
+    assert read.will_close and read.read() == b"all of it"
+
+
+def test_a_connection_that_is_closed_after_an_answer_of_a_length() -> None:
+    read = answer(b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 1\r\n\r\nx")
+    assert read.will_close and read.read() == b"x"
+
+
+def test_go_on_is_no_answer() -> None:
+    assert answer(b"HTTP/1.1 100 Continue\r\nA: b\r\n\r\nHTTP/1.1 404 Not Found\r\n\r\n").status == 404
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"A%d: b\r\n" % number for number in range(200)) + b"\r\n",
+    ],
+    ids=["nothing", "no answer", "a long line", "many lines"],
+)
+def test_what_is_no_answer(data: bytes) -> None:
+    with pytest.raises(http.client.HTTPException):
+        answer(data)

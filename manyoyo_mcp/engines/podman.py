@@ -16,8 +16,8 @@ from manyoyo_mcp.errors import EngineFailed, EngineUnreachable, ManyoyoError
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.workers import in_thread
 
-_DIRECT = {"Cmd", "Env", "WorkingDir", "AttachStdin", "AttachStdout", "AttachStderr"}
-"""What an exec may ask for that podman itself is not asked for; a user, whose name it knows, is not among it."""
+_DIRECT = {"Cmd", "Env", "WorkingDir", "User", "AttachStdin", "AttachStdout", "AttachStderr"}
+"""What an exec may ask for that podman itself is not asked for."""
 _LEFT = re.compile(r'deleting build container "([0-9a-f]{64})"')
 """What a build says that could not remove its working container."""
 
@@ -41,7 +41,7 @@ class PodmanEngine(DockerApiEngine):
         await super().remove(container)
 
     async def _enter(self, spec: ExecSpec, body: dict[str, Any]) -> Attached | None:
-        # Its own way to an exec takes ten times as long as crun does. It knows users by name, and says what is wrong.
+        # Its own way to an exec takes longer than crun does, and drops output where stdin is not read. It says what is wrong.
         execs = self._execs
         if execs is None or body.keys() - _DIRECT:
             return None

@@ -110,8 +110,8 @@ class _Reader(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """Reads its headers line by line. Python's own has a parser of mails do it, which takes longer than all else about a
-    small answer."""
+    """Reads its headers line by line. Python's own has a parser of mails do it, which took half of the time that a
+    small answer did."""
 
     def begin(self) -> None:
         status = http.client.CONTINUE

@@ -12,7 +12,16 @@ import anyio
 from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.asking import Asking
 from manyoyo_mcp.engines.base import Ended, ExecSpec, Sink
-from manyoyo_mcp.engines.failures import MAKE_ROOM, NO_SPACE, REFUSED, SIGKILLED, start_hint, suspicious, verdict
+from manyoyo_mcp.engines.failures import (
+    MAKE_ROOM,
+    NO_SPACE,
+    REFUSED,
+    SIGKILLED,
+    from_answer,
+    start_hint,
+    suspicious,
+    verdict,
+)
 from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import DiskFull, ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
@@ -35,6 +44,8 @@ class _Entered:
 
 _EXEC_REFUSED = re.compile(rb"\A(?:OCI runtime exec failed: |Error: (?:nested|crun|runc): )")
 """How an engine begins what it writes into an exec's stream when the command never began."""
+_NOBODY = re.compile(rb"unable to find (?:user|group) [^\n]*: no matching entries in (?:passwd|group) file\r?\n")
+"""All that dockerd writes into the stream where nobody is the user that was named."""
 
 
 class Entering(Asking):
@@ -110,6 +121,9 @@ class Entering(Asking):
         code = code if code is not None else -1
         if code == 0:
             return Ended(0, Reason.OK, seconds, container=spec.container)
+        if code == 126 and spec.user is not None and _NOBODY.fullmatch(output_end):
+            # Its words are not quoted: the stream may be the command's.
+            raise from_answer(self.name, 400, f"unable to find user {spec.user!r}")
         if code in (126, 127) and _EXEC_REFUSED.match(output_end):
             if NO_SPACE.search(output_end.decode(errors="replace")):
                 raise DiskFull("The sandbox's disk is full: its engine has no room for an exec.", MAKE_ROOM)

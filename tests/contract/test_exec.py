@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from manyoyo_mcp.errors import NameConflict, NotFound, NotRunning, Reason
+from manyoyo_mcp.errors import InvalidArgument, NameConflict, NotFound, NotRunning, Reason
 from tests.support import MIB, SLACK, Box, Stopwatch
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +82,13 @@ async def test_exec_as_somebody(
         assert f"{uid} {gid}" == ids and set(groups.split()) - {gid} == others
         assert found == home or home is None  # where there is none, engines differ
         assert (int(capabilities, 16) == 0) == (uid != "0")
+
+
+async def test_exec_as_nobody(box: Box, service: str) -> None:
+    for user in ("nobody-of-that-name", "root:no-such-group"):
+        with pytest.raises(InvalidArgument, match=user.partition(":")[2] or user) as refused:
+            await box.exec(service, "true", user=user)
+        assert "/etc/passwd" in refused.value.hint
 
 
 class _Slow:

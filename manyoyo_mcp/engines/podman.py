@@ -32,7 +32,12 @@ class PodmanEngine(DockerApiEngine):
         # Where a command ends without reading all of its stdin podman hangs up, whatever output is still to come: what goes
         # in has a connection of its own.
         feeding = super()._attach(client, container, stdin=True) if stdin else None
-        return Attached(client.attach_socket(container, ATTACH_OUTPUT), stdin=feeding)
+        try:
+            return Attached(client.attach_socket(container, ATTACH_OUTPUT), stdin=feeding)
+        except BaseException:
+            if feeding is not None:
+                feeding.close()
+            raise
 
     async def remove(self, container: str) -> None:
         # A forced removal waits the whole stop time for a process that ignores SIGTERM, unless it is dead before.

@@ -84,11 +84,15 @@ class Settings(BaseSettings):
     host_sandboxes: int | None = Field(None, ge=1, description="All running on the host; default: by its memory.")
     host_cpus: float | None = Field(None, gt=0, description="All sandboxes' together; default: 64 times the host's.")
     host_memory: Memory | None = Field(None, description="All sandboxes' together; default: 16 times the host's.")
-    host_disk: Memory | None = Field(None, description="All sandboxes' together; default: 64 times the pool's size.")
+    host_disk: Memory | None = Field(
+        None, description="All sandboxes' and checkpoints' together; default: 64 times the pool's size."
+    )
     owner_sandboxes: int | None = Field(None, ge=1, description="One user's; default: the host's.")
     owner_cpus: float | None = Field(None, gt=0, description="One user's sandboxes together; default: the host's.")
     owner_memory: Memory | None = Field(None, description="One user's sandboxes together; default: the host's.")
-    owner_disk: Memory | None = Field(None, description="One user's sandboxes together; default: the host's.")
+    owner_disk: Memory | None = Field(
+        None, description="One user's sandboxes and checkpoints together; default: the host's."
+    )
     warm: int = Field(0, ge=0, le=20, description="Sandboxes kept ready, with the default engine and caps.")
     idle_s: int = Field(
         3600, ge=1, description="Seconds after which a sandbox ends that nobody and nothing in it uses."

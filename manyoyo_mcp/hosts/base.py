@@ -109,7 +109,8 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a sandbox may take of its host: caps, in CPUs and bytes. One that does not run takes disk alone."""
+    """What a sandbox may take of its host: caps, in CPUs and bytes. One that does not run takes disk alone; so does a checkpoint,
+    whose id is its store's name."""
 
     sandbox_id: str
     owner: str

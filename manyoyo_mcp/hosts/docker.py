@@ -252,22 +252,28 @@ class DockerHost(Stores):
         return found
 
     async def claims(self) -> list[Claim]:
-        wanted = {"label": f"{LABEL}kind=sandbox"}
-
         def look(client: docker.APIClient) -> tuple[list[Any], list[Any]]:
-            return client.containers(filters=wanted), client.volumes(filters=wanted)["Volumes"] or []
+            rows = client.containers(filters={"label": f"{LABEL}kind=sandbox"})
+            return rows, client.volumes(filters={"label": f"{LABEL}kind"})["Volumes"] or []
 
         rows, volumes = await self._look_up(look)
-        running = {ours(row["Labels"]).get("sandbox", ""): ours(row["Labels"]) for row in rows}
-        stored = {ours(volume["Labels"]).get("sandbox", ""): ours(volume["Labels"]) for volume in volumes}
-        return [
+        told = [labels for row in rows if _holds_store(row["Mounts"], labels := ours(row["Labels"]))]
+        running = {labels["sandbox"]: labels for labels in told}
+        kept = [(volume["Name"], ours(volume["Labels"])) for volume in volumes]
+        stored = {labels.get("sandbox", ""): labels for _, labels in kept if labels["kind"] == "sandbox"}
+        checkpoints = [
+            Claim(name, labels.get("owner", ""), False, 0.0, 0, int(labels.get("used", labels.get("disk", 0))))
+            for name, labels in kept
+            if labels["kind"] == "checkpoint"
+        ]
+        return checkpoints + [
             Claim(
                 sandbox_id,
                 labels.get("owner", ""),
                 sandbox_id in running,
                 float(labels.get("cpus", 0)) if sandbox_id in running else 0.0,
                 int(labels.get("memory", 0)) if sandbox_id in running else 0,
-                int(stored.get(sandbox_id, {}).get("disk", 0)),
+                max(int(each.get(sandbox_id, {}).get("disk", 0)) for each in (stored, running)),
             )
             for sandbox_id, labels in (stored | running).items()
         ]
@@ -291,6 +297,8 @@ class DockerHost(Stores):
         except docker.errors.NotFound:
             return None
         labels = ours(raw["Config"].get("Labels"))
+        if not _holds_store(raw["Mounts"], labels):
+            return None
         config = raw["HostConfig"]
         return Outer(
             container_id=raw["Id"],
@@ -372,6 +380,11 @@ async def open_host(settings: Settings) -> AsyncIterator[DockerHost]:
         yield host
     finally:
         await host.close()
+
+
+def _holds_store(mounts: list[dict[str, Any]], labels: dict[str, str]) -> bool:
+    """Whether a container has the store of the sandbox that its labels name: they may be those of an image somebody runs here."""
+    return any(mount.get("Name") == store_of(labels.get("sandbox", "")) for mount in mounts)
 
 
 def _refused(error: docker.errors.APIError) -> HostUnavailable:

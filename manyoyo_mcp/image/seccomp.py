@@ -9,10 +9,15 @@ the disk (docs/decisions/0006-storage.md). Raw BPF as setpriv(1)'s --seccomp-fil
 import struct
 
 _CALLS = {
-    0xC000003E: (16, (74, 75, 162, 306, 277, 26)),  # x86_64 (asm/unistd_64.h)
-    0xC00000B7: (29, (82, 83, 81, 267, 84, 227)),  # aarch64 (asm-generic/unistd.h)
+    0xC000003E: (
+        (16, 0x40000202),
+        (74, 75, 162, 306, 277, 26),
+    ),  # x86_64 (asm/unistd_64.h), x32's ioctl (asm/unistd_x32.h)
+    0xC00000B7: ((29,), (82, 83, 81, 267, 84, 227)),  # aarch64 (asm-generic/unistd.h)
+    0x40000003: ((54,), ()),  # i386 (asm/unistd_32.h)
+    0x40000028: ((54,), ()),  # arm (its asm/unistd.h)
 }
-"""ioctl, and fsync, fdatasync, sync, syncfs, sync_file_range, msync: by AUDIT_ARCH_* (linux/audit.h)."""
+"""ioctl, and fsync, fdatasync, sync, syncfs, sync_file_range, msync: by AUDIT_ARCH_* (linux/audit.h). 32-bit programs may wait."""
 _SUBVOLUMES = (0x5000940E, 0x50009418, 0x50009401, 0x50009417)
 """BTRFS_IOC_SUBVOL_CREATE, _SUBVOL_CREATE_V2, _SNAP_CREATE, _SNAP_CREATE_V2 (linux/btrfs.h)."""
 _NUMBER, _ARCHITECTURE, _REQUEST = 0, 4, 24
@@ -22,13 +27,16 @@ _ALLOW, _ERRNO_0, _EPERM = 0x7FFF0000, 0x00050000, 0x00050001
 
 
 def filter_of_calls() -> bytes:
-    """The filter. Calls of another architecture, as those of 32-bit programs, are let through as they are."""
+    """The filter. Calls of an architecture that it does not know are let through as they are."""
     program: list[bytes] = [_step(_LOAD, _ARCHITECTURE)]
-    for architecture, (ioctl, syncs) in _CALLS.items():
+    for architecture, (ioctls, syncs) in _CALLS.items():
         requests = [_step(_LOAD, _REQUEST)]
         requests += [_step(_EQUAL, each, then=len(_SUBVOLUMES) - index) for index, each in enumerate(_SUBVOLUMES)]
         requests += [_step(_RETURN, _ALLOW), _step(_RETURN, _EPERM)]
-        calls = [_step(_LOAD, _NUMBER), _step(_EQUAL, ioctl, otherwise=len(requests)), *requests]
+        calls = [_step(_LOAD, _NUMBER)]
+        for others, each in reversed(list(enumerate(reversed(ioctls)))):
+            calls.append(_step(_EQUAL, each, then=others, otherwise=0 if others else len(requests)))
+        calls += requests
         calls += [_step(_EQUAL, each, then=len(syncs) - index) for index, each in enumerate(syncs)]
         calls += [_step(_RETURN, _ALLOW), _step(_RETURN, _ERRNO_0)]
         program += [_step(_EQUAL, architecture, otherwise=len(calls)), *calls]

@@ -117,6 +117,24 @@ class Budgets:
         if (held := self._grown.pop(sandbox_id, None)) is not None:
             held.close()
 
+    def disk_of(self, named: str) -> int | None:
+        """The cap, in bytes, that the disk of a named sandbox was given after it was made: its volume's label can't change."""
+        with contextlib.suppress(OSError, ValueError):
+            return int((self._disks() / named).read_text())
+        return None
+
+    def note_disk(self, named: str, disk: int | None) -> None:
+        """Remember it, whether the sandbox runs or not; None forgets it."""
+        path = self._disks() / named
+        if disk is None:
+            path.unlink(missing_ok=True)
+        elif disk != self.disk_of(named):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_text(str(disk))
+
+    def _disks(self) -> Path:
+        return self._settings.lock_dir / "disks"
+
     @contextlib.asynccontextmanager
     async def room(
         self, sandbox_id: str, need: Amount, disk: int, wait_s: float, progress: Progress
@@ -165,7 +183,11 @@ class Budgets:
         return _Tickets(self._settings.lock_dir / "reserved")
 
     async def _lacking(self, sandbox_id: str, need: Amount, host: Amount, owner: Amount) -> str | None:
-        claims = [claim for claim in await self._host.claims() if claim.sandbox_id != sandbox_id]
+        claims = [
+            dataclasses.replace(claim, disk=self.disk_of(claim.sandbox_id) or claim.disk)
+            for claim in await self._host.claims()
+            if claim.sandbox_id != sandbox_id
+        ]
         coming = await in_thread(self.coming, sandbox_id, need)
         for whose, budget, name in (("This host's", host, None), ("Your", owner, self._owner)):
             words = (taken(claims, name) + coming).over(budget)

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import re
+import stat
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ _MOST_DEEP = 3
 MAX_DOCKERFILE = 512 << 10
 """Largest Dockerfile, in bytes: a hundred times what people write."""
 _CHUNK = 1 << 18
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Files of a context are opened at once even where they are a pipe by now, which nobody may ever write to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,12 @@ def _ignored(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> doc
             break
         if root is not None and (root / name).is_file():
             with _open_inside(root, name) as file:
-                text = file.read().decode(errors="replace")
+                raw = file.read(MAX_DOCKERFILE + 1)
+            if len(raw) > MAX_DOCKERFILE:
+                raise InvalidArgument(
+                    f"{name} is larger than {format_bytes(MAX_DOCKERFILE)}.", "That is no list of patterns."
+                )
+            text = raw.decode(errors="replace")
             break
     lines = (line.strip() for line in text.splitlines())
     patterns = [_REPEATED.sub("**/", line) for line in lines if line and not line.startswith("#")]
@@ -216,12 +224,15 @@ def _open_inside(root: Path, entry: str) -> IO[bytes]:
     """A file of the context, opened. Raises ContextRefused where a link leads out of it, be it made this very moment."""
     path = root / entry
     with _readable(path), contextlib.ExitStack() as until_known:
-        file = until_known.enter_context(path.open("rb"))
+        file = until_known.enter_context(os.fdopen(os.open(path, _FLAGS), "rb"))
         real = path.resolve()
-        if root in real.parents and os.path.samestat(os.fstat(file.fileno()), real.stat()):
+        opened = os.fstat(file.fileno())
+        if root in real.parents and stat.S_ISREG(opened.st_mode) and os.path.samestat(opened, real.stat()):
             until_known.pop_all()
             return file
-    raise ContextRefused(f"{entry} is a link that leads out of the context.", "Put the file itself there.")
+    raise ContextRefused(
+        f"{entry} is a link that leads out of the context, or no file any more.", "Put the file itself there."
+    )
 
 
 def _content(root: Path, entry: str, size: int) -> Iterator[bytes]:

@@ -1,21 +1,25 @@
 """Whose a sandbox is: the owner, this session, and the process that answers for it; all as labels."""
 
+import contextlib
 import getpass
 import hashlib
 import os
+import re
 import secrets
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_PID = re.compile(r"[0-9]{1,10}")
+
 
 def _machine() -> str:
     """A name for this machine that is the same after a reboot and says nothing about it."""
     for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        try:
-            return hashlib.sha256(b"manyoyo" + Path(path).read_bytes()).hexdigest()[:12]
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            told = Path(path).read_bytes()
+            if told.strip() not in (b"", b"uninitialized"):  # as in images: machine-id(5)
+                return hashlib.sha256(b"manyoyo" + told).hexdigest()[:12]
     import platform
 
     return hashlib.sha256(b"manyoyo" + platform.node().encode()).hexdigest()[:12]
@@ -74,7 +78,7 @@ class Identity:
 def answers_for(labels: dict[str, str]) -> bool:
     """Whether the server process that these labels name still runs. Where that can't be told (another system than Linux, a
     server in another container), yes."""
-    if sys.platform != "linux" or not labels.get("server-pid"):
+    if sys.platform != "linux" or not _PID.fullmatch(labels.get("server-pid", "")):
         return True
     here = pid_namespace()
     if labels.get("server-boot") == boot_id() and labels.get("server-pid-namespace", here) != here:

@@ -10,7 +10,8 @@ from manyoyo_mcp.hosts.base import Copied, Host, Store
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import names
-from manyoyo_mcp.sessions.sandbox import Sandbox
+from manyoyo_mcp.sessions.budgets import Amount, Budgets
+from manyoyo_mcp.sessions.sandbox import Sandbox, counters
 
 _SETTLE = 10.0
 """Seconds that a copy waits for what is being removed."""
@@ -23,6 +24,7 @@ class Keeping:
         self._settings = settings
         self._host = host
         self._owner = owner
+        self._budgets = Budgets(settings, host, owner)
 
     def id_of(self, sandbox: str) -> str:
         """A sandbox's id, where it may have been its name."""
@@ -40,7 +42,7 @@ class Keeping:
     ) -> Copied:
         """Keep all that a sandbox holds, as it is now, under a name of this owner's.
 
-        Raises NameConflict where there is one of that name, unless it is to be replaced.
+        Raises NameConflict where there is one of that name, unless it is to be replaced; BudgetExceeded.
         """
         names.check_name(name)
         lock = names.checkpoint_store(self._owner, name)
@@ -48,10 +50,13 @@ class Keeping:
         store = await self.store_of(sandbox)
         await settled(sandbox)
         image = await outer_image.ensure(self._host, self._settings, progress)
+        storage = await self._host.storage(image)
+        used = (await counters(self._host, sandbox)).get("disk_used", sandbox.disk or 0)
         kept = {"engine", "cpus", "memory", "pids"}
         labels = {
             **{key: value for key, value in sandbox.outer.labels.items() if key in kept},
             **({"disk": str(sandbox.disk)} if sandbox.disk else {}),
+            "used": str(used),
             "owner": self._owner,
             "kind": "checkpoint",
             "checkpoint": name,
@@ -68,7 +73,9 @@ class Keeping:
                     f"There is a checkpoint {name!r} already.", "Choose another name, or say replace=true."
                 )
             progress(0, None, f"copying what {sandbox.sandbox_id} holds")
-            copied = await self._host.copy_store(store.name, target, labels, None, image)
+            counted = before[0].name if before else target  # what is replaced counts once
+            async with self._budgets.room(counted, Amount(disk=used), storage.size, 0, progress):
+                copied = await self._host.copy_store(store.name, target, labels, None, image)
             for old in before:  # only now: what there was is kept where the copy fails
                 await self._host.remove_store(old.name)
             return copied

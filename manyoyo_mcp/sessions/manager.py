@@ -315,12 +315,6 @@ class Manager:
             each.sandbox_id: await self.host.remove(each) for each in await self.others() if "name" not in each.labels
         }
 
-    async def counters(self, sandbox: Sandbox) -> dict[str, int]:
-        """What the sandbox uses, from its cgroups and its store: `memory_used`, `pids_used`, `disk_free`, … in bytes or counts."""
-        completed = await self.host.maintain(sandbox.outer, "counters")
-        pairs = (line.split("=", 1) for line in completed.output.splitlines() if "=" in line)
-        return {key: int(value) for key, value in pairs if value.isdigit()}
-
     async def others(self) -> list[Outer]:
         """This owner's sandboxes that belong to other sessions."""
         found = await self.host.find({"owner": self.identity.owner, "kind": "sandbox"})

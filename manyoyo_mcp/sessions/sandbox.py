@@ -53,6 +53,13 @@ class Sandbox:
         return self.engine.name
 
 
+async def counters(host: Host, sandbox: Sandbox) -> dict[str, int]:
+    """What a sandbox uses, from its cgroups and its store: `memory_used`, `pids_used`, `disk_free`, … in bytes or counts."""
+    completed = await host.maintain(sandbox.outer, "counters")
+    pairs = (line.split("=", 1) for line in completed.output.splitlines() if "=" in line)
+    return {key: int(value) for key, value in pairs if value.isdigit()}
+
+
 def nested_default(sandbox: Caps, cpus: float | None, memory: int | None, pids: int) -> Caps:
     """The cap of a nested run or build that asks for none: the sandbox's CPUs, half its memory, unless configured."""
     return Caps(

@@ -93,7 +93,8 @@ class Starter:
                 return sandbox
             progress(0, None, "its last end is being tidied up")
             await self._host.remove(found, keep_store=True)
-        wanted = replace(_as(wanted, had), disk=wanted.disk or int(had.get("disk", 0)) or None)
+        disk = self._budgets.disk_of(sandbox_id) or int(had.get("disk", 0))
+        wanted = replace(_as(wanted, had), disk=wanted.disk or disk or None)
         sandbox = await self._new(wanted, sandbox_id, {"name": wanted.name or ""}, progress, there)
         sandbox.resumed = "stopped"
         return sandbox
@@ -115,6 +116,7 @@ class Starter:
         except BaseException:
             self._let_go(found)
             raise
+        sandbox.disk = self._budgets.disk_of(sandbox.sandbox_id) or sandbox.disk
         sandbox.resumed = "running"
         self._count(sandbox)
         return sandbox
@@ -163,6 +165,8 @@ class Starter:
         )
         need = Amount(1, caps.cpus, caps.memory, disk or 0)
         async with self._budgets.room(sandbox_id, need, storage.size, wanted.wait_s, progress):
+            if "name" in labels:
+                await self._keep_disk(sandbox_id, disk, there)
             created = await self._host.create(spec)
         self._hold(created)
         try:
@@ -199,9 +203,15 @@ class Starter:
         _check("disk", wanted.disk, storage.size, docker_size)
         had = int(wanted.origin.labels.get("disk", 0)) if wanted.origin is not None else 0
         disk = wanted.disk or min(had or self._settings.sandbox_disk, storage.size)
-        if there is not None and disk != int(there.labels.get("disk", 0)):
-            await self._host.cap_store(there.name, disk)
         return disk
+
+    async def _keep_disk(self, sandbox_id: str, disk: int | None, there: Store | None) -> None:
+        """Give the disk of a named sandbox this cap, where it has another."""
+        if there is None:
+            self._budgets.note_disk(sandbox_id, None)
+        elif disk is not None and disk != (self._budgets.disk_of(sandbox_id) or int(there.labels.get("disk", 0))):
+            await self._host.cap_store(there.name, disk)
+            self._budgets.note_disk(sandbox_id, disk)
 
     async def _mirrors(self) -> list[registries.Source]:
         """The user's mirrors, then the host's own."""
@@ -260,6 +270,8 @@ class Starter:
             if disk is not None:
                 await self._host.cap_store(store_of(sandbox.sandbox_id), disk)
                 sandbox.disk = disk
+                if sandbox.name:
+                    self._budgets.note_disk(sandbox.sandbox_id, disk)
             sandbox.outer = await self._host.grow(sandbox.outer, caps)
             sandbox.limits = Limits(self.nested_default(caps), caps)
             self._count(sandbox)
@@ -267,7 +279,7 @@ class Starter:
     def _count(self, sandbox: Sandbox) -> None:
         """What it has beyond what its container's labels say counts too."""
         told, caps = sandbox.outer.labels, sandbox.limits.largest
-        disk = (sandbox.disk or 0) - int(told.get("disk", 0))
+        disk = 0 if sandbox.name else (sandbox.disk or 0) - int(told.get("disk", 0))  # else it is noted
         extra = Amount(0, caps.cpus - float(told["cpus"]), caps.memory - int(told["memory"]), disk)
         self._budgets.count(sandbox.sandbox_id, extra)
 

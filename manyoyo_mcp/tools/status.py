@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from manyoyo_mcp.errors import EngineUnreachable, SandboxError
 from manyoyo_mcp.hosts.base import Store
-from manyoyo_mcp.sessions.sandbox import Sandbox
+from manyoyo_mcp.sessions.sandbox import Sandbox, counters
 from manyoyo_mcp.text import fence, sanitise
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
 from manyoyo_mcp.tools.common import GrantedCaps, SandboxArgument
@@ -153,12 +153,12 @@ async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
     if item.state == "running":
         outlook = await manager.life.outlook(sandbox)
         item.will, item.ends_in_seconds = outlook.words, outlook.ends_in
-        counters = await manager.counters(sandbox)
-        item.memory_used_bytes = counters.get("memory_used")
-        item.processes = counters.get("pids_used")
-        item.disk_used_bytes, item.disk_cap_bytes = counters.get("disk_used"), counters.get("disk_cap", sandbox.disk)
+        used = await counters(manager.host, sandbox)
+        item.memory_used_bytes = used.get("memory_used")
+        item.processes = used.get("pids_used")
+        item.disk_used_bytes, item.disk_cap_bytes = used.get("disk_used"), used.get("disk_cap", sandbox.disk)
         left = (item.disk_cap_bytes or 1 << 62) - (item.disk_used_bytes or 0)
-        item.disk_free_bytes = min(counters.get("disk_free", 0), max(left, 0))
+        item.disk_free_bytes = min(used.get("disk_free", 0), max(left, 0))
         try:
             containers = await sandbox.engine.containers()
             item.containers = len(containers)

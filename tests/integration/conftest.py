@@ -1,6 +1,7 @@
-"""The cgroup v2 guest: emulated, so it needs its minutes, but one processor alone."""
+"""What takes minutes, and begins before it is asked for: the cgroup v2 guest, emulated on one processor, and the base images."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,3 +49,19 @@ def beside_the_guest(request: pytest.FixtureRequest) -> None:
     """For tests that are long and promise no times: the guest runs beside them, where it is to run at all."""
     if any("guest" in item.fixturenames for item in request.session.items if isinstance(item, pytest.Function)):
         request.getfixturevalue("guest")
+        if any(
+            "ensure_bases" in vars(item.module) for item in request.session.items if isinstance(item, pytest.Function)
+        ):
+            request.getfixturevalue("bases_ahead")
+
+
+@pytest.fixture(scope="session")
+def bases_ahead() -> Iterator[None]:
+    """The base images are made meanwhile; who needs them waits for that, and makes what is missing."""
+    making = subprocess.Popen(
+        [sys.executable, "-m", "manyoyo_mcp", "image", "base", "debian", "python", "node", "busybox"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    yield
+    making.terminate()
+    making.wait()

@@ -175,11 +175,29 @@ def _found_in_image(box: Box, image: str, *traces: str) -> set[str]:
 
 
 _SUBVOLUME = r"""
-import fcntl, os
+import ctypes, fcntl, mmap, os, platform, sys
+request, arguments = 0x5000940E, bytes(8) + b"inner".ljust(4088, b"\0")
 directory = os.open("/data", os.O_RDONLY)
-fcntl.ioctl(directory, 0x5000940E, bytearray(bytes(8) + b"inner".ljust(4088, b"\0")))
+try:
+    fcntl.ioctl(directory, request, bytearray(arguments))
+    print("made")
+except OSError as error:
+    print(os.strerror(error.errno))
+if platform.machine() != "x86_64":
+    sys.exit("no other calls")
+memory = mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40, prot=7)  # MAP_32BIT
+memory[:14] = bytes.fromhex("53 b836000000 89fb 89f1 cd80 5b c3")  # ioctl(edi, esi, edx) by int 0x80
+memory[4096:] = arguments
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+sys.stdout.flush()
+if (child := os.fork()) == 0:
+    os._exit(-ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_uint, ctypes.c_uint)(address)(
+        directory, request, address + 4096))
+status = os.waitpid(child, 0)[1]
+print("no such calls" if os.WIFSIGNALED(status) else os.strerror(os.WEXITSTATUS(status)))
 """
-"""Any process may ask btrfs for a subvolume (BTRFS_IOC_SUBVOL_CREATE) in a directory of its own."""
+"""Any process may ask btrfs for a subvolume (BTRFS_IOC_SUBVOL_CREATE) in a directory of its own; by the calls of 32-bit
+programs too, where the kernel has them."""
 
 
 @ENGINES
@@ -191,5 +209,7 @@ async def test_what_is_nested_makes_no_subvolumes(tmp_path: Path, engine: str) -
         assert built.image_id, built
         output: list[bytes] = []
         ended = await box.run("python", "-c", _SUBVOLUME, image="localhost/volume:1", output=output)
-        assert ended.exit_code == 1 and b"Operation not permitted" in b"".join(output), output
+        told = b"".join(output).decode().splitlines()
+        assert told[0] == "Operation not permitted", (ended, told)
+        assert told[1] in ("Operation not permitted", "no such calls", "no other calls"), (ended, told)
         await manager.remove(box.sandbox)

@@ -16,6 +16,7 @@ from mcp import Client
 
 from tests.conftest import server_parameters
 from tests.integration.test_storage import build, call, containers, refused, run, start
+from tests.support import MIB
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 IDLE = 6
@@ -161,6 +162,35 @@ async def test_what_a_sandbox_grew_by_counts_until_it_ends(tmp_path: Path) -> No
         await call(client, "start_sandbox", sandbox_id=grown, memory="1000m")
         await call(client, "cleanup", sandbox_id=grown)
         await start(client, memory="512m")
+
+
+async def test_what_is_kept_counts_too(tmp_path: Path) -> None:
+    host = docker.from_env()
+    volumes = host.volumes.list(filters={"label": "org.manyoyo.kind"})
+    host.close()
+    labels = [each.attrs["Labels"] for each in volumes]
+    others = sum(int(each.get("org.manyoyo.used", each.get("org.manyoyo.disk", 0))) for each in labels)
+    budget = {"MANYOYO_OWNER_DISK": f"{(others >> 20) + 700}m", "MANYOYO_RUNTIME_DIR": str(tmp_path / "run")}
+    async with Client(server_parameters(tmp_path, **budget)) as client:
+        grown = await start(client, name="grown", disk="200m", memory="256m")
+        await call(client, "start_sandbox", sandbox_id=grown, disk="500m")
+        for then in ("while it runs", "stopped", "again"):
+            error = await refused(client, "start_sandbox", disk="300m")
+            assert error["code"] == "BUDGET_EXCEEDED" and "disk" in error["message"], (then, error)
+            if then == "while it runs":
+                await call(client, "cleanup", sandbox_id=grown, keep_data=True)
+            elif then == "stopped":
+                again = await call(client, "start_sandbox", name="grown")
+                assert again["resumed"] == "stopped" and again["sandbox"]["disk_bytes"] == 500 * MIB
+        await build(client, grown)
+        small = await start(client, disk="199m")
+        await call(client, "cleanup", sandbox_id=small)
+        await call(client, "checkpoint", sandbox_id=grown, name="counted")
+        error = await refused(client, "start_sandbox", disk="199m")
+        assert error["code"] == "BUDGET_EXCEEDED", error
+        await call(client, "cleanup", checkpoint="counted")
+        await call(client, "cleanup", sandbox_id="grown")
+        await start(client, name="grown", disk="650m")
 
 
 async def test_who_dies_waiting_holds_nobody_up(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from manyoyo_mcp.image.seccomp import filter_of_calls
 
-X86_64, AARCH64, I386 = 0xC000003E, 0xC00000B7, 0x40000003
+X86_64, AARCH64, I386, ARM = 0xC000003E, 0xC00000B7, 0x40000003, 0x40000028
 ALLOW, ANSWER_0, NOT_PERMITTED = 0x7FFF0000, 0x00050000, 0x00050001
 
 
@@ -29,14 +29,16 @@ def verdict(architecture: int, number: int, request: int = 0) -> int:
 
 @pytest.mark.parametrize(
     ("architecture", "answered"),
-    [(X86_64, {26, 74, 75, 162, 277, 306}), (AARCH64, {81, 82, 83, 84, 227, 267}), (I386, set())],
+    [(X86_64, {26, 74, 75, 162, 277, 306}), (AARCH64, {81, 82, 83, 84, 227, 267}), (I386, set()), (ARM, set())],
 )
 def test_what_waits_for_the_disk_is_answered_at_once(architecture: int, answered: set[int]) -> None:
     assert {number for number in range(512) if verdict(architecture, number) == ANSWER_0} == answered
     assert all(verdict(architecture, number) == ALLOW for number in set(range(512)) - answered)
 
 
-@pytest.mark.parametrize(("architecture", "ioctl"), [(X86_64, 16), (AARCH64, 29)])
+@pytest.mark.parametrize(
+    ("architecture", "ioctl"), [(X86_64, 16), (X86_64, 0x40000202), (AARCH64, 29), (I386, 54), (ARM, 54)]
+)
 @pytest.mark.parametrize("request_", [0x5000940E, 0x50009418, 0x50009401, 0x50009417])
 def test_nobody_makes_a_subvolume(architecture: int, ioctl: int, request_: int) -> None:
     assert verdict(architecture, ioctl, request_) == NOT_PERMITTED

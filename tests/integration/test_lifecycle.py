@@ -17,6 +17,7 @@ from mcp import Client
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
+from manyoyo_mcp.sessions.identity import owner
 from tests.conftest import ROOT, server_parameters
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +119,28 @@ async def test_a_sweep_removes_what_a_lost_reaper_left(tmp_path: Path, left: str
         with anyio.fail_after(5):
             while list((tmp_path / "run" / "sandboxes").iterdir()) or len(sessions(tmp_path)) > 1:
                 await anyio.sleep(0.1)
+
+
+async def test_what_an_image_says_of_itself_is_no_sandbox(tmp_path: Path) -> None:
+    """Somebody runs an image here whose labels are ours, and name a server that is no more."""
+    host = docker.from_env()
+    image = next(
+        tag for each in host.images.list() for tag in each.tags if tag.startswith("localhost/manyoyo/sandbox:")
+    )
+    told = {"kind": "sandbox", "owner": owner(), "sandbox": "sb-forged", "cpus": "x", "server-pid": "9" * 5000}
+    forged = host.containers.run(
+        image, ["sleep", "100"], entrypoint=[], detach=True, init=True,
+        labels={f"org.manyoyo.{key}": value for key, value in (told | {"server-boot": "another"}).items()},
+    )  # fmt: skip
+    try:
+        async with Client(server_parameters(tmp_path)) as client:
+            await start(client)
+            await anyio.sleep(1)  # its sweep
+        forged.reload()
+        assert forged.status == "running"
+    finally:
+        forged.remove(force=True)
+        host.close()
 
 
 def running(sandbox_id: str) -> bool:

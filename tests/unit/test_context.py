@@ -10,7 +10,7 @@ import pytest
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ContextRefused, InvalidArgument
-from manyoyo_mcp.sessions.context import prepare
+from manyoyo_mcp.sessions.context import _open_inside, prepare
 
 
 @pytest.fixture
@@ -48,6 +48,19 @@ def test_dockerignore_of_one_dockerfile(project: Path) -> None:
     (project / ".dockerignore").write_text("src\n")
     (project / "Dockerfile.dockerignore").write_text("secret.env\n")
     assert "src/a.py" in names(project) and "secret.env" not in names(project)
+
+
+def test_a_dockerignore_has_an_end(project: Path) -> None:
+    with (project / ".dockerignore").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InvalidArgument, match="larger than"):
+        names(project)
+
+
+def test_a_file_that_becomes_a_pipe_holds_nothing_up(project: Path) -> None:
+    os.mkfifo(project / "pipe")
+    with pytest.raises(ContextRefused, match="no file any more"):
+        _open_inside(project, "pipe")
 
 
 def test_dockerignore_among_the_files(project: Path) -> None:

@@ -231,7 +231,7 @@ FIGURES = [
     Figure("start_podman", "start_sandbox, cold, podman", "docker run -d", 1.4, 15, _start("podman")),
     Figure("start_docker", "start_sandbox, cold, dockerd", "docker run -d", 2.0, 11, _start("docker")),
     Figure("start_named", "start_sandbox, named and stopped", "docker run -d", 1.5, 11, _named("podman")),
-    Figure("fork", "fork_sandbox", "start_sandbox, cold", 1.2, 11, _fork("podman")),
+    Figure("fork", "fork_sandbox", "start_sandbox, cold", 1.2, 21, _fork("podman")),
     Figure("run", "nested_run", "docker run --rm", 0.35, 25, _run("podman", "default")),
     Figure("run_no_network", "nested_run, no network", "docker run --rm, no network", 0.25, 25, _run("podman", "none")),
     Figure("removed", "nested_run and its removal", "docker run --rm", 0.7, 15, _removal("podman", "default")),

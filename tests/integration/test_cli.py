@@ -477,10 +477,13 @@ def orphan() -> Iterator[str]:
     host.containers.create(
         image_id, ["/bin/sleep", "1"], name=f"manyoyo-{sandbox_id}",
         labels={f"org.manyoyo.{key}": value for key, value in labels.items()},
+        volumes={f"manyoyo-{sandbox_id}": {"bind": "/var/lib/manyoyo"}},
     )  # fmt: skip
     yield sandbox_id
     for each in host.containers.list(all=True, filters={"name": f"manyoyo-{sandbox_id}"}):
         each.remove(force=True)
+    for volume in host.volumes.list(filters={"name": f"manyoyo-{sandbox_id}"}):
+        volume.remove()
     host.images.remove(f"localhost/cli-test-orphan:{sandbox_id}")
     host.close()
 

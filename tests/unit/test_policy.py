@@ -6,6 +6,7 @@ import pytest
 
 from manyoyo_mcp.errors import CapExceeded, PolicyRefused
 from manyoyo_mcp.policy.rules import Allowed, Limits, Request, decide
+from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import Caps
 
 LIMITS = Limits(default=Caps(1, 512 << 20, 100), largest=Caps(2, 1 << 30, 200))
@@ -165,7 +166,9 @@ def test_a_builds_unlimited_becomes_the_default(query: dict[str, str]) -> None:
     assert build(**query).query == build().query
 
 
-@pytest.mark.parametrize("query", [{"memory": str(2 << 30)}, {"cpuquota": "500000"}])
+@pytest.mark.parametrize(
+    "query", [{"memory": str(2 << 30)}, {"cpuquota": "500000"}, {"cpuquota": "5000", "cpuperiod": "1000"}]
+)
 def test_a_builds_caps_above_the_sandboxes_own_are_refused(query: dict[str, str]) -> None:
     with pytest.raises(CapExceeded):
         build(**query)
@@ -248,3 +251,9 @@ def test_an_update_has_the_same_limits() -> None:
     assert body == LIMITS.default.host_config()
     with pytest.raises(CapExceeded):
         decide(Request("POST", "/containers/abc/update", {}, {"Memory": 2 << 30}), LIMITS)
+
+
+def test_what_can_not_be_read_is_not_sent() -> None:
+    client = GuardedClient(lambda: pytest.fail("a connection was made"), lambda: LIMITS)
+    with pytest.raises(PolicyRefused, match="can't be judged"):
+        client._post(client._url("/containers/create"), data=b'{"Image": "x"}')

@@ -44,15 +44,25 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     started.stop()
 
 
+def _functions(request: pytest.FixtureRequest) -> list[pytest.Function]:
+    return [item for item in request.session.items if isinstance(item, pytest.Function)]
+
+
 @pytest.fixture(scope="session")
-def beside_the_guest(request: pytest.FixtureRequest) -> None:
-    """For tests that are long and promise no times: the guest runs beside them, where it is to run at all."""
-    if any("guest" in item.fixturenames for item in request.session.items if isinstance(item, pytest.Function)):
+def guest_begun(request: pytest.FixtureRequest) -> None:
+    """The guest runs, where it is to run at all."""
+    if any("guest" in item.fixturenames for item in _functions(request)):
         request.getfixturevalue("guest")
-        if any(
-            "ensure_bases" in vars(item.module) for item in request.session.items if isinstance(item, pytest.Function)
-        ):
-            request.getfixturevalue("bases_ahead")
+
+
+@pytest.fixture(scope="session")
+def beside_the_guest(request: pytest.FixtureRequest, guest_begun: None) -> None:
+    """For tests that are long and promise no times: the guest runs beside them, and what makes the base images."""
+    items = _functions(request)
+    if any("guest" in item.fixturenames for item in items) and any(
+        "ensure_bases" in vars(item.module) for item in items
+    ):
+        request.getfixturevalue("bases_ahead")
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from manyoyo_mcp.sessions.identity import owner
 from tests.conftest import ROOT, server_parameters
 from tests.support import busybox_context, busybox_rootfs
 
+pytestmark = pytest.mark.usefixtures("guest_begun")
 IMAGE = "localhost/cli-test:1"
 Done = subprocess.CompletedProcess[str]
 

@@ -12,7 +12,7 @@ from manyoyo_mcp.cli.exits import code_of, complain, hint_of
 from manyoyo_mcp.cli.screen import Screen, age, print_table
 from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.engines.base import Ended, ExecSpec, Sink
-from manyoyo_mcp.errors import Reason
+from manyoyo_mcp.errors import Reason, SandboxAmbiguous
 from manyoyo_mcp.hosts.base import Host, Outer, Store
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.sessions import sweep
@@ -186,17 +186,31 @@ def finish(ended: Ended, *, capped_here: bool = True) -> int:
 
 
 async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
-    """Remove these sandboxes and checkpoints; none where one of the names means none or several."""
+    """Remove these sandboxes and checkpoints; none where one of the names means none or several. `sandbox:` or `checkpoint:`
+    before a name tells which is meant."""
     async with open_host(load_settings()) as host:
-        kept = {str(describe_kept(store)["name"]): store for store in await _kept(host)}
-        live = {outer.labels.get("name") for outer in await own_sandboxes(host)}
-        stores = {name: kept[name] for name in names if name in kept and name not in live}
-        found = {o.sandbox_id: o for o in [await find_sandbox(host, name) for name in names if name not in stores]}
-        for name, store in stores.items():
+        kept = {(store.labels["kind"], str(describe_kept(store)["name"])): store for store in await _kept(host)}
+        live = {("sandbox", outer.labels.get("name")) for outer in await own_sandboxes(host)}
+        stores: dict[tuple[str, str], Store] = {}
+        others = []
+        for word in names:
+            kind, _, name = word.rpartition(":")
+            meant = [key for key in kept if key[1] == name and kind in ("", key[0])]
+            if len(meant) > 1:
+                raise SandboxAmbiguous(
+                    f"A sandbox and a checkpoint are called {name!r}.",
+                    f"Say which: sandbox:{name} or checkpoint:{name}.",
+                )
+            if meant and meant[0] not in live:
+                stores[meant[0]] = kept[meant[0]]
+            else:
+                others.append(name)
+        found = {outer.sandbox_id: outer for outer in [await find_sandbox(host, name) for name in others]}
+        for (kind, name), store in stores.items():
             with screen.working(f"removing {name}"):
                 await host.remove_store(store.name)
             if not as_json:
-                print(f"removed the {store.labels['kind']} {name}", flush=True)
+                print(f"removed the {kind} {name}", flush=True)
         for outer in found.values():
             with screen.working(f"removing {outer.sandbox_id}"):
                 await host.remove(outer)

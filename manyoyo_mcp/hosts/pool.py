@@ -68,7 +68,7 @@ class Pool:
                 raise PoolUnavailable(self._failed[1])
             if self._device is None:
                 try:
-                    self._device = await self._call(lambda client: self._open(client, image))
+                    self._device = await self._call(lambda client: self._opened(client, image))
                 except (PoolUnavailable, docker.errors.APIError) as error:
                     words = str(getattr(error, "explanation", None) or error)
                     self._failed = (time.monotonic(), words)
@@ -125,6 +125,14 @@ class Pool:
             f"The pool could not {' '.join(argv[:2])}: {done.output.strip()[-300:]}",
             "Is the host's disk full? `manyoyo-mcp gc` removes what nobody needs.",
         )
+
+    def _opened(self, client: docker.APIClient, image: str | None) -> Device:
+        for pause in (0.2, 1.0):
+            try:
+                return self._open(client, image)
+            except docker.errors.APIError:  # as where two replace a keeper at once, and one is too late
+                time.sleep(pause)
+        return self._open(client, image)
 
     def _open(self, client: docker.APIClient, image: str | None) -> Device:
         found = _look(client)

@@ -7,6 +7,7 @@ to take lies in files beside, each locked by its process, so that it counts no l
 import contextlib
 import dataclasses
 import json
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -130,10 +131,12 @@ class Budgets:
             path.unlink(missing_ok=True)
         elif disk != self.disk_of(named):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.write_text(str(disk))
+            new = path.with_suffix(f".{os.getpid()}")
+            new.write_text(str(disk))
+            new.replace(path)
 
     def _disks(self) -> Path:
-        return self._settings.lock_dir / "disks"
+        return self._settings.state_dir / "disks"
 
     @contextlib.asynccontextmanager
     async def room(

@@ -156,7 +156,7 @@ class Manager:
             if wanted.name is not None and sandbox.name == wanted.name and await self.alive(sandbox):
                 check_same(wanted, sandbox.engine_name)
                 sandbox.resumed = "running"
-                return sandbox
+                return self._use(sandbox)
         self._ensure_reaper()
         sandbox = await self._from_warm(wanted) or await self._starter.start(wanted, progress)
         self._sandboxes[sandbox.sandbox_id] = sandbox

@@ -29,7 +29,7 @@ from manyoyo_mcp.sessions.budgets import Amount, Budgets
 from manyoyo_mcp.sessions.identity import Identity, answers_for
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
 from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
-from manyoyo_mcp.values import Caps, docker_size
+from manyoyo_mcp.values import Caps, docker_size, format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +210,14 @@ class Starter:
         if there is None:
             self._budgets.note_disk(sandbox_id, None)
         elif disk is not None and disk != (self._budgets.disk_of(sandbox_id) or int(there.labels.get("disk", 0))):
+            held = max(
+                (each.size or 0 for each in await self._host.stores({"sandbox": sandbox_id}, sizes=True)), default=0
+            )
+            if disk < held + held // 4:
+                raise InvalidArgument(
+                    f"The sandbox holds {format_bytes(held)} already: a disk of {format_bytes(disk)} leaves it no room.",
+                    f"Ask for {docker_size((held * 3 // 2 >> 20) + 1 << 20)} or more, or leave disk out.",
+                )
             await self._host.cap_store(there.name, disk)
             self._budgets.note_disk(sandbox_id, disk)
 

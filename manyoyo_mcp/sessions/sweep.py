@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 
 from manyoyo_mcp.config import Settings
+from manyoyo_mcp.errors import SandboxError
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import no_progress
@@ -111,15 +112,21 @@ async def orphans(host: Host) -> list[Outer]:
 
 
 async def sweep(host: Host, settings: Settings, *, dry_run: bool = False) -> Swept:
-    """Remove the orphans."""
+    """Remove the orphans. One that can't be removed keeps none of the others; what it raised is raised at the end."""
     found = await orphans(host)
+    failed: SandboxError | None = None
     if not dry_run:
         for outer in found:
-            if "name" in outer.labels:
-                await retire(host, settings, outer)
-            else:
-                await host.remove(outer)
+            try:
+                if "name" in outer.labels:
+                    await retire(host, settings, outer)
+                else:
+                    await host.remove(outer)
+            except SandboxError as error:
+                failed = error
         await host.tidy()
         await in_thread(_forget_sessions, settings)
         await in_thread(budgets.forget_dead, settings)
+    if failed is not None:
+        raise failed
     return Swept(found)

@@ -497,6 +497,33 @@ def test_rm(orphan: str) -> None:
     assert cli("rm", orphan).returncode == 125
 
 
+def test_rm_of_a_name_that_two_have() -> None:
+    host = docker.from_env()
+    name = f"both-{secrets.token_hex(4)}"
+    common = {"owner": owner(), "engine": "podman", "cpus": "1", "memory": str(1 << 29), "pids": "100"}
+    told = {
+        "sandbox": common | {"kind": "sandbox", "name": name, "sandbox": f"sb-{name}"},
+        "checkpoint": common | {"kind": "checkpoint", "checkpoint": name, "from": "x"},
+    }
+    made = {
+        kind: host.volumes.create(
+            f"manyoyo-{kind}-{name}", labels={f"org.manyoyo.{key}": value for key, value in labels.items()}
+        )
+        for kind, labels in told.items()
+    }
+    try:
+        done = cli("rm", name)
+        assert done.returncode == 2 and f"checkpoint:{name}" in done.stderr, done.stderr
+        done = cli("rm", f"checkpoint:{name}")
+        assert (done.returncode, done.stdout) == (0, f"removed the checkpoint {name}\n"), done.stderr
+        left = {each.name for each in host.volumes.list(filters={"name": name})}
+        assert left == {made["sandbox"].name}
+    finally:
+        for each in host.volumes.list(filters={"name": name}):
+            each.remove()
+        host.close()
+
+
 def test_rm_of_what_a_server_holds(project: Path) -> None:
     with start("run", "-q", "--build", project, "--", "sh", "-c", "echo began; sleep 1000") as process:
         assert process.stdout is not None and process.stdout.readline() == "began\n"

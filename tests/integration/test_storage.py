@@ -17,6 +17,7 @@ from mcp import Client
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import NotFound
+from manyoyo_mcp.hosts.base import store_of
 from manyoyo_mcp.sessions.manager import open_manager
 from tests.conftest import server_parameters
 from tests.support import BUSYBOX, MIB, busybox_context
@@ -383,6 +384,16 @@ def interrupt_copy(checkpoint: str) -> None:
         remove=True,
     )
     host.close()
+
+
+async def test_a_copy_is_as_old_as_its_making(tmp_path: Path) -> None:
+    """Not as what it is of: a sweep takes what is no volume yet for a leftover once it is older than a lease."""
+    async with open_manager(Settings(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run")) as manager:
+        origin = await manager.start(memory=300 * MIB)
+        await anyio.sleep(4)
+        (fork,) = await manager.fork(origin, 1)
+        ages = {name: age for name, age, _ in await manager.host._pool.stores()}
+        assert ages[store_of(fork.sandbox_id)] + 3 <= ages[store_of(origin.sandbox_id)]
 
 
 async def test_the_pools_keeper_is_killed(client: Client) -> None:

@@ -177,20 +177,22 @@ class DockerHost(Stores):
     async def dialer(self, outer: Outer) -> tuple[str, Dial]:
         path = self._shared(outer) / "engine.sock"
         engine = outer.labels["engine"]
+        shared = self._may_share() and outer.socket_dir is not None  # another server may have made it, for the relay
         started = looked = time.monotonic()
         while time.monotonic() - started < READY_TIMEOUT:
-            if self._may_share() and sharing.listens(path):
+            if shared and sharing.listens(path):
                 self._transport = "socket"
                 return "socket", lambda: sharing.connect(path)
-            if self._transport != "socket" and (not self._may_share() or time.monotonic() - started > _SOCKET_PATIENCE):
+            if not shared or (self._transport != "socket" and time.monotonic() - started > _SOCKET_PATIENCE):
                 try:
                     listening = await self._call(
                         lambda client: execute(client, outer.container_id, ["test", "-S", f"{SOCKET_DIR}/engine.sock"])
                     )
                 except docker.errors.APIError:
                     break  # it runs no longer
-                if listening.exit_code == 0 and not (self._may_share() and sharing.listens(path)):
-                    self._transport = "relay"
+                if listening.exit_code == 0 and not (shared and sharing.listens(path)):
+                    if shared:  # tried in vain: an engine in a virtual machine
+                        self._transport = "relay"
                     return "relay", lambda: relay(self.client, outer.container_id, engine)
             await anyio.sleep(_LISTEN_INTERVAL)
             if time.monotonic() - looked > _LOOK_INTERVAL:
@@ -206,7 +208,7 @@ class DockerHost(Stores):
 
     def execs(self, outer: Outer) -> Dial | None:
         path = self._shared(outer) / "execs.sock"
-        return (lambda: sharing.connect(path)) if self._transport == "socket" else None
+        return (lambda: sharing.connect(path)) if self._transport == "socket" and outer.socket_dir is not None else None
 
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
         command = ["timeout", str(timeout), "/usr/lib/manyoyo/ctl", *argv]

@@ -330,6 +330,22 @@ async def test_two_servers_of_an_owner_share_a_named_sandbox(tmp_path: Path) -> 
         assert error["code"] in ("ENGINE_UNREACHABLE", "SANDBOX_NOT_FOUND"), error
 
 
+async def test_one_that_is_reached_by_the_relay_is_joined(tmp_path: Path) -> None:
+    """By a server that reaches its own over their sockets."""
+    async with (
+        Client(server_parameters(tmp_path, MANYOYO_TRANSPORT="relay")) as one,
+        Client(server_parameters(tmp_path)) as two,
+    ):
+        await start(two)
+        sandbox = await start(one, name="by-relay")
+        await build(one, sandbox)
+        joined = await call(two, "start_sandbox", name="by-relay")
+        assert joined["resumed"] == "running" and joined["sandbox"]["transport"] == "relay", joined
+        assert (await run(two, sandbox, "exit 3"))["exit_code"] == 3
+        assert (await run(one, sandbox, "exit 4"))["exit_code"] == 4
+        await call(one, "cleanup", sandbox_id="by-relay")
+
+
 async def test_another_owner_sees_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run")
     async with open_manager(settings) as mine:

@@ -191,6 +191,7 @@ async def test_what_is_kept_counts_too(tmp_path: Path) -> None:
         await call(client, "cleanup", checkpoint="counted")
         await call(client, "cleanup", sandbox_id="grown")
         await start(client, name="grown", disk="650m")
+        await call(client, "cleanup", sandbox_id="grown")
 
 
 async def test_who_dies_waiting_holds_nobody_up(tmp_path: Path) -> None:

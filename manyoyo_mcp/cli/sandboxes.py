@@ -204,7 +204,7 @@ async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
             if meant and meant[0] not in live:
                 stores[meant[0]] = kept[meant[0]]
             else:
-                others.append(name)
+                others.append(name if kind in ("", "sandbox") else word)  # no checkpoint's name removes a sandbox
         found = {outer.sandbox_id: outer for outer in [await find_sandbox(host, name) for name in others]}
         for (kind, name), store in stores.items():
             with screen.working(f"removing {name}"):

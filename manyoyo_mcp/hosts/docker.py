@@ -259,7 +259,7 @@ class DockerHost(Stores):
             return rows, client.volumes(filters={"label": f"{LABEL}kind"})["Volumes"] or []
 
         rows, volumes = await self._look_up(look)
-        told = [labels for row in rows if _holds_store(row["Mounts"], labels := ours(row["Labels"]))]
+        told = [labels for row in rows if _holds_store(row.get("Mounts") or [], labels := ours(row["Labels"]))]
         running = {labels["sandbox"]: labels for labels in told}
         kept = [(volume["Name"], ours(volume["Labels"])) for volume in volumes]
         stored = {labels.get("sandbox", ""): labels for _, labels in kept if labels["kind"] == "sandbox"}

@@ -68,7 +68,7 @@ class Pool:
                 raise PoolUnavailable(self._failed[1])
             if self._device is None:
                 try:
-                    self._device = await self._call(lambda client: self._opened(client, image))
+                    self._device = await self._call(lambda client: self._open_patiently(client, image))
                 except (PoolUnavailable, docker.errors.APIError) as error:
                     words = str(getattr(error, "explanation", None) or error)
                     self._failed = (time.monotonic(), words)
@@ -126,7 +126,7 @@ class Pool:
             "Is the host's disk full? `manyoyo-mcp gc` removes what nobody needs.",
         )
 
-    def _opened(self, client: docker.APIClient, image: str | None) -> Device:
+    def _open_patiently(self, client: docker.APIClient, image: str | None) -> Device:
         for pause in (0.2, 1.0):
             try:
                 return self._open(client, image)

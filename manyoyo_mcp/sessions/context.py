@@ -119,7 +119,8 @@ def _ignored(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> doc
                 raw = file.read(MAX_DOCKERFILE + 1)
             if len(raw) > MAX_DOCKERFILE:
                 raise InvalidArgument(
-                    f"{name} is larger than {format_bytes(MAX_DOCKERFILE)}.", "That is no list of patterns."
+                    f"{name} is larger than {format_bytes(MAX_DOCKERFILE)}.",
+                    "Write fewer patterns: the name of a directory leaves out all that is below it.",
                 )
             text = raw.decode(errors="replace")
             break

@@ -516,6 +516,8 @@ def test_rm_of_a_name_that_two_have() -> None:
         assert done.returncode == 2 and f"checkpoint:{name}" in done.stderr, done.stderr
         done = cli("rm", f"checkpoint:{name}")
         assert (done.returncode, done.stdout) == (0, f"removed the checkpoint {name}\n"), done.stderr
+        done = cli("rm", f"checkpoint:{name}")  # which is gone: the sandbox is not meant
+        assert done.returncode == 125 and f"checkpoint:{name}" in done.stderr, done.stderr
         left = {each.name for each in host.volumes.list(filters={"name": name})}
         assert left == {made["sandbox"].name}
     finally:

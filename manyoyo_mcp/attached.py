@@ -26,15 +26,17 @@ def _cut(why: str) -> EngineUnreachable:
 
 class Attached:
     """A hijacked connection to a container's or exec's stdin, stdout and stderr (no TTY: framed, 8-byte headers). `stdin` is
-    another one that its stdin goes over."""
+    another one that its stdin goes over; after `silence` seconds without a byte it counts as broken."""
 
-    def __init__(self, raw: Any, *, told_end: bool = False, stdin: "Attached | None" = None) -> None:
+    def __init__(
+        self, raw: Any, *, told_end: bool = False, stdin: "Attached | None" = None, silence: float | None = None
+    ) -> None:
         # docker-py hands out the raw reader and keeps the response on it. The response's own buffer is what must be
         # read: output may have arrived together with the answer's headers and lie there already.
         self._response = raw._response
         self._sock = getattr(raw, "_sock", raw)  # over TLS docker-py hands out the socket itself
         self._reader = self._response.raw._fp.fp
-        self._sock.settimeout(None)
+        self._sock.settimeout(silence)
         self._pumping = False
         self._told_end = told_end
         self._stdin = stdin

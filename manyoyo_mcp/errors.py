@@ -1,11 +1,12 @@
 """Every error a caller can meet, each with a stable code, what happened, and what to do next.
 
     ManyoyoError
-    ├── RequestError            the request can't be done as asked; asking differently helps
+    ├── RequestError            the request can't be done as asked; asking differently helps (itself: CHECKPOINT_TORN,
+    │   │                       IN_USE, TOO_MANY_JOBS)
     │   ├── InvalidArgument     INVALID_ARGUMENT
     │   ├── CapExceeded         CAP_EXCEEDED
     │   ├── BudgetExceeded      BUDGET_EXCEEDED     all sandboxes together have what they may have
-    │   ├── NotSupported        NOT_SUPPORTED
+    │   ├── NotSupported        NOT_SUPPORTED, DISK_CAP_UNAVAILABLE, POOL_UNAVAILABLE
     │   ├── PolicyRefused       POLICY_REFUSED
     │   ├── ContextRefused      CONTEXT_REFUSED     build context outside the roots, too large, or escaping by a link
     │   ├── NotFound            SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, IMAGE_NOT_FOUND, JOB_NOT_FOUND, …
@@ -16,7 +17,7 @@
         ├── EngineUnreachable   ENGINE_UNREACHABLE
         ├── EngineFailed        ENGINE_FAILED
         ├── HostUnavailable     HOST_UNAVAILABLE
-        ├── ImageUnavailable    OUTER_IMAGE_UNAVAILABLE
+        ├── ImageUnavailable    OUTER_IMAGE_UNAVAILABLE, BASE_IMAGE_UNAVAILABLE
         ├── CapsUnenforced      CAPS_UNENFORCED
         └── DiskFull            DISK_FULL           the sandbox's disk has no room for what was asked
 

@@ -17,6 +17,7 @@ from mcp import Client, StdioServerParameters
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.sessions.manager import Manager, open_manager
+from tests.guest import Guest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,6 +133,20 @@ def nothing_left_behind() -> Iterator[None]:
             bystander.remove(force=True)
             host.volumes.get("bystander-of-the-tests").remove()
         host.close()
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory, nothing_left_behind: None) -> Iterator[Guest]:
+    started = Guest(tmp_path_factory.mktemp("guest"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def guest_begun(request: pytest.FixtureRequest) -> None:
+    """Where the guest is to be asked, it runs from the beginning on."""
+    if any(item.path.name == "test_cgroup2.py" for item in request.session.items):
+        request.getfixturevalue("guest")
 
 
 def _bystander(host: docker.DockerClient) -> docker.models.containers.Container | None:

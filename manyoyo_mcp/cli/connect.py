@@ -95,13 +95,33 @@ async def own_sandboxes(host: "Host") -> "list[Outer]":
     return sorted(found, key=lambda outer: outer.created, reverse=True)
 
 
+def _stopped(labels: dict[str, str]) -> NotRunning:
+    """What is said of a sandbox that has stopped."""
+    sandbox_id = labels["sandbox"]
+    message = f"The sandbox {labels.get('name', sandbox_id)} has stopped."
+    if "name" in labels:
+        hint = (
+            f"What it holds is kept: start_sandbox with name={labels['name']!r} starts it again; `manyoyo-mcp rm "
+            f"{labels['name']}` removes it."
+        )
+    else:
+        hint = f"`manyoyo-mcp logs {sandbox_id}` shows why; `manyoyo-mcp gc` removes it after its server."
+    return NotRunning(message, hint, code="SANDBOX_NOT_RUNNING")
+
+
 async def find_sandbox(host: "Host", name: str) -> "Outer":
-    """The sandbox with this name or id, or whose id begins so ("sb-" may be left out). Raises NotFound or SandboxAmbiguous."""
+    """The sandbox with this name or id, or whose id begins so ("sb-" may be left out). Raises NotFound, SandboxAmbiguous, or
+    NotRunning where a named one has stopped and left its container."""
+    from manyoyo_mcp.sessions.identity import owner
+
     everything = await own_sandboxes(host)
     found = [outer for outer in everything if name and name == outer.labels.get("name")]
     found = found or [o for o in everything if name in (o.sandbox_id, o.sandbox_id.removeprefix("sb-"))]
     found = found or [outer for outer in everything if name and outer.sandbox_id.startswith((name, f"sb-{name}"))]
     if not found:
+        for store in await host.stores({"owner": owner(), "kind": "sandbox"}):
+            if name in (store.labels.get("name"), store.labels["sandbox"]) and "name" in store.labels:
+                raise _stopped(store.labels)
         raise NotFound(f"There is no sandbox {name[:60]!r} of yours on this host.", code="SANDBOX_NOT_FOUND")
     if len(found) > 1:
         raise SandboxAmbiguous(
@@ -122,9 +142,5 @@ async def open_sandbox(settings: Settings, name: str) -> "AsyncIterator[tuple[Ma
     async with open_manager(settings, sweep_first=False) as manager:
         found = await find_sandbox(manager.host, name)
         if not found.running:
-            raise NotRunning(
-                f"The sandbox {found.sandbox_id} has stopped.",
-                f"`manyoyo-mcp logs {found.sandbox_id}` shows why; `manyoyo-mcp gc` removes it after its server.",
-                code="SANDBOX_NOT_RUNNING",
-            )
+            raise _stopped(found.labels)
         yield manager, await manager.adopt(found)

@@ -2,7 +2,7 @@
 
 import sys
 
-from manyoyo_mcp.cli.exits import reported
+from manyoyo_mcp.cli.exits import Exit, reported
 
 
 def main() -> None:
@@ -15,4 +15,9 @@ def main() -> None:
         else:
             from manyoyo_mcp.cli.app import app
 
-            app(prog_name="manyoyo-mcp")
+            try:
+                app(prog_name="manyoyo-mcp")
+            except SystemExit as ended:
+                if isinstance(ended.__context__, BrokenPipeError):  # which the library makes a failure
+                    sys.exit(Exit.PIPE_CLOSED)
+                raise

@@ -230,8 +230,11 @@ async def gc(*, dry_run: bool, as_json: bool, screen: Screen) -> None:
             swept = await sweep.sweep(host, settings, dry_run=dry_run)
     if as_json:
         print(json.dumps({"dry_run": dry_run, "sandboxes": [describe(each) for each in swept.sandboxes]}, indent=2))
-        return
-    for outer in swept.sandboxes:
-        print(f"{'would remove' if dry_run else 'removed'} {outer.sandbox_id} ({age(time.time() - outer.created)} old)")
-    if not swept.sandboxes:
+    else:
+        verb = "would remove" if dry_run else "removed"
+        for outer in swept.sandboxes:
+            print(f"{verb} {outer.sandbox_id} ({age(time.time() - outer.created)} old)", flush=True)
+    if swept.failed is not None:
+        raise swept.failed
+    if not swept.sandboxes and not as_json:
         screen.say("Nothing to remove.")

@@ -1,6 +1,5 @@
 """What a person sees on stderr while something takes its time: a moving bar on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from rich.text import Text
 
 from manyoyo_mcp.text import sanitise
 
+_WIDEST = 240
+"""Columns of a table: a terminal that has fewer wraps its lines; what is cut could not be copied."""
 Report = Callable[[float, float | None, str], None]
 """`report(done, total, words)`; from any thread. `total` is None where it is not known."""
 
@@ -90,7 +91,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         column.no_wrap = True
     for row in rows:
         table.add_row(*(Text(sanitise(cell).replace("\n", " ")) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
+    Console(width=_WIDEST, highlight=False).print(table)
 
 
 def age(seconds: float) -> str:

@@ -42,7 +42,9 @@ async def shell(name: str, container: str | None, image: str | None, command: li
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise InvalidArgument(
-            "A shell needs a terminal.", "For one command: `manyoyo-mcp exec SANDBOX CONTAINER COMMAND…`."
+            "A shell needs a terminal.",
+            "Without one: `manyoyo-mcp exec SANDBOX CONTAINER COMMAND…`, or `manyoyo-mcp run --image IMAGE -- COMMAND…` in a "
+            "sandbox of its own.",
         )
     if container is not None and image is not None:
         raise InvalidArgument("CONTAINER and --image exclude each other.", "Give the one that is meant.")

@@ -17,6 +17,7 @@ from manyoyo_mcp.cli.processes import running
 from manyoyo_mcp.cli.screen import Screen, print_table
 from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
 from manyoyo_mcp.errors import HostUnavailable, InvalidArgument
+from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import LABEL, ours
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.hosts.mirror import NAME as MIRROR
@@ -90,7 +91,8 @@ def _further() -> Iterator[str]:
 def of_processes(settings: Settings) -> Iterator[Thing]:
     """The servers and reapers that run; a server removes its sandboxes as it ends."""
     for each in running(settings):
-        yield Thing(each.kind, f"process {each.pid}", each.words, each.end)
+        note = f"its sandboxes end with it, on whichever engine: {each.words}" if each.kind == "server" else each.words
+        yield Thing(each.kind, f"process {each.pid}", note, each.end)
 
 
 def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
@@ -140,13 +142,26 @@ def on_disk(settings: Settings) -> Iterator[Thing]:
     for path in (
         settings.state_dir / "sessions",
         settings.state_dir / "probes.json",
-        settings.runtime_dir / "sandboxes",
         settings.lock_dir,
     ):
         if path.is_dir() and not path.is_symlink():
             yield Thing("directory", str(path), "", partial(_remove_directory, path))
         elif path.exists():
             yield Thing("file", str(path), "", partial(_remove_file, path))
+
+    sockets = settings.runtime_dir / "sandboxes"
+    if sockets.is_dir() and not sockets.is_symlink():
+        yield Thing("directory", str(sockets), "", partial(_remove_sockets, sockets))
+
+
+def _remove_sockets(path: Path) -> None:
+    """Raises OSError where sandboxes of another engine have theirs in it."""
+    for each in path.iterdir():
+        if not sharing.listens(each / "engine.sock"):
+            shutil.rmtree(each)
+    if live := [each.name for each in path.iterdir()]:
+        raise OSError(f"sandboxes on another engine listen there: {', '.join(live)}")
+    _remove_directory(path)
 
 
 def _remove_directory(path: Path) -> None:

@@ -25,9 +25,7 @@ class HostInfo:
     cpus: int
     memory: int
     kernel: str
-    architecture: str
     cgroup_version: str
-    engine_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +193,12 @@ class Host(Protocol):
         relay. Once `dialer` has returned."""
 
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
-        """Run `ctl argv…` in the outer container. Never with a value that a client chose."""
+        """Run `ctl argv…` in the outer container. Never with a value that a client chose.
+        Raises EngineUnreachable where it does not answer for `timeout` seconds and a few."""
 
-    async def renew(self, outer: Outer) -> None:
-        """Begin its lease anew. Without that it ends itself after the seconds of its `OuterSpec.lease`."""
+    async def renew(self, outer: Outer, patience: float = 30) -> None:
+        """Begin its lease anew, or give up after `patience` seconds. Without that it ends itself after the seconds of its
+        `OuterSpec.lease`. Raises EngineUnreachable where it is ending already."""
 
     async def find(
         self, labels: dict[str, str], sandbox_id: str | None = None, *, remains: bool = False

@@ -17,6 +17,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.dialled import Dial
 from manyoyo_mcp.errors import (
     EngineFailed,
+    EngineUnreachable,
     HostUnavailable,
     ImageUnavailable,
     InvalidArgument,
@@ -42,6 +43,8 @@ _LOOK_INTERVAL = 0.5
 _SOCKET_PATIENCE = 2.0
 """Seconds after which an engine that listens, yet not at our end of the shared directory, is asked through the relay."""
 
+_ENDING = 3
+"""Exit code of `ctl renew` where it is too late."""
 _FORGOTTEN_AFTER = 10
 """Leases after which a shared directory that has no sandbox is not one about to be started."""
 
@@ -213,15 +216,17 @@ class DockerHost(Stores):
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
         command = ["timeout", str(timeout), "/usr/lib/manyoyo/ctl", *argv]
         try:
-            return await self._call(lambda client: execute(client, outer.container_id, command))
+            return await self._call(lambda client: execute(client, outer.container_id, command, timeout))
         except docker.errors.APIError as error:
             return Completed(125, str(error.explanation or error))
 
-    async def renew(self, outer: Outer) -> None:
+    async def renew(self, outer: Outer, patience: float = 30) -> None:
         if outer.socket_dir is not None:
-            await in_thread(sharing.renew, Path(outer.socket_dir))
+            goes_on = await in_thread(sharing.renew, Path(outer.socket_dir))
         else:
-            await self.maintain(outer, "renew")
+            goes_on = (await self.maintain(outer, "renew", timeout=patience)).exit_code != _ENDING
+        if not goes_on:
+            raise EngineUnreachable(f"{outer.sandbox_id} is ending.", "start_sandbox starts another.")
 
     # -- what there is
 
@@ -335,15 +340,15 @@ class DockerHost(Stores):
     # -- its mirror
 
     async def mirror(self) -> Mirror | None:
-        return await self._call(mirroring.find)
+        return await self._look_up(mirroring.find)
 
     async def start_mirror(
         self, image: str, registry: str, upstream: str, credentials: dict[str, str], files: dict[str, bytes]
     ) -> None:
-        await self._call(lambda client: mirroring.start(client, image, registry, upstream, credentials, files))
+        await self._look_up(lambda client: mirroring.start(client, image, registry, upstream, credentials, files))
 
     async def stop_mirror(self, *, data: bool) -> bool:
-        return await self._call(lambda client: mirroring.stop(client, data=data))
+        return await self._look_up(lambda client: mirroring.stop(client, data=data))
 
     # -- ending one
 

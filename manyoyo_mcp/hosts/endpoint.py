@@ -58,7 +58,7 @@ class Endpoint:
         return await in_thread(call)
 
     async def _look_up(self, fn: Callable[[docker.APIClient], T]) -> T:
-        """A question whose refusal means no more than that the engine is in no state to answer; but for NotFound."""
+        """A call whose refusal means no more than that the engine is in no state to serve it; but for NotFound."""
         try:
             return await self._call(fn)
         except docker.errors.NotFound:
@@ -71,16 +71,14 @@ class Endpoint:
 
     async def info(self) -> HostInfo:
         if self._info is None:
-            raw = await self._call(lambda client: client.info())
+            raw = await self._look_up(lambda client: client.info())
             self._info = HostInfo(
                 identity=str(raw.get("ID") or raw.get("Name")),
                 name=raw.get("Name", ""),
                 cpus=int(raw.get("NCPU", 1)),
                 memory=int(raw.get("MemTotal", 0)),
                 kernel=raw.get("KernelVersion", ""),
-                architecture=raw.get("Architecture", ""),
                 cgroup_version=str(raw.get("CgroupVersion", "1")),
-                engine_version=raw.get("ServerVersion", ""),
             )
         return self._info
 
@@ -113,7 +111,11 @@ def _unavailable(error: Exception) -> HostUnavailable:
     ours = next(Path("/run").glob("manyoyo-engine-*/docker.sock"), None)
     return HostUnavailable(
         f"The host's container engine does not answer: {error}",
-        (f"The engine that scripts/engine started is at DOCKER_HOST=unix://{ours}. Else: start" if ours else "Start")
+        (
+            f'`eval "$(scripts/engine env)"` names the one that scripts/engine started (unix://{ours}). Else: start'
+            if ours
+            else "Start"
+        )
         + " it (e.g. `systemctl start docker`), or name its endpoint in DOCKER_HOST or MANYOYO_DOCKER_HOST (in the "
         "`env` of this server's entry in the client's configuration: some clients hand on nothing else); "
         "`manyoyo-mcp doctor` says what was tried.",

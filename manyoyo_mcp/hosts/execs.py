@@ -7,11 +7,16 @@ import docker
 from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.hosts.base import Completed
 
+_PATIENCE = 10.0
+"""Seconds beyond its own limit for what a program says to arrive."""
 
-def execute(client: docker.APIClient, container_id: str, argv: list[str]) -> Completed:
-    """Run `argv` in a container and wait for its end. Raises docker.errors.APIError where that does not run."""
+
+def execute(client: docker.APIClient, container_id: str, argv: list[str], silence: float | None = None) -> Completed:
+    """Run `argv` in a container and wait for its end. Raises docker.errors.APIError where that does not run, EngineUnreachable
+    where it says nothing for `silence` seconds and a few: a connection over a network may be lost without a word."""
     exec_id = client.exec_create(container_id, argv)["Id"]
-    attached = Attached(client.exec_start(exec_id, socket=True))
+    silent = None if silence is None else silence + _PATIENCE
+    attached = Attached(client.exec_start(exec_id, socket=True), silence=silent)
     output = bytearray()
     try:
         attached.pump(output.extend)

@@ -32,7 +32,7 @@ class Images(Endpoint):
 
     async def image_exists(self, reference: str) -> bool:
         try:
-            await self._call(lambda client: client.inspect_image(reference))
+            await self._look_up(lambda client: client.inspect_image(reference))
         except docker.errors.ImageNotFound:
             return False
         return True

@@ -14,17 +14,27 @@ _TIMES = 4
 
 
 async def keep(host: Host, held: Callable[[], Iterable[Outer]], lease: int) -> None:
-    """Renew what is held, for ever. `lease` in seconds."""
-    while True:
-        async with anyio.create_task_group() as group:
+    """Renew what is held, for ever. `lease` in seconds. One that does not answer keeps the others' from nothing."""
+    asked: set[str] = set()
+
+    async def renew(outer: Outer) -> None:
+        asked.add(outer.container_id)
+        try:
+            await _renew(host, outer, lease)
+        finally:
+            asked.discard(outer.container_id)
+
+    async with anyio.create_task_group() as group:
+        while True:
             for outer in list(held()):
-                group.start_soon(_renew, host, outer)
-        await anyio.sleep(lease / _TIMES)
+                if outer.container_id not in asked:
+                    group.start_soon(renew, outer)
+            await anyio.sleep(lease / _TIMES)
 
 
-async def _renew(host: Host, outer: Outer) -> None:
+async def _renew(host: Host, outer: Outer, lease: int) -> None:
     try:
-        await host.renew(outer)
+        await host.renew(outer, lease / _TIMES)
     except SandboxError:
         pass  # what is gone needs none; a host that does not answer is asked again
     except Exception:  # the others' leases are kept all the same

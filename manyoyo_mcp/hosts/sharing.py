@@ -19,19 +19,21 @@ _LONGEST = 107
 def remove(path: Path) -> None:
     """Only what we put there: the path comes from a container's configuration, which others may have written."""
     with contextlib.suppress(OSError):
-        for name in ("engine.sock", "execs.sock", "execs.sock.new", "lease", "lease.new"):
+        for name in ("engine.sock", "execs.sock", "execs.sock.new", "lease", "lease.new", "ending"):
             (path / name).unlink(missing_ok=True)
         if (path / "files").is_dir() and not (path / "files").is_symlink():
             shutil.rmtree(path / "files")
         path.rmdir()
 
 
-def renew(path: Path) -> None:
-    """Write what a sandbox has not read yet into its lease; nothing where its directory has gone."""
+def renew(path: Path) -> bool:
+    """Write what a sandbox has not read yet into its lease; nothing where its directory has gone. Whether it goes on: False where
+    it is ending already."""
     with contextlib.suppress(OSError):
         scratch = path / "lease.new"
         scratch.write_text(f"{time.time_ns()}\n")
         scratch.replace(path / "lease")
+    return not (path / "ending").exists()
 
 
 def older_than(seconds: float, root: Path) -> list[Path]:

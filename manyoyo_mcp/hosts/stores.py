@@ -178,7 +178,7 @@ class Stores(Images):
                 raise HostUnavailable(f"{source} could not be copied: {words[-300:]}", "Is the host's disk full?")
             return int(copied)
 
-        return await self._call(copy)
+        return await self._look_up(copy)
 
     async def cap_store(self, name: str, cap: int) -> None:
         volume = await self._volume(name)
@@ -224,7 +224,7 @@ class Stores(Images):
             return
         strays = {name for name, age, _ in await self._pool.stores() if age > self._settings.lease_s}
         if strays:
-            answer = await self._call(lambda client: client.volumes())
+            answer = await self._look_up(lambda client: client.volumes())
             for name in strays - {row["Name"] for row in answer["Volumes"] or []}:
                 with contextlib.suppress(SandboxError):  # one that can't be removed keeps no other
                     await self._pool.remove(name)
@@ -245,7 +245,7 @@ class Stores(Images):
         def create(client: docker.APIClient) -> None:
             client._raise_for_status(client._post_json(client._url("/volumes/create"), data=body))
 
-        await self._call(create)
+        await self._look_up(create)
 
     async def volume_exists(self, name: str) -> bool:
         return await self._volume(name) is not None
@@ -263,7 +263,7 @@ class Stores(Images):
         except docker.errors.APIError as error:
             if error.status_code != 409:
                 raise HostUnavailable(f"The host could not remove {name}: {error.explanation}", "Try again.") from error
-            users = await self._call(lambda client: client.containers(all=True, filters={"volume": name}))
+            users = await self._look_up(lambda client: client.containers(all=True, filters={"volume": name}))
             names = ", ".join(user["Names"][0].lstrip("/") for user in users) or "a container"
             raise RequestError(
                 f"The volume {name} is in use by {names}.", "Remove those first, or wait until they end.", code="IN_USE"

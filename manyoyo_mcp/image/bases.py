@@ -135,7 +135,7 @@ class Maintenance:
     sweep: Callable[[], Awaitable[object]]
 
 
-async def volume(host: Host, settings: Settings, engine: str) -> str | None:
+async def volume(host: Host) -> str | None:
     """The volume to mount into a new sandbox; None where no base image was made on this host."""
     return VOLUME if await host.volume_exists(VOLUME) else None
 

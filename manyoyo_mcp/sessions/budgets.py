@@ -34,6 +34,13 @@ _CPUS, _MEMORY, _DISK = 64, 16, 64
 """By how much the caps of all sandboxes together may exceed what the host has, where nobody said: most are idle most of the time."""
 
 
+_WAIT = (
+    'cleanup what is not needed (scope="mine": of other sessions too), ask for less, or have start_sandbox wait in the queue '
+    "(wait_s). "
+)
+_OPERATOR = "The operator can raise it: MANYOYO_HOST_… and MANYOYO_OWNER_SANDBOXES, _CPUS, _MEMORY, _DISK."
+
+
 @dataclass(frozen=True, slots=True)
 class Amount:
     """Sandboxes, CPUs, and bytes of memory and disk."""
@@ -138,37 +145,33 @@ class Budgets:
     def _disks(self) -> Path:
         return self._settings.state_dir / "disks"
 
-    @contextlib.asynccontextmanager
-    async def room(
-        self, sandbox_id: str, need: Amount, disk: int, wait_s: float, progress: Progress
-    ) -> AsyncIterator[None]:
-        """There is room for `need` within; by its end the sandbox is there, and counts itself.
+    @contextlib.contextmanager
+    def place(self, wait_s: float, progress: Progress) -> Iterator["Place"]:
+        """A place in the queue, for as long as it is needed; `wait_s`: seconds."""
+        with contextlib.ExitStack() as held:
+            yield Place(_Tickets(self._settings.lock_dir / "queue"), wait_s, progress, held)
 
-        Raises BudgetExceeded where there is none within `wait_s` seconds, at once where there never will be.
+    @contextlib.asynccontextmanager
+    async def room(self, sandbox_id: str, need: Amount, disk: int, place: "Place | None") -> AsyncIterator[None]:
+        """There is room for `need` within; by its end the sandbox is there, and counts itself. `place` is None for what is
+        there already and wants more: it gives way to nobody who waits.
+
+        Raises NoRoomNow; BudgetExceeded where there never will be room.
         """
         host, owner = budgets(self._settings, await self._host.info(), disk)
         for whose, budget in (("This host's", host), ("Your", owner)):
             words = need.over(budget)
             if words is not None:
-                raise _exceeded(f"{whose} budget can't hold it: {words}.", ever=False)
-        queue = _Tickets(self._settings.lock_dir / "queue")
-        end = time.monotonic() + wait_s
-        mine: Path | None = None  # a place in the queue, once there was no room
-        with contextlib.ExitStack() as waiting, contextlib.ExitStack() as held:
-            while True:
-                async with locked(self._settings.lock_dir, "budget", no_progress):
-                    ahead = await in_thread(queue.ahead_of, mine)
-                    words = await self._lacking(sandbox_id, need, host, owner)
-                    if words is None and not ahead:
-                        held.enter_context(self._reserved().take(dataclasses.asdict(need)))
-                        break
-                if time.monotonic() >= end:
-                    waited = f" There was none within {wait_s:g} s." if mine is not None else ""
-                    raise _exceeded((words or f"{ahead} others wait for room already.") + waited, ever=True)
-                mine = mine or waiting.enter_context(queue.take({}))
-                progress(0, None, f"waiting for room: {ahead + 1}. in the queue; {words or 'others come first'}")
-                await anyio.sleep(_INTERVAL)
-            waiting.close()
+                raise BudgetExceeded(f"{whose} budget can't hold it: {words}.", "Ask for less. " + _OPERATOR)
+        with contextlib.ExitStack() as held:
+            async with locked(self._settings.lock_dir, "budget", no_progress):
+                ahead = 0 if place is None else await place.ahead()
+                words = await self._lacking(sandbox_id, need, host, owner)
+                if words is not None or ahead:
+                    raise NoRoomNow(words or f"{ahead} others wait for room already.", _WAIT + _OPERATOR)
+                held.enter_context(self._reserved().take(dataclasses.asdict(need)))
+            if place is not None:
+                place.leave()
             yield
 
     def coming(self, sandbox_id: str, need: Amount) -> Amount:
@@ -199,16 +202,38 @@ class Budgets:
         return None
 
 
-def _exceeded(words: str, *, ever: bool) -> BudgetExceeded:
-    wait = (
-        'cleanup what is not needed (scope="mine": of other sessions too), ask for less, or have start_sandbox wait in the queue '
-        "(wait_s). "
-        if ever
-        else "Ask for less. "
-    )
-    return BudgetExceeded(
-        words, wait + "The operator can raise it: MANYOYO_HOST_… and MANYOYO_OWNER_SANDBOXES, _CPUS, _MEMORY, _DISK."
-    )
+class NoRoomNow(BudgetExceeded):
+    """There may be some later."""
+
+
+class Place:
+    """A place in the queue: that of who came and found no room."""
+
+    def __init__(self, queue: "_Tickets", wait_s: float, progress: Progress, held: contextlib.ExitStack) -> None:
+        self._queue = queue
+        self._wait_s = wait_s
+        self._end = time.monotonic() + wait_s
+        self._progress = progress
+        self._held = held
+        self._ticket: Path | None = None
+
+    async def ahead(self) -> int:
+        """How many come first."""
+        return await in_thread(self._queue.ahead_of, self._ticket)
+
+    async def wait(self, refused: NoRoomNow) -> None:
+        """In the queue, a little while; then it is worth another try. Raises BudgetExceeded where the time is up."""
+        if time.monotonic() >= self._end:
+            waited = f" There was none within {self._wait_s:g} s." if self._ticket is not None else ""
+            raise BudgetExceeded(refused.message + waited, refused.hint)
+        self._ticket = self._ticket or self._held.enter_context(self._queue.take({}))
+        self._progress(0, None, f"waiting for room: {await self.ahead() + 1}. in the queue; {refused.message}")
+        await anyio.sleep(_INTERVAL)
+
+    def leave(self) -> None:
+        """There is room; the next may try."""
+        self._held.close()
+        self._ticket = None
 
 
 class _Tickets:

@@ -74,7 +74,7 @@ class Keeping:
                 )
             progress(0, None, f"copying what {sandbox.sandbox_id} holds")
             counted = before[0].name if before else target  # what is replaced counts once
-            async with self._budgets.room(counted, Amount(disk=used), storage.size, 0, progress):
+            async with self._budgets.room(counted, Amount(disk=used), storage.size, None):
                 copied = await self._host.copy_store(store.name, target, labels, None, image)
             for old in before:  # only now: what there was is kept where the copy fails
                 await self._host.remove_store(old.name)

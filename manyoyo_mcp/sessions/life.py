@@ -66,7 +66,11 @@ class Life:
         """For ever: look, and end what is to end."""
         while True:
             await anyio.sleep(self._interval)
-            for sandbox in self._sandboxes():
+            there = self._sandboxes()
+            self._seen = {
+                each.sandbox_id: self._seen[each.sandbox_id] for each in there if each.sandbox_id in self._seen
+            }
+            for sandbox in there:
                 try:
                     why = await self._over(sandbox)
                     if why is not None:

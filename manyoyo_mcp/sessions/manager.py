@@ -63,7 +63,7 @@ class Manager:
         group.start_soon(self.life.keep)
         self._ended: dict[str, str] = {}  # ids and names of those that ended by themselves, with the reason
         self._reaper: subprocess.Popen[bytes] | None = None
-        self.warm = Warm(settings.warm, self._start_ahead, self.alive, self.remove)
+        self.warm = Warm(settings.warm, self._start_ahead, self.alive, self._discard)
 
     # -- which one
 
@@ -179,8 +179,7 @@ class Manager:
             try:
                 await self._starter.recap(sandbox, caps, wanted.disk)
             except BaseException:
-                with anyio.CancelScope(shield=True), contextlib.suppress(SandboxError):
-                    await self.remove(sandbox)
+                await self._discard(sandbox)
                 raise
         sandbox.begun = sandbox.used = time.monotonic()
         sandbox.started = time.time()
@@ -252,6 +251,7 @@ class Manager:
         self._sandboxes.pop(sandbox.sandbox_id, None)  # first: who asks meanwhile is told why
         if sandbox.name is not None:
             self._ended[sandbox.name] = why + "; start_sandbox with its name finds it again"
+            await self._cancel_jobs(sandbox)  # it runs until its lease ends, and nobody would hear of them
             self._let_go(sandbox.outer)
             await in_thread(sandbox.engine.close)
             return
@@ -264,10 +264,7 @@ class Manager:
     async def remove(self, sandbox: Sandbox, *, keep_store: bool = False) -> int:
         """End a sandbox: its jobs, its nested containers, and, but for `keep_store`, all that it holds. Idempotent. Bytes
         freed, where known."""
-        async with anyio.create_task_group() as group:
-            for job in self.jobs.of(sandbox.sandbox_id):
-                if job.state == "running":
-                    group.start_soon(job.cancel)
+        await self._cancel_jobs(sandbox)
         async with self._named_lock(sandbox.sandbox_id if sandbox.name else None):
             if keep_store:
                 await self.host.maintain(sandbox.outer, "stop-all", timeout=30)
@@ -276,6 +273,20 @@ class Manager:
         self._sandboxes.pop(sandbox.sandbox_id, None)
         self._let_go(sandbox.outer)
         return freed
+
+    async def _cancel_jobs(self, sandbox: Sandbox) -> None:
+        async with anyio.create_task_group() as group:
+            for job in self.jobs.of(sandbox.sandbox_id):
+                if job.state == "running":
+                    group.start_soon(job.cancel)
+
+    async def _discard(self, sandbox: Sandbox) -> None:
+        """Remove one that nobody has yet; where that can't be done its lease ends it."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self.remove(sandbox)
+            except SandboxError:
+                self._let_go(sandbox.outer)
 
     @contextlib.asynccontextmanager
     async def _named_lock(self, sandbox_id: str | None) -> AsyncIterator[None]:

@@ -22,14 +22,18 @@ from manyoyo_mcp.errors import (
 from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Storage, Store, ours, store_of
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
-from manyoyo_mcp.image.outer import Progress, no_progress
+from manyoyo_mcp.image.outer import Progress
 from manyoyo_mcp.policy.rules import Limits
 from manyoyo_mcp.sessions import names, registries, trust
-from manyoyo_mcp.sessions.budgets import Amount, Budgets
+from manyoyo_mcp.sessions.budgets import Amount, Budgets, NoRoomNow, Place
 from manyoyo_mcp.sessions.identity import Identity, answers_for
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
 from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
 from manyoyo_mcp.values import Caps, docker_size, format_bytes
+
+_STOPPING = 12.0
+"""Seconds that what is nested in a sandbox may take to stop before another start of it ends it: a little more than a container
+that ignores SIGTERM takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,38 +78,59 @@ class Starter:
 
     async def start(self, wanted: Wanted, progress: Progress) -> Sandbox:
         """Raises CapExceeded, NotSupported, HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced."""
+        with self._budgets.place(wanted.wait_s, progress) as place:
+            while True:
+                try:
+                    return await self._try(wanted, place, progress)
+                except NoRoomNow as refused:
+                    await place.wait(refused)
+
+    async def _try(self, wanted: Wanted, place: Place, progress: Progress) -> Sandbox:
+        """Raises NoRoomNow. Who waits for room holds no lock on a name meanwhile."""
         if wanted.name is None:
-            return await self._new(wanted, f"sb-{secrets.token_hex(8)}", {}, progress)
+            return await self._new(wanted, f"sb-{secrets.token_hex(8)}", {}, place, progress)
         sandbox_id = names.sandbox_id(self._identity.owner, names.check_name(wanted.name))
         async with names.locked(self._settings.lock_dir, sandbox_id, progress):
             for there in await self._host.stores({"owner": self._identity.owner, "sandbox": sandbox_id}):
-                return await self._again(wanted, there, progress)
-            return await self._new(wanted, sandbox_id, {"name": wanted.name}, progress)
+                return await self._again(wanted, there, place, progress)
+            return await self._new(wanted, sandbox_id, {"name": wanted.name}, place, progress)
 
-    async def _again(self, wanted: Wanted, there: Store, progress: Progress) -> Sandbox:
+    async def _again(self, wanted: Wanted, there: Store, place: Place, progress: Progress) -> Sandbox:
         """A named sandbox that there is: joined where it runs, else started on its store."""
         begun = time.monotonic()
         had = there.labels
         check_same(wanted, had["engine"])
         sandbox_id = had["sandbox"]
         for found in await self._host.find({"owner": self._identity.owner}, sandbox_id):
-            if found.running and (sandbox := await self._joined(found, begun, progress)) is not None:
-                return sandbox
+            if found.running and not await self._ends(found, progress):
+                sandbox = await self._joined(found, begun, progress)
+                if sandbox is not None:
+                    return sandbox
             progress(0, None, "its last end is being tidied up")
             await self._host.remove(found, keep_store=True)
         disk = self._budgets.disk_of(sandbox_id) or int(had.get("disk", 0))
         wanted = replace(_as(wanted, had), disk=wanted.disk or disk or None)
-        sandbox = await self._new(wanted, sandbox_id, {"name": wanted.name or ""}, progress, there)
+        sandbox = await self._new(wanted, sandbox_id, {"name": wanted.name or ""}, place, progress, there)
         sandbox.resumed = "stopped"
         return sandbox
 
+    async def _ends(self, found: Outer, progress: Progress) -> bool:
+        """Whether it is ending, or does not answer; returned once it has ended, or has taken too long to."""
+        try:
+            await self._host.renew(found)
+            return False
+        except EngineUnreachable:
+            progress(0, None, "it is being stopped: waiting for its end")
+        with anyio.move_on_after(_STOPPING):
+            while (now := await self._host.inspect(found)) is not None and now.running:  # noqa: ASYNC110 - nothing tells
+                await anyio.sleep(0.1)
+        return True
+
     async def _joined(self, found: Outer, begun: float, progress: Progress) -> Sandbox | None:
-        """One that runs; None where it is about to end, or its engine is stuck. What else is wrong is no reason to end it: others
-        may be at work in it."""
+        """One that runs; None where its engine is stuck. What else is wrong is no reason to end it: others may be at work in it."""
         self._hold(found)
         try:
             try:
-                await self._host.renew(found)
                 sandbox = await self.join(found, begun)
             except (EngineFailed, EngineUnreachable):
                 self._let_go(found)
@@ -118,11 +143,18 @@ class Starter:
             raise
         sandbox.disk = self._budgets.disk_of(sandbox.sandbox_id) or sandbox.disk
         sandbox.resumed = "running"
+        sandbox.started = found.created
         self._count(sandbox)
         return sandbox
 
     async def _new(
-        self, wanted: Wanted, sandbox_id: str, labels: dict[str, str], progress: Progress, there: Store | None = None
+        self,
+        wanted: Wanted,
+        sandbox_id: str,
+        labels: dict[str, str],
+        place: Place,
+        progress: Progress,
+        there: Store | None = None,
     ) -> Sandbox:
         begun = time.monotonic()
         if wanted.origin is not None:
@@ -138,7 +170,6 @@ class Starter:
         image = await outer_image.ensure(self._host, self._settings, progress)
         storage = await self._host.storage(image)
         disk = await self._disk(wanted, storage, there)
-        progress(0, None, f"starting a {engine} sandbox ({caps.describe()})")
         spec = OuterSpec(
             sandbox_id=sandbox_id,
             image=image,
@@ -158,13 +189,14 @@ class Starter:
                 **({"disk": str(disk)} if disk else {}),
             },
             files=trust.files(self._settings) | registries.files(self._settings, await self._mirrors()),
-            bases_volume=await bases.volume(self._host, self._settings, engine),
+            bases_volume=await bases.volume(self._host),
             disk=disk,
             origin=wanted.origin.name if wanted.origin is not None else None,
             keep="name" in labels,
         )
         need = Amount(1, caps.cpus, caps.memory, disk or 0)
-        async with self._budgets.room(sandbox_id, need, storage.size, wanted.wait_s, progress):
+        async with self._budgets.room(sandbox_id, need, storage.size, place):
+            progress(0, None, f"starting a {engine} sandbox ({caps.describe()})")
             if "name" in labels:
                 await self._keep_disk(sandbox_id, disk, there)
             created = await self._host.create(spec)
@@ -274,7 +306,7 @@ class Starter:
         if storage.kind == "pool":
             _check("disk", disk, storage.size, docker_size)
         need = Amount(1, caps.cpus, caps.memory, disk or sandbox.disk or 0)
-        async with self._budgets.room(sandbox.sandbox_id, need, storage.size, 0, no_progress):
+        async with self._budgets.room(sandbox.sandbox_id, need, storage.size, None):
             if disk is not None:
                 await self._host.cap_store(store_of(sandbox.sandbox_id), disk)
                 sandbox.disk = disk

@@ -29,9 +29,10 @@ _LEASES = 3
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What was (or, on a dry run, would be) removed."""
+    """What was (or, on a dry run, would be) removed, and why the last of the others could not be."""
 
     sandboxes: list[Outer]
+    failed: SandboxError | None = None
 
 
 async def remove_session(settings: Settings, session: str) -> None:
@@ -112,21 +113,22 @@ async def orphans(host: Host) -> list[Outer]:
 
 
 async def sweep(host: Host, settings: Settings, *, dry_run: bool = False) -> Swept:
-    """Remove the orphans. One that can't be removed keeps none of the others; what it raised is raised at the end."""
+    """Remove the orphans. One that can't be removed keeps none of the others."""
     found = await orphans(host)
+    if dry_run:
+        return Swept(found)
     failed: SandboxError | None = None
-    if not dry_run:
-        for outer in found:
-            try:
-                if "name" in outer.labels:
-                    await retire(host, settings, outer)
-                else:
-                    await host.remove(outer)
-            except SandboxError as error:
-                failed = error
-        await host.tidy()
-        await in_thread(_forget_sessions, settings)
-        await in_thread(budgets.forget_dead, settings)
-    if failed is not None:
-        raise failed
-    return Swept(found)
+    removed = []
+    for outer in found:
+        try:
+            if "name" in outer.labels:
+                await retire(host, settings, outer)
+            else:
+                await host.remove(outer)
+            removed.append(outer)
+        except SandboxError as error:
+            failed = error
+    await host.tidy()
+    await in_thread(_forget_sessions, settings)
+    await in_thread(budgets.forget_dead, settings)
+    return Swept(removed, failed)

@@ -14,7 +14,8 @@ _PATIENCE = 20.0
 
 
 class Warm:
-    """So many sandboxes of the default engine and caps, kept ready for one session."""
+    """So many sandboxes of the default engine and caps, kept ready for one session. `remove` is not cancelled, and does not
+    fail."""
 
     def __init__(
         self,
@@ -70,8 +71,7 @@ class Warm:
                 if await self._alive(sandbox):
                     return sandbox
             except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self._remove(sandbox)
+                await self._remove(sandbox)
                 raise
             await self._remove(sandbox)
         return None

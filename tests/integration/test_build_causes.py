@@ -20,7 +20,7 @@ from tests.support import MIB, Box
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.usefixtures("beside_the_guest"),
+    pytest.mark.usefixtures("bases_begun"),
     pytest.mark.timeout(900),  # the first test waits for the builds of all
 ]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.conftest import Guest
+from tests.guest import Guest
 
 
 @pytest.mark.timeout(1900)

@@ -8,6 +8,7 @@ import re
 import secrets
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -29,7 +30,6 @@ from manyoyo_mcp.sessions.identity import owner
 from tests.conftest import ROOT, server_parameters
 from tests.support import busybox_context, busybox_rootfs
 
-pytestmark = pytest.mark.usefixtures("guest_begun")
 IMAGE = "localhost/cli-test:1"
 Done = subprocess.CompletedProcess[str]
 
@@ -704,6 +704,16 @@ def test_uninstall_removes_ours_alone(own_engine: dict[str, str], tmp_path: Path
     assert [path.name for path in state.iterdir()] == ["notes.txt"]
     again = cli("uninstall", "--yes", env=env)
     assert again.returncode == 0 and "Nothing of ours" in again.stderr
+    sockets = tmp_path / "run" / "sandboxes"
+    for name in ("dead", "theirs"):
+        (sockets / name).mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as anothers:
+        anothers.bind(os.path.relpath(sockets / "theirs" / "engine.sock"))
+        anothers.listen()
+        kept = cli("uninstall", "--yes", env=env)
+        assert kept.returncode == 1 and "another engine listen there: theirs" in kept.stderr, kept.stderr
+        assert [path.name for path in sockets.iterdir()] == ["theirs"]
+    assert cli("uninstall", "--yes", env=env).returncode == 0 and not sockets.exists()
     host.close()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import asyncssh
+import docker
 import pytest
 from mcp import Client, StdioServerParameters
 
@@ -22,7 +23,7 @@ from tests.clients.harness import until
 from tests.conftest import server_parameters
 from tests.integration.test_main_job import busybox_tar, main_job
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("beside_the_guest")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("bases_begun")]
 
 
 @contextmanager
@@ -239,6 +240,59 @@ async def test_streams(tmp_path: Path, engine: str, road: Road) -> None:
         assert echoed["reason"] == "OK" and echoed["output_bytes"] == 2_000_000, echoed
         ended = await call("nested_run", image="localhost/bb:1", command=["busybox", "sleep", "7999"], timeout_s=1)
         assert ended["reason"] == "TIMEOUT"
+
+
+# -- a connection that is lost without a word
+
+
+class Swallowing:
+    """A way over TCP to the engine's socket, in which execs in one container get no answer: their requests are swallowed."""
+
+    def __init__(self) -> None:
+        self.container: str | None = None
+
+    async def listen(self) -> asyncio.Server:
+        return await asyncio.start_server(self._join, "127.0.0.1", 0)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        engine = os.environ["DOCKER_HOST"].removeprefix("unix://")
+        answers, requests = await asyncio.open_unix_connection(engine)
+        back = asyncio.create_task(self._answer(answers, writer))
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if self.container is not None and f"/containers/{self.container}/exec".encode() in data:
+                    await asyncio.Event().wait()  # until the test ends
+                requests.write(data)
+                await requests.drain()
+            requests.write_eof()
+        await back
+        requests.close()
+
+    async def _answer(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _pump(answers, writer)
+        writer.close()
+
+
+async def test_a_sandbox_that_answers_no_more_takes_no_other_with_it(tmp_path: Path) -> None:
+    """Each keeps its lease or loses it by itself."""
+    way = Swallowing()
+    with serving(way.listen) as server:
+        variables = {"DOCKER_HOST": f"tcp://127.0.0.1:{_port(server)}", "MANYOYO_LEASE_S": "4"}
+        async with Client(_parameters(tmp_path, variables)) as client:
+            lost, kept = [
+                (await client.call_tool("start_sandbox", {"memory": "512m"})).structured_content for _ in "12"
+            ]
+            assert lost is not None and kept is not None
+            with contextlib.closing(docker.from_env()) as host:
+                ours = {
+                    each["sandbox"]["sandbox_id"]: f"manyoyo-{each['sandbox']['sandbox_id']}" for each in (lost, kept)
+                }
+                gone, there = (host.containers.get(name) for name in ours.values())
+                way.container = gone.id
+                await asyncio.to_thread(gone.wait, timeout=30)
+                await asyncio.sleep(6)  # more than a lease without the other's renewals
+                there.reload()
+                assert there.status == "running"
 
 
 async def test_ssh_says_why_not(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import busybox_rootfs
 
-pytestmark = pytest.mark.usefixtures("beside_the_guest")
+pytestmark = pytest.mark.usefixtures("bases_begun")
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "engine"
 ROOT = SCRIPT.parent.parent

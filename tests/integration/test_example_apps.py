@@ -19,7 +19,7 @@ from tests.support import Box
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.usefixtures("beside_the_guest"),
+    pytest.mark.usefixtures("bases_begun"),
     pytest.mark.timeout(900),  # the first to need base images makes them
 ]
 

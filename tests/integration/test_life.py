@@ -194,7 +194,7 @@ async def test_what_is_kept_counts_too(tmp_path: Path) -> None:
         await call(client, "cleanup", sandbox_id="grown")
 
 
-async def test_who_dies_waiting_holds_nobody_up(tmp_path: Path) -> None:
+async def test_who_waits_or_dies_waiting_holds_nobody_up(tmp_path: Path) -> None:
     others = await _running()
     shared = {"MANYOYO_OWNER_SANDBOXES": str(others + 1), "MANYOYO_RUNTIME_DIR": str(tmp_path / "run")}
     parameters = server_parameters(tmp_path, **shared)
@@ -204,6 +204,11 @@ async def test_who_dies_waiting_holds_nobody_up(tmp_path: Path) -> None:
             [parameters.command, "-c", _WAITS], env={**os.environ, **(parameters.env or {})}, cwd=tmp_path
         )
         await anyio.sleep(6)
+        with anyio.fail_after(10):  # nor does who waits keep the name to itself
+            assert (await refused(one, "start_sandbox", name="in-line"))["code"] == "BUDGET_EXCEEDED"
+        await call(one, "start_sandbox", sandbox_id=first, memory="700m")  # what is there gives way to nobody
+        await call(one, "checkpoint", sandbox_id=first, name="beside-the-queue")
+        await call(one, "cleanup", checkpoint="beside-the-queue")
         waiting.kill()
         await waiting.wait()
         await call(one, "cleanup", sandbox_id=first)
@@ -258,7 +263,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.sessions.manager import open_manager
 async def main():
     async with open_manager(Settings()) as manager:
-        await manager.start(wait_s=100)
+        await manager.start(name="in-line", wait_s=100)
 anyio.run(main)
 """
 

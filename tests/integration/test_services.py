@@ -75,10 +75,13 @@ async def test_a_command_that_can_not_be_started_says_what_it_takes(
 async def test_images_of_no_registry_are_not_looked_for_in_one(caller: Caller) -> None:
     error = await caller.refused("nested_run", image="localhost/manyoyo/nosuch:1", command=["true"])
     assert (
-        error["code"] == "IMAGE_NOT_FOUND"
-        and "image base nosuch" in error["hint"]
-        and "refused" not in error["message"]
+        error["code"] == "IMAGE_NOT_FOUND" and "image base NAME" in error["hint"] and "refused" not in error["message"]
     )
+
+
+async def test_a_name_that_is_nearly_one_is_told(caller: Caller) -> None:
+    error = await caller.refused("nested_run", image=BUSYBOX.replace("busybox", "busibox"), command=["true"])
+    assert f"Did you mean {BUSYBOX.removesuffix(':latest')}?" in error["hint"], error
 
 
 async def test_jobs_say_why_they_ended(caller: Caller) -> None:

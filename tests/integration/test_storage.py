@@ -265,6 +265,24 @@ async def _outlives(directory: Path, engine: str, also_killed: str) -> None:
         assert (await call(other, "cleanup", sandbox_id=name))["removed"] == [sandbox]
 
 
+async def test_one_that_is_being_stopped_is_not_handed_out(tmp_path: Path) -> None:
+    parameters = server_parameters(tmp_path, MANYOYO_LEASE_S="4", MANYOYO_RUNTIME_DIR=str(tmp_path / "run"))
+    async with Client(parameters) as one:
+        sandbox = await start(one, name="ending")
+        await build(one, sandbox)
+        await call(one, "nested_run", sandbox_id=sandbox, image=BUSYBOX, detach=True, name="deaf",
+                   command=["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])  # fmt: skip
+    with anyio.fail_after(20):
+        while not (tmp_path / "run" / "sandboxes" / sandbox / "ending").exists():
+            await anyio.sleep(0.05)
+    assert containers(sandbox) == ["running"], "it waits for what is nested in it"
+    async with Client(parameters) as two:
+        again = await call(two, "start_sandbox", name="ending")
+        assert again["sandbox"]["sandbox_id"] == sandbox and again["resumed"] == "stopped"
+        assert (await run(two, sandbox, "echo here"))["reason"] == "OK"
+        await call(two, "cleanup", sandbox_id="ending")
+
+
 async def test_what_a_stopped_one_leaves_of_its_container_goes(tmp_path: Path) -> None:
     async with Client(server_parameters(tmp_path, MANYOYO_LEASE_S="4")) as one:
         sandbox = await start(one, name="leaves")

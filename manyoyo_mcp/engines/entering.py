@@ -17,7 +17,9 @@ from manyoyo_mcp.engines.failures import (
     NO_SPACE,
     REFUSED,
     SIGKILLED,
+    ended_well,
     from_answer,
+    says_killed,
     start_hint,
     suspicious,
     verdict,
@@ -119,7 +121,7 @@ class Entering(Asking):
 
     async def _exec_ended(self, spec: ExecSpec, code: int | None, seconds: float, output_end: bytes) -> Ended:
         code = code if code is not None else -1
-        if code == 0:
+        if code == 0 and not says_killed(output_end):
             return Ended(0, Reason.OK, seconds, container=spec.container)
         if code == 126 and spec.user is not None and _NOBODY.fullmatch(output_end):
             # Its words are not quoted: the stream may be the command's.
@@ -134,11 +136,13 @@ class Entering(Asking):
                          container=spec.container)  # fmt: skip  # the codes are a shell's; dockerd has 126 for both
         raw = await self._inspect(spec.container)
         record = ""
-        if code == SIGKILLED or suspicious(output_end):
+        if code in (0, SIGKILLED) or suspicious(output_end):
             record = await self._new_record(raw["Id"])
             self._seen_records[raw["Id"]] = self._seen_records.get(raw["Id"], "") + record
         cap = format_bytes(raw["HostConfig"].get("Memory") or 0)
         told = verdict(
             code, oom_flag=False, record=record, cgroup=raw["Id"], output_end=output_end, cap=cap, stays=True
         )
+        if code == 0:
+            return ended_well(told, cap, seconds, container=spec.container)
         return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, container=spec.container)

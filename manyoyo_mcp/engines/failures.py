@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from manyoyo_mcp.engines.base import Ended, OutputFile
 from manyoyo_mcp.engines.complaints import last_complaint
 from manyoyo_mcp.errors import (
     DiskFull,
@@ -42,6 +43,7 @@ _NO_SPACE_TRAILER = re.compile(r"^(?:tar|cp|npm|E|dpkg|make|error)\b|^Errors wer
 _NO_FORK = re.compile(
     rb"resource temporarily unavailable|can't fork|cannot fork|fork: retry|unable to create.{0,20}thread", re.IGNORECASE
 )
+_SAYS_KILLED = re.compile(rb"\bkilled\b|sigkill|signal 9\b", re.IGNORECASE)
 _OOM_MEMCG = re.compile(r"oom_memcg=([^,]*)")
 
 
@@ -107,6 +109,22 @@ def verdict(
         )
     hint = _exit_hint(exit_code) if output_end.strip() or exit_code > _OF_ITS_OWN else "It wrote nothing that says why."
     return Verdict(Reason.EXIT_NONZERO, f"The command ended with exit code {exit_code}.", hint, "")
+
+
+def ended_well(
+    told: Verdict, cap: str, seconds: float, outputs: Sequence[OutputFile] = (), container: str = ""
+) -> Ended:
+    """OK, of a command with exit code 0. Where the kernel killed a process of it, which shells and test runners go on without, that is
+    said beside; `told` is its verdict, `cap` the memory cap in words."""
+    if told.reason not in (Reason.OOM_KILLED, Reason.SANDBOX_OOM):
+        return Ended(0, Reason.OK, seconds, outputs=list(outputs), container=container)
+    words = f"It ended well, yet the kernel killed one of its processes for want of memory; its cap is {cap}."
+    return Ended(0, Reason.OK, seconds, words, told.hint, told.evidence, list(outputs), container)
+
+
+def says_killed(output_end: bytes) -> bool:
+    """Whether a command that ended well may have lost a process, so that the kernel's record is worth a look."""
+    return bool(_SAYS_KILLED.search(output_end[-4096:]))
 
 
 def suspicious(output_end: bytes) -> bool:

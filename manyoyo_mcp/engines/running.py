@@ -23,7 +23,16 @@ from manyoyo_mcp.engines.base import (
     RunSpec,
     Sink,
 )
-from manyoyo_mcp.engines.failures import REFUSED, SIGKILLED, Verdict, start_hint, suspicious, verdict
+from manyoyo_mcp.engines.failures import (
+    REFUSED,
+    SIGKILLED,
+    Verdict,
+    ended_well,
+    says_killed,
+    start_hint,
+    suspicious,
+    verdict,
+)
 from manyoyo_mcp.engines.pulling import Pulling
 from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import (
@@ -102,9 +111,11 @@ class Running(Pulling):
                 return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
                              "Give it a larger timeout_s, or find what it waits for.", container=container)  # fmt: skip
             outputs = await self._outputs(container, spec)
-            if code == 0:
+            if code == 0 and not says_killed(end.tail):
                 return Ended(0, Reason.OK, seconds, outputs=outputs, container=container)
             told = await self._explain(container, code, end.tail, spec.caps)
+            if code == 0:
+                return ended_well(told, format_bytes(spec.caps.memory), seconds, outputs, container)
             return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, outputs, container)
         except BaseException:
             await made.give_up()

@@ -128,6 +128,10 @@ async def test_exec_goes_on_without_its_service(box: Box, service: str) -> None:
 async def test_exec_shares_the_containers_memory_cap(box: Box, service: str) -> None:
     ended = await box.exec(service, "tail", "/dev/zero")
     assert (ended.exit_code, ended.reason) == (137, Reason.OOM_KILLED)
+    ended = await box.exec(service, "sh", "-c", "tail /dev/zero; echo killed? $?")
+    assert ended.reason is Reason.OK and "one of its processes" in ended.explanation, ended
+    ended = await box.exec(service, "echo", "nobody was killed")
+    assert ended.reason is Reason.OK and not ended.explanation, "an earlier exec's loss is no later one's"
 
 
 async def test_one_execs_evidence_is_not_the_next_ones(box: Box, service: str) -> None:

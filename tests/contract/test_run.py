@@ -83,6 +83,15 @@ async def test_memory_cap_binds_and_is_named(box: Box) -> None:
     assert ended.evidence
 
 
+async def test_a_command_that_goes_on_without_a_killed_child_ended_well_and_says_so(box: Box) -> None:
+    script = "tail /dev/zero; echo killed? $?"
+    ended = await box.run("sh", "-c", script, caps=box.caps(memory=32 * MIB))
+    assert (ended.exit_code, ended.reason) == (0, Reason.OK)
+    assert "one of its processes" in ended.explanation and "32 MiB" in ended.explanation and ended.evidence, ended
+    ended = await box.run("echo", "nobody was killed")
+    assert ended.reason is Reason.OK and not ended.explanation
+
+
 async def test_a_killed_child_is_named_too(box: Box) -> None:
     ended = await box.run("sh", "-c", "tail /dev/zero; exit 9", caps=box.caps(memory=32 * MIB))
     assert (ended.exit_code, ended.reason) == (9, Reason.OOM_KILLED)

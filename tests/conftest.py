@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import docker
@@ -33,9 +33,39 @@ _LAST = (
 """What takes minutes comes after what takes seconds; the cgroup v2 guest, which runs beside it, is asked at the end."""
 
 
+_BESIDE = ("clients", "contract", "unit")
+_BESIDE_FILES = (
+    "test_bad_input.py",
+    "test_main_job.py",
+    "test_services.py",
+    "test_base_images.py",
+    "test_build_causes.py",
+    "test_example_apps.py",
+)
+"""Directories and files whose tests form a lane of their own, beside the others, where `scripts/test` runs everything: each lane is
+a worker with an engine to itself. What these take is mostly work, what the others take is mostly waiting."""
+
+
+def _lane(item: pytest.Item) -> str:
+    return "beside" if item.path.parent.name in _BESIDE or item.path.name in _BESIDE_FILES else "first"
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _LAST.index(item.path.name) + 1 if item.path.name in _LAST else 0)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.xdist_group(_lane(item)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A worker learns its lane, and with it its engine, from the first test that it gets."""
+    if "PYTEST_XDIST_WORKER" in os.environ and "MANYOYO_TEST_LANE" not in os.environ:
+        os.environ["MANYOYO_TEST_LANE"] = _lane(item)
+        if _lane(item) == "beside":
+            os.environ["DOCKER_HOST"] = os.environ["MANYOYO_TEST_BESIDE"]
 
 
 @pytest.fixture(scope="session")
@@ -113,13 +143,11 @@ def nothing_left_behind() -> Iterator[None]:
         yield  # `scripts/test` sets it: the suite is alone on an engine of its own
         return
     host = docker.from_env()
-    before = _ours(host) | _processes() | _files()
+    before = _ours(host)
     bystander = _bystander(host)
     state = (bystander.attrs["State"]["Pid"], bystander.attrs["State"]["StartedAt"]) if bystander else None
     yield
-    deadline = time.monotonic() + 20  # reapers and removals that nobody waited for
-    while (left := (_ours(host) | _processes() | _files()) - before) and time.monotonic() < deadline:
-        time.sleep(0.5)
+    left = _after_a_while(lambda: _ours(host) - before)
     try:
         if bystander is not None:
             bystander.reload()
@@ -145,8 +173,48 @@ def guest(tmp_path_factory: pytest.TempPathFactory, nothing_left_behind: None) -
 @pytest.fixture(scope="session", autouse=True)
 def guest_begun(request: pytest.FixtureRequest) -> None:
     """Where the guest is to be asked, it runs from the beginning on."""
-    if any(item.path.name == "test_cgroup2.py" for item in request.session.items):
+    if os.environ.get("MANYOYO_TEST_LANE") != "beside" and any(
+        item.path.name == "test_cgroup2.py" for item in request.session.items
+    ):
         request.getfixturevalue("guest")
+
+
+def _after_a_while(look: Callable[[], set[str]]) -> set[str]:
+    """What is there still when reapers, and removals that nobody waited for, have had their time."""
+    deadline = time.monotonic() + 20
+    while (left := look()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left
+
+
+_BEFORE = pytest.StashKey[set[str]]()
+_LEFT = pytest.StashKey[set[str]]()
+
+
+def _looks_at_machine(config: pytest.Config) -> bool:
+    """Whoever is told of the whole run, all lanes of it."""
+    return os.environ.get("MANYOYO_TEST_ALONE") == "1" and not hasattr(config, "workerinput")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if _looks_at_machine(session.config):
+        session.config.stash[_BEFORE] = _processes() | _files()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Nor is a process or file of ours left on the machine."""
+    config = session.config
+    if _looks_at_machine(config):
+        config.stash[_LEFT] = _after_a_while(lambda: (_processes() | _files()) - config.stash[_BEFORE])
+        if config.stash[_LEFT] and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left := config.stash.get(_LEFT, set()):
+        terminalreporter.section("left behind: the run has failed", red=True)
+        terminalreporter.write_line("\n".join(sorted(left)))
 
 
 def _bystander(host: docker.DockerClient) -> docker.models.containers.Container | None:

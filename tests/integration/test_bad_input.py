@@ -14,7 +14,7 @@ from mcp import Client
 from tests.conftest import server_parameters
 from tests.support import BUSYBOX, busybox_context
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("bases_begun")]
 
 
 class Caller:

@@ -23,7 +23,7 @@ from tests.clients.harness import until
 from tests.conftest import server_parameters
 from tests.integration.test_main_job import busybox_tar, main_job
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("bases_begun")]
+pytestmark = pytest.mark.anyio
 
 
 @contextmanager

@@ -15,8 +15,6 @@ import pytest
 
 from tests.support import busybox_rootfs
 
-pytestmark = pytest.mark.usefixtures("bases_begun")
-
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "engine"
 ROOT = SCRIPT.parent.parent
 SETTINGS = ("DOCKER_HOST", "DOCKER_CONTEXT", "MANYOYO_ENGINE_DIR", "MANYOYO_HOST_RUNTIME")

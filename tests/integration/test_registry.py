@@ -23,7 +23,7 @@ from tests.clients.harness import until
 from tests.conftest import server_parameters
 from tests.support import busybox_rootfs
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("bases_begun")]
+pytestmark = pytest.mark.anyio
 
 _CONFIG = """
 version: 0.1

@@ -34,7 +34,7 @@ class HostDocker:
 
     def close(self) -> None:
         """Remove whatever is left of this run's containers, and its images."""
-        for container in self.api.containers.list(all=True, filters={"label": self.label}):
+        for container in self.api.containers.list(all=True, ignore_removed=True, filters={"label": self.label}):
             container.remove(force=True)
         images = self.api.images.list(all=True, filters={"label": self.label})
         for image in sorted(images, key=lambda each: str(each.attrs["Created"]), reverse=True):  # children first

@@ -155,7 +155,7 @@ async def _idle(bench: Bench, runs: int, tick: Tick) -> Measured:
         sandbox = started["sandbox"]["sandbox_id"]
         await anyio.sleep(3)
         filters = {"label": f"org.manyoyo.sandbox={sandbox}"}
-        (container,) = bench.host.api.containers.list(filters=filters)
+        (container,) = bench.host.api.containers.list(ignore_removed=True, filters=filters)
         used = container.stats(stream=False)["memory_stats"]
         files = used["stats"].get("total_inactive_file", used["stats"].get("inactive_file", 0))
         taken.append((used["usage"] - files) / _MIB)

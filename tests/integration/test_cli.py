@@ -58,7 +58,7 @@ def left_of(pid: int) -> list[str]:
     host = docker.from_env()
     try:
         mine = {"label": [f"org.manyoyo.server-pid={pid}", f"org.manyoyo.owner={owner()}"]}
-        found = [each.name for each in host.containers.list(all=True, filters=mine)]
+        found = [each.name for each in host.containers.list(all=True, ignore_removed=True, filters=mine)]
         return found + [each.name for each in host.volumes.list(filters=mine)]
     finally:
         host.close()

@@ -10,10 +10,12 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 from mcp import Client, StdioServerParameters
+from xdist.scheduler import LoadScopeScheduling
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.sessions.manager import Manager, open_manager
@@ -46,8 +48,20 @@ _BESIDE_FILES = (
 a worker with an engine to itself. What these take is mostly work, what the others take is mostly waiting."""
 
 
-def _lane(item: pytest.Item) -> str:
-    return "beside" if item.path.parent.name in _BESIDE or item.path.name in _BESIDE_FILES else "first"
+def _lane(nodeid: str) -> str:
+    *_, directory, file = nodeid.partition("::")[0].split("/")
+    return "beside" if directory in _BESIDE or file in _BESIDE_FILES else "first"
+
+
+class _Lanes(LoadScopeScheduling):
+    """A worker for each lane."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _lane(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Lanes:
+    return _Lanes(config, log)
 
 
 @pytest.hookimpl(trylast=True)
@@ -55,16 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _LAST.index(item.path.name) + 1 if item.path.name in _LAST else 0)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    item.add_marker(pytest.mark.xdist_group(_lane(item)))
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A worker learns its lane, and with it its engine, from the first test that it gets."""
     if "PYTEST_XDIST_WORKER" in os.environ and "MANYOYO_TEST_LANE" not in os.environ:
-        os.environ["MANYOYO_TEST_LANE"] = _lane(item)
-        if _lane(item) == "beside":
+        os.environ["MANYOYO_TEST_LANE"] = _lane(item.nodeid)
+        if _lane(item.nodeid) == "beside":
             os.environ["DOCKER_HOST"] = os.environ["MANYOYO_TEST_BESIDE"]
 
 

@@ -397,7 +397,7 @@ class Terminal:
 def test_shell_in_a_container(held: Held) -> None:
     terminal = Terminal("shell", held.sandbox_id, "web", lines=33, columns=101)
     terminal.until(r"[#$] ")
-    terminal.type("stty size; tty; cat /proc/1/comm\n")
+    terminal.type("sleep 2; stty size; tty; cat /proc/1/comm\n")
     terminal.until(r"33 101\s+/dev/pts/\d+\s+sleep")
     terminal.resize(40, 77)
     os.kill(terminal.process.pid, signal.SIGWINCH)

@@ -5,7 +5,6 @@ It leads into no outer container: that is privileged, and root in it is root on 
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -164,7 +163,7 @@ class Visit:
                 await self._resize(exec_id)
 
     async def _resize(self, exec_id: str) -> None:
-        columns, lines = shutil.get_terminal_size()
+        columns, lines = os.get_terminal_size(sys.stdout.fileno())  # COLUMNS and LINES may be of another
         with suppress(docker.errors.APIError):  # it has ended meanwhile
             await in_thread(self.client.exec_resize, exec_id, height=lines, width=columns)
 

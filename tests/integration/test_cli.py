@@ -397,7 +397,7 @@ class Terminal:
 def test_shell_in_a_container(held: Held) -> None:
     terminal = Terminal("shell", held.sandbox_id, "web", lines=33, columns=101)
     terminal.until(r"[#$] ")
-    terminal.type("sleep 2; stty size; tty; cat /proc/1/comm\n")
+    terminal.type("sleep 1; stty size; tty; cat /proc/1/comm\n")
     terminal.until(r"33 101\s+/dev/pts/\d+\s+sleep")
     terminal.resize(40, 77)
     os.kill(terminal.process.pid, signal.SIGWINCH)
@@ -708,7 +708,9 @@ def test_uninstall_removes_ours_alone(own_engine: dict[str, str], tmp_path: Path
     for name in ("dead", "theirs"):
         (sockets / name).mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as anothers:
-        anothers.bind(os.path.relpath(sockets / "theirs" / "engine.sock"))
+        directory = os.open(sockets / "theirs", os.O_PATH)
+        anothers.bind(f"/proc/self/fd/{directory}/engine.sock")  # a path of its own may be too long
+        os.close(directory)
         anothers.listen()
         kept = cli("uninstall", "--yes", env=env)
         assert kept.returncode == 1 and "another engine listen there: theirs" in kept.stderr, kept.stderr

@@ -19,7 +19,7 @@ from manyoyo_mcp.sessions import trust
 
 _OTHER_VARIABLES = frozenset(
     {
-        "CONFIG", "TRACEBACK", "CACHE", "ENGINE_DIR", "IMAGE_TARS", "QEMU_ACCEL", "APT_UPDATED", "BENCH_NOTES", "TEST_ALONE",
+        "CONFIG", "TRACEBACK", "CACHE", "ENGINE_DIR", "IMAGE_TARS", "QEMU_ACCEL", "APT_UPDATED", "BENCH_NOTES", "TEST_ALONE", "TEST_BESIDE", "TEST_LANE",
         "TEST_ENGINE_DIR", "TEST_SLACK",
     }
 )  # fmt: skip

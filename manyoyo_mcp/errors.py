@@ -14,7 +14,7 @@
     │   ├── NameConflict        NAME_CONFLICT
     │   └── NotRunning          CONTAINER_NOT_RUNNING
     └── SandboxError            the sandbox, its engine or its host failed; the command is not to blame
-        ├── EngineUnreachable   ENGINE_UNREACHABLE
+        ├── EngineUnreachable   ENGINE_UNREACHABLE, SANDBOX_ENDING
         ├── EngineFailed        ENGINE_FAILED
         ├── HostUnavailable     HOST_UNAVAILABLE
         ├── ImageUnavailable    OUTER_IMAGE_UNAVAILABLE, BASE_IMAGE_UNAVAILABLE

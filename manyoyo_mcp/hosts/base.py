@@ -11,6 +11,10 @@ LABEL = "org.manyoyo."
 """Prefix of our labels. Labels can't change after creation: they say whose and what a thing is, never its state."""
 
 
+ENDING = "SANDBOX_ENDING"
+"""What it is called that a sandbox is being stopped: too late to renew its lease."""
+
+
 def ours(labels: dict[str, str] | None) -> dict[str, str]:
     """Of labels those that are ours, without the prefix."""
     return {key.removeprefix(LABEL): value for key, value in (labels or {}).items() if key.startswith(LABEL)}
@@ -198,7 +202,7 @@ class Host(Protocol):
 
     async def renew(self, outer: Outer, patience: float = 30) -> None:
         """Begin its lease anew, or give up after `patience` seconds. Without that it ends itself after the seconds of its
-        `OuterSpec.lease`. Raises EngineUnreachable where it is ending already."""
+        `OuterSpec.lease`. Raises EngineUnreachable, with the code ENDING where it is ending already."""
 
     async def find(
         self, labels: dict[str, str], sandbox_id: str | None = None, *, remains: bool = False

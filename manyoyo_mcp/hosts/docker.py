@@ -26,7 +26,7 @@ from manyoyo_mcp.errors import (
 )
 from manyoyo_mcp.hosts import mirror as mirroring
 from manyoyo_mcp.hosts import sharing
-from manyoyo_mcp.hosts.base import LABEL, Claim, Completed, Mirror, Outer, OuterSpec, ours, store_of
+from manyoyo_mcp.hosts.base import ENDING, LABEL, Claim, Completed, Mirror, Outer, OuterSpec, ours, store_of
 from manyoyo_mcp.hosts.execs import execute
 from manyoyo_mcp.hosts.relay import relay
 from manyoyo_mcp.hosts.stores import Stores, driver
@@ -226,7 +226,7 @@ class DockerHost(Stores):
         else:
             goes_on = (await self.maintain(outer, "renew", timeout=patience)).exit_code != _ENDING
         if not goes_on:
-            raise EngineUnreachable(f"{outer.sandbox_id} is ending.", "start_sandbox starts another.")
+            raise EngineUnreachable(f"{outer.sandbox_id} is ending.", "start_sandbox starts another.", code=ENDING)
 
     # -- what there is
 

@@ -19,7 +19,7 @@ from manyoyo_mcp.errors import (
     NotSupported,
     SandboxError,
 )
-from manyoyo_mcp.hosts.base import Host, HostInfo, Outer, OuterSpec, Storage, Store, ours, store_of
+from manyoyo_mcp.hosts.base import ENDING, Host, HostInfo, Outer, OuterSpec, Storage, Store, ours, store_of
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
@@ -115,11 +115,14 @@ class Starter:
         return sandbox
 
     async def _ends(self, found: Outer, progress: Progress) -> bool:
-        """Whether it is ending, or does not answer; returned once it has ended, or has taken too long to."""
+        """Whether it is ending; returned once it has ended, or has taken too long to. Raises EngineUnreachable where it can't be
+        asked, which is no reason to end it."""
         try:
             await self._host.renew(found)
             return False
-        except EngineUnreachable:
+        except EngineUnreachable as error:
+            if error.instance_code != ENDING:
+                raise
             progress(0, None, "it is being stopped: waiting for its end")
         with anyio.move_on_after(_STOPPING):
             while (now := await self._host.inspect(found)) is not None and now.running:  # noqa: ASYNC110 - nothing tells

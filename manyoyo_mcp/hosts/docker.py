@@ -26,14 +26,14 @@ from manyoyo_mcp.errors import (
 )
 from manyoyo_mcp.hosts import mirror as mirroring
 from manyoyo_mcp.hosts import sharing
-from manyoyo_mcp.hosts.base import ENDING, LABEL, Claim, Completed, Mirror, Outer, OuterSpec, ours, store_of
+from manyoyo_mcp.hosts.base import ENDING, LABEL, Completed, Mirror, Outer, OuterSpec, store_of
 from manyoyo_mcp.hosts.execs import execute
+from manyoyo_mcp.hosts.looking import SOCKET_DIR, Looking
 from manyoyo_mcp.hosts.relay import relay
-from manyoyo_mcp.hosts.stores import Stores, driver
-from manyoyo_mcp.values import Caps, unix_time
+from manyoyo_mcp.hosts.stores import driver
+from manyoyo_mcp.values import Caps
 from manyoyo_mcp.workers import in_thread, together
 
-SOCKET_DIR = "/run/manyoyo"
 READY_TIMEOUT = 30.0
 """Seconds that a nested engine may take until it listens."""
 _LISTEN_INTERVAL = 0.005
@@ -49,7 +49,7 @@ _FORGOTTEN_AFTER = 10
 """Leases after which a shared directory that has no sandbox is not one about to be started."""
 
 
-class DockerHost(Stores):
+class DockerHost(Looking):
     """Sandboxes on one endpoint."""
 
     def __init__(self, settings: Settings) -> None:
@@ -171,9 +171,6 @@ class DockerHost(Stores):
         """Whether the host could see our directories: a unix socket on this Linux machine, not known to be a VM's."""
         return self._transport != "relay" and sys.platform == "linux" and self._by_unix_socket
 
-    def _socket_dir(self, sandbox_id: str) -> Path:
-        return self._settings.runtime_dir / "sandboxes" / sandbox_id
-
     def _shared(self, outer: Outer) -> Path:
         return Path(outer.socket_dir or self._socket_dir(outer.sandbox_id))
 
@@ -228,63 +225,6 @@ class DockerHost(Stores):
         if not goes_on:
             raise EngineUnreachable(f"{outer.sandbox_id} is ending.", "start_sandbox starts another.", code=ENDING)
 
-    # -- what there is
-
-    async def find(
-        self, labels: dict[str, str], sandbox_id: str | None = None, *, remains: bool = False
-    ) -> list[Outer]:
-        wanted = [f"{LABEL}{key}={value}" for key, value in labels.items()]
-        if sandbox_id is not None:
-            wanted.append(f"{LABEL}sandbox={sandbox_id}")
-        rows = await self._look_up(lambda client: client.containers(all=True, filters={"label": wanted}))
-        looked = [await self._look(row["Id"]) for row in rows]
-        found = [outer for outer in looked if outer is not None]
-        return found + await self._remains(wanted, {outer.sandbox_id for outer in found}) if remains else found
-
-    async def _remains(self, wanted: list[str], there: set[str]) -> list[Outer]:
-        """The stores that carry all of `wanted`, are not named, and whose container is gone; each as an outer container that
-        is none."""
-        answer = await self._look_up(lambda client: client.volumes(filters={"label": wanted}))
-        found = []
-        for row in answer["Volumes"] or []:
-            labels = ours(row["Labels"])
-            sandbox_id = labels.get("sandbox", "")
-            if row["Name"] == store_of(sandbox_id) and sandbox_id not in there and "name" not in labels:
-                socket_dir = str(self._socket_dir(sandbox_id))
-                found.append(
-                    Outer(
-                        row["Name"], sandbox_id, labels, False, unix_time(row["CreatedAt"]), Caps(0, 0, 0), socket_dir
-                    )
-                )
-        return found
-
-    async def claims(self) -> list[Claim]:
-        def look(client: docker.APIClient) -> tuple[list[Any], list[Any]]:
-            rows = client.containers(filters={"label": f"{LABEL}kind=sandbox"})
-            return rows, client.volumes(filters={"label": f"{LABEL}kind"})["Volumes"] or []
-
-        rows, volumes = await self._look_up(look)
-        told = [labels for row in rows if _holds_store(row.get("Mounts") or [], labels := ours(row["Labels"]))]
-        running = {labels["sandbox"]: labels for labels in told}
-        kept = [(volume["Name"], ours(volume["Labels"])) for volume in volumes]
-        stored = {labels.get("sandbox", ""): labels for _, labels in kept if labels["kind"] == "sandbox"}
-        checkpoints = [
-            Claim(name, labels.get("owner", ""), False, 0.0, 0, int(labels.get("used", labels.get("disk", 0))))
-            for name, labels in kept
-            if labels["kind"] == "checkpoint"
-        ]
-        return checkpoints + [
-            Claim(
-                sandbox_id,
-                labels.get("owner", ""),
-                sandbox_id in running,
-                float(labels.get("cpus", 0)) if sandbox_id in running else 0.0,
-                int(labels.get("memory", 0)) if sandbox_id in running else 0,
-                max(int(each.get(sandbox_id, {}).get("disk", 0)) for each in (stored, running)),
-            )
-            for sandbox_id, labels in (stored | running).items()
-        ]
-
     async def tidy(self) -> None:
         await self._sweep_pool()
         root = self._settings.runtime_dir / "sandboxes"
@@ -294,35 +234,6 @@ class DockerHost(Stores):
             for name in old - {row["Labels"][f"{LABEL}sandbox"] for row in rows}:
                 if not sharing.listens(root / name / "engine.sock"):  # another endpoint's sandboxes are in there too
                     sharing.remove(root / name)
-
-    async def inspect(self, outer: Outer) -> Outer | None:
-        return await self._look(outer.container_id)
-
-    async def _look(self, container_id: str) -> Outer | None:
-        try:
-            raw = await self._look_up(lambda client: client.inspect_container(container_id))
-        except docker.errors.NotFound:
-            return None
-        labels = ours(raw["Config"].get("Labels"))
-        if not _holds_store(raw["Mounts"], labels):
-            return None
-        config = raw["HostConfig"]
-        return Outer(
-            container_id=raw["Id"],
-            sandbox_id=labels.get("sandbox", ""),
-            labels=labels,
-            running=bool(raw["State"]["Running"]),
-            created=unix_time(raw["Created"]),
-            caps=Caps(config["NanoCpus"] / 1e9, config["Memory"], config.get("PidsLimit") or 0),
-            socket_dir=next((each["Source"] for each in raw["Mounts"] if each["Destination"] == SOCKET_DIR), None),
-        )
-
-    async def last_words(self, outer: Outer, lines: int = 20) -> str:
-        try:
-            raw = await self._call(lambda client: client.logs(outer.container_id, tail=lines))
-        except docker.errors.APIError:
-            return ""
-        return bytes(raw).decode(errors="replace").strip()
 
     async def grow(self, outer: Outer, caps: Caps) -> Outer:
         body = caps.host_config()
@@ -387,11 +298,6 @@ async def open_host(settings: Settings) -> AsyncIterator[DockerHost]:
         yield host
     finally:
         await host.close()
-
-
-def _holds_store(mounts: list[dict[str, Any]], labels: dict[str, str]) -> bool:
-    """Whether a container has the store of the sandbox that its labels name: they may be those of an image somebody runs here."""
-    return any(mount.get("Name") == store_of(labels.get("sandbox", "")) for mount in mounts)
 
 
 def _refused(error: docker.errors.APIError) -> HostUnavailable:

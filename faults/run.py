@@ -320,7 +320,10 @@ async def lane(
 def _bystander(host: docker.DockerClient) -> None:
     """A container and a volume that are none of our business."""
     labels = {f"{LABEL}faults": "bystander"}
-    if not host.containers.list(filters={"label": f"{LABEL}faults=bystander"}):
+    filters = {"label": f"{LABEL}faults=bystander"}
+    for dead in host.containers.list(all=True, filters=filters | {"status": "exited"}):
+        dead.start()  # of a run that was ended, as was the engine since
+    if not host.containers.list(filters=filters):
         from manyoyo_mcp.config import Settings
         from manyoyo_mcp.image import outer
 

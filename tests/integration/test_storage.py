@@ -185,6 +185,37 @@ async def test_the_cap_of_a_disk_holds_wherever_it_is_filled(client: Client, eng
     assert shrunk["code"] == "INVALID_ARGUMENT"
 
 
+_TO_THE_LAST_BLOCK = """
+cd /var/lib/manyoyo; head -c 128m /dev/zero > full; btrfs filesystem sync .
+used=$(btrfs qgroup show --raw -r -f . | awk '$1 ~ /^0/ { print $2 }')
+btrfs qgroup limit $used . || exit 1
+! btrfs qgroup limit $used . 2>/dev/null || exit 2
+echo $used
+"""
+
+
+@on_both
+async def test_a_store_without_a_free_block_can_still_be_cleared(client: Client, engine: str) -> None:
+    sandbox = await start(client, engine=engine, disk=f"{DISK}m")
+    await build(client, sandbox)
+    await run(client, sandbox, "exec sleep 1000", detach=True, name="hog")
+    outer = docker.from_env().containers.get(f"manyoyo-{sandbox}")
+
+    def say(script: str) -> str:
+        code, output = outer.exec_run(["sh", "-c", script])
+        assert code == 0, output
+        return str(output.decode().splitlines()[-1])
+
+    limit = await anyio.to_thread.run_sync(say, _TO_THE_LAST_BLOCK)
+    await call(client, "nested_stop", sandbox_id=sandbox, container="hog", action="remove")
+    assert not (await call(client, "nested_list", sandbox_id=sandbox))["containers"]
+    await anyio.sleep(1.5)  # what was lent is given back
+    now = "btrfs qgroup show --raw -r -f /var/lib/manyoyo | awk '$1 ~ /^0/ { print $4 }'"
+    assert await anyio.to_thread.run_sync(say, now) == limit
+    await call(client, "start_sandbox", sandbox_id=sandbox, disk=f"{DISK * 2}m")
+    assert (await run(client, sandbox, "echo works"))["reason"] == "OK"
+
+
 @on_both
 async def test_logs_and_memory_disks_have_an_end(client: Client, engine: str) -> None:
     sandbox = await start(client, engine=engine, disk=f"{DISK}m")

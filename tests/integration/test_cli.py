@@ -719,6 +719,15 @@ def test_uninstall_removes_ours_alone(own_engine: dict[str, str], tmp_path: Path
     host.close()
 
 
+@pytest.mark.parametrize("arguments", [("ps", "--json"), ("--help",)])
+def test_a_reader_that_goes(arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = cli(*arguments, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_version_and_help() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", cli("--version").stdout)
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", cli("shell", "--help").stdout).split())

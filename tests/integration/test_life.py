@@ -87,12 +87,20 @@ async def serving(
 
 
 async def test_a_greatest_age(tmp_path: Path) -> None:
-    async with Client(server_parameters(tmp_path, MANYOYO_MAX_AGE_S="10")) as client:
+    async with Client(server_parameters(tmp_path, MANYOYO_MAX_AGE_S="10", MANYOYO_LEASE_S="6")) as client:
         sandbox = await start(client)
         await build(client, sandbox)
         await run(client, sandbox, "sleep 1000", wait_s=0)
+        named = await start(client, name="aged")
+        await build(client, named)
+        job = (await run(client, named, "sleep 1000", wait_s=0))["job_id"]
         await ended(sandbox, 40)
         assert "MANYOYO_MAX_AGE_S" in (await refused(client, "nested_list", sandbox_id=sandbox))["message"]
+        with anyio.fail_after(40):
+            while containers(named) == ["running"]:
+                await anyio.sleep(0.2)
+        assert (await call(client, "job_status", job_id=job))["jobs"][0]["state"] == "cancelled"
+        await call(client, "cleanup", sandbox_id="aged")
 
 
 async def test_over_budget_it_is_refused_or_waits_in_line(tmp_path: Path) -> None:

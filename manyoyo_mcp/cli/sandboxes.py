@@ -1,5 +1,6 @@
 """ps, logs, exec, rm, gc: a look at this owner's sandboxes, and into one."""
 
+import contextlib
 import json
 import sys
 import time
@@ -17,7 +18,7 @@ from manyoyo_mcp.hosts.base import Host, Outer, Store
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.sessions import sweep
 from manyoyo_mcp.sessions.identity import answers_for, owner
-from manyoyo_mcp.sessions.names import is_checkpoint, is_named
+from manyoyo_mcp.sessions.names import is_checkpoint, is_named, locked
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import format_bytes
 
@@ -188,7 +189,8 @@ def finish(ended: Ended, *, capped_here: bool = True) -> int:
 async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
     """Remove these sandboxes and checkpoints; none where one of the names means none or several. `sandbox:` or `checkpoint:`
     before a name tells which is meant."""
-    async with open_host(load_settings()) as host:
+    settings = load_settings()
+    async with open_host(settings) as host:
         kept = {(store.labels["kind"], str(describe_kept(store)["name"])): store for store in await _kept(host)}
         live = {("sandbox", outer.labels.get("name")) for outer in await own_sandboxes(host)}
         stores: dict[tuple[str, str], Store] = {}
@@ -207,13 +209,20 @@ async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
                 others.append(name if kind in ("", "sandbox") else word)  # no checkpoint's name removes a sandbox
         found = {outer.sandbox_id: outer for outer in [await find_sandbox(host, name) for name in others]}
         for (kind, name), store in stores.items():
-            with screen.working(f"removing {name}"):
-                await host.remove_store(store.name)
+            with screen.working(f"removing {name}") as say:
+                lock = store.labels["sandbox"] if kind == "sandbox" else store.name
+                async with locked(settings.lock_dir, lock, say):
+                    await host.remove_store(store.name)
             if not as_json:
                 print(f"removed the {kind} {name}", flush=True)
         for outer in found.values():
-            with screen.working(f"removing {outer.sandbox_id}"):
-                await host.remove(outer)
+            with screen.working(f"removing {outer.sandbox_id}") as say:
+                async with (
+                    locked(settings.lock_dir, outer.sandbox_id, say)
+                    if "name" in outer.labels
+                    else contextlib.nullcontext()
+                ):
+                    await host.remove(outer)
             if not as_json:
                 held = "; the server that held it runs on" if answers_for(outer.labels) else ""
                 print(f"removed {outer.sandbox_id} ({age(time.time() - outer.created)} old{held})", flush=True)

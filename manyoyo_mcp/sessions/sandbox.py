@@ -15,6 +15,9 @@ from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.probe import Evidence
 from manyoyo_mcp.values import Caps
 
+KEEPS = "keep-alive"
+"""The label of a nested container that keeps its sandbox while it runs, with "yes": whoever joins the sandbox sees it."""
+
 
 @dataclass(slots=True)
 class Sandbox:

@@ -14,7 +14,7 @@ from manyoyo_mcp.hosts.base import LABEL, Host
 from manyoyo_mcp.sessions import room
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
-from manyoyo_mcp.sessions.sandbox import Sandbox
+from manyoyo_mcp.sessions.sandbox import KEEPS, Sandbox
 from manyoyo_mcp.values import Caps
 
 T = TypeVar("T")
@@ -63,7 +63,8 @@ class Work:
 
     async def start_detached(self, sandbox: Sandbox, spec: RunSpec, *, keep_alive: bool = False) -> str:
         """Start a service in the sandbox; its container's id. `keep_alive`: while it runs, idleness ends no sandbox."""
-        spec = replace(spec, labels=dict.fromkeys(self._labels, ""))  # else its image could have it taken for a run
+        named = dict.fromkeys(self._labels, "")  # else its image could have it taken for a run
+        spec = replace(spec, labels=named | {LABEL + KEEPS: "yes" if keep_alive else ""})
         container = await self.ask(sandbox, lambda: sandbox.engine.start(spec))
         if keep_alive:
             sandbox.keepers.add(container)

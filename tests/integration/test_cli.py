@@ -22,6 +22,7 @@ from typing import Any
 import docker
 import pytest
 from anyio.from_thread import start_blocking_portal
+from filelock import FileLock
 from mcp import Client
 
 from manyoyo_mcp.config import Settings
@@ -524,6 +525,23 @@ def test_rm_of_a_name_that_two_have() -> None:
         for each in host.volumes.list(filters={"name": name}):
             each.remove()
         host.close()
+
+
+def test_rm_waits_for_who_starts_or_copies_it() -> None:
+    host = docker.from_env()
+    name = f"busy-{secrets.token_hex(4)}"
+    labels = {"owner": owner(), "engine": "podman", "kind": "sandbox", "name": name, "sandbox": f"sb-{name}"}
+    volume = host.volumes.create(f"manyoyo-sb-{name}", labels={f"org.manyoyo.{key}": labels[key] for key in labels})
+    locks = Settings().lock_dir
+    locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with FileLock(locks / f"sb-{name}.lock"):
+        process = start("rm", name)
+        assert process.stderr is not None and "waiting for another session" in process.stderr.readline()
+        assert host.volumes.list(filters={"name": volume.name})
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, f"removed the sandbox {name}\n")
+    assert not host.volumes.list(filters={"name": volume.name})
+    host.close()
 
 
 def test_rm_of_what_a_server_holds(project: Path) -> None:

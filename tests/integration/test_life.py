@@ -86,6 +86,23 @@ async def serving(
     return sandbox
 
 
+async def test_a_service_that_keeps_its_sandbox_does_so_for_whoever_joins(tmp_path: Path) -> None:
+    parameters = server_parameters(tmp_path, MANYOYO_IDLE_S=str(IDLE), MANYOYO_LEASE_S="6")
+    async with Client(parameters) as joining:
+        async with Client(parameters) as first:
+            named = await serving(first, "exec sleep 1000", keep_alive=True, sandbox_name="kept-on")
+            assert (await call(joining, "start_sandbox", name="kept-on"))["resumed"] == "running"
+        await anyio.sleep(IDLE * 3)
+        assert containers(named) == ["running"]
+        status = (await call(joining, "sandbox_status", sandbox_id=named))["sandboxes"][0]
+        assert "keep_alive" in status["will"], status
+        await call(joining, "nested_stop", sandbox_id=named, container="serving", action="stop")
+        with anyio.fail_after(60):
+            while containers(named) == ["running"]:
+                await anyio.sleep(0.2)
+        await call(joining, "cleanup", sandbox_id="kept-on")
+
+
 async def test_a_greatest_age(tmp_path: Path) -> None:
     async with Client(server_parameters(tmp_path, MANYOYO_MAX_AGE_S="10", MANYOYO_LEASE_S="6")) as client:
         sandbox = await start(client)

@@ -31,6 +31,8 @@ REFUSED = re.compile("permission denied|not permitted|format error", re.IGNORECA
 NO_SPACE = re.compile(r"[:\])(] ?(?:no space left on device|disk quota exceeded)", re.IGNORECASE)
 _NO_DATABASE = re.compile("unable to open database file|database or disk is full")
 """What SQLite says on a full disk, for podman."""
+_NOTHING_SAID = re.compile(r"no logs from conmon|error found in #0 byte of \.\.\.\|\|")
+"""What podman says where it reads nothing from a container's monitor, which ends without a word where it can't write."""
 MAKE_ROOM = (
     "Make room: nested_stop with action=remove takes containers away; or grow it: start_sandbox with its sandbox_id and a "
     "larger disk; or go on in a new sandbox."
@@ -202,6 +204,11 @@ def from_answer(engine: str, status: int, text: str) -> ManyoyoError:
     """An engine's error answer as one of ours: the request's fault where the words show it, else the engine's."""
     if status >= 500 and (NO_SPACE.search(text) or _NO_DATABASE.search(text)):
         return DiskFull(f"The sandbox's disk is full. Its {engine} engine answered: {text}", MAKE_ROOM)
+    if _NOTHING_SAID.search(text):
+        return DiskFull(
+            f"The sandbox's disk is probably full: its {engine} engine could not start a container's monitor. It answered: {text}",
+            MAKE_ROOM,
+        )
     for wanted, pattern, kind, code, hint in _ANSWERS:
         if wanted in (None, status) and pattern.search(text):
             return kind(text, hint, code=code)

@@ -34,7 +34,7 @@ from manyoyo_mcp.hosts.stores import driver
 from manyoyo_mcp.values import Caps
 from manyoyo_mcp.workers import in_thread, together
 
-READY_TIMEOUT = 30.0
+READY_TIMEOUT = 90.0
 """Seconds that a nested engine may take until it listens."""
 _LISTEN_INTERVAL = 0.005
 """Seconds between tries to connect to an engine that is starting; a try costs some ten microseconds."""

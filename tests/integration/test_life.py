@@ -294,8 +294,14 @@ anyio.run(main)
 
 
 async def _running() -> int:
-    """How many sandboxes run, those of other tests too."""
-    return len(await _ids())
+    """How many sandboxes run, those of other tests too; once none of those has ended for a while."""
+    there, since = await _ids(), time.monotonic()
+    while time.monotonic() - since < 4:
+        await anyio.sleep(0.5)
+        now = await _ids()
+        if now != there:
+            there, since = now, time.monotonic()
+    return len(there)
 
 
 async def _ids() -> set[str]:

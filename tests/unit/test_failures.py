@@ -81,6 +81,17 @@ def test_full_disk_by_the_systems_words() -> None:
         (404, "network nope not found", "NETWORK_NOT_FOUND"),
         (501, "not implemented", "NOT_SUPPORTED"),
         (500, "something broke", "ENGINE_FAILED"),
+        (
+            500,
+            "adding container 0123 exit code 1: unable to open database file: no such file or directory",
+            "DISK_FULL",
+        ),
+        (
+            500,
+            "preparing container 0123 for attach: container create failed (no logs from conmon): conmon bytes",
+            "DISK_FULL",
+        ),
+        (404, "no such image: no-logs-from-conmon", "IMAGE_NOT_FOUND"),
     ],
 )
 def test_answers(status: int, text: str, code: str) -> None:

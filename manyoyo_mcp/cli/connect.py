@@ -2,16 +2,15 @@
 
 import os
 import signal
-import sys
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from pydantic import ValidationError
 
-from manyoyo_mcp.cli.exits import Exit, complain
+from manyoyo_mcp.cli.exits import complain, end_without_reader
 from manyoyo_mcp.config import CONFIG_FILE, Settings
 from manyoyo_mcp.errors import InvalidArgument, NotFound, NotRunning, SandboxAmbiguous
 
@@ -53,21 +52,15 @@ def run_async(work: Callable[[], Awaitable[T]]) -> T:
     try:
         results = anyio.run(watched)
     except BrokenPipeError:
-        _end_without_reader()
+        end_without_reader()
     except BaseExceptionGroup as group:
         error = _first(group)
         if isinstance(error, BrokenPipeError):
-            _end_without_reader()
+            end_without_reader()
         raise error from None
     if caught:
         raise SystemExit(128 + caught[0])
     return results[0]
-
-
-def _end_without_reader() -> NoReturn:
-    """Whoever read our stdout has gone; the interpreter shall not complain of it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(Exit.PIPE_CLOSED)
 
 
 async def _cancel_on_signal(scope: anyio.CancelScope, caught: list[int]) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from typing import NoReturn
 
 from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.errors import ManyoyoError, NotFound, NotRunning, Reason, RequestError
@@ -86,6 +87,12 @@ def complain(happened: str, to_do: str) -> None:
     print(f"manyoyo-mcp: {sanitise(happened).strip()}", file=sys.stderr)
     if to_do:
         print(f"  {sanitise(to_do).strip()}", file=sys.stderr)
+
+
+def end_without_reader() -> NoReturn:
+    """Whoever read our stdout has gone; the interpreter shall not complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(Exit.PIPE_CLOSED)
 
 
 @contextmanager

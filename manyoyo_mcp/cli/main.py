@@ -2,7 +2,7 @@
 
 import sys
 
-from manyoyo_mcp.cli.exits import Exit, reported
+from manyoyo_mcp.cli.exits import end_without_reader, reported
 
 
 def main() -> None:
@@ -19,5 +19,9 @@ def main() -> None:
                 app(prog_name="manyoyo-mcp")
             except SystemExit as ended:
                 if isinstance(ended.__context__, BrokenPipeError):  # which the library makes a failure
-                    sys.exit(Exit.PIPE_CLOSED)
+                    end_without_reader()
+                try:
+                    sys.stdout.flush()
+                except BrokenPipeError:
+                    end_without_reader()
                 raise

@@ -204,7 +204,7 @@ def from_answer(engine: str, status: int, text: str) -> ManyoyoError:
     """An engine's error answer as one of ours: the request's fault where the words show it, else the engine's."""
     if status >= 500 and (NO_SPACE.search(text) or _NO_DATABASE.search(text)):
         return DiskFull(f"The sandbox's disk is full. Its {engine} engine answered: {text}", MAKE_ROOM)
-    if _NOTHING_SAID.search(text):
+    if status >= 500 and _NOTHING_SAID.search(text):
         return DiskFull(
             f"The sandbox's disk is probably full: its {engine} engine could not start a container's monitor. It answered: {text}",
             MAKE_ROOM,

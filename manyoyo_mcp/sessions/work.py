@@ -63,8 +63,8 @@ class Work:
 
     async def start_detached(self, sandbox: Sandbox, spec: RunSpec, *, keep_alive: bool = False) -> str:
         """Start a service in the sandbox; its container's id. `keep_alive`: while it runs, idleness ends no sandbox."""
-        named = dict.fromkeys(self._labels, "")  # else its image could have it taken for a run
-        spec = replace(spec, labels=named | {LABEL + KEEPS: "yes" if keep_alive else ""})
+        no_run = dict.fromkeys(self._labels, "")  # else its image could have it taken for one
+        spec = replace(spec, labels=no_run | {LABEL + KEEPS: "yes" if keep_alive else ""})
         container = await self.ask(sandbox, lambda: sandbox.engine.start(spec))
         if keep_alive:
             sandbox.keepers.add(container)

@@ -91,7 +91,8 @@ def test_full_disk_by_the_systems_words() -> None:
             "preparing container 0123 for attach: container create failed (no logs from conmon): conmon bytes",
             "DISK_FULL",
         ),
-        (404, "no such image: no-logs-from-conmon", "IMAGE_NOT_FOUND"),
+        (500, "preparing container 0123: error found in #0 byte of ...||..., bigger context ...||...", "DISK_FULL"),
+        (400, "decode: error found in #0 byte of ...||..., bigger context ...||...", "INVALID_ARGUMENT"),
     ],
 )
 def test_answers(status: int, text: str, code: str) -> None:

@@ -95,6 +95,20 @@ def end_without_reader() -> NoReturn:
     sys.exit(Exit.PIPE_CLOSED)
 
 
+def flush() -> None:
+    """Write what is left for stdout, while it can still be said that this failed."""
+    if sys.stdout is None:  # nobody wanted it: the command line was started with it closed
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        end_without_reader()
+    except OSError as error:
+        complain(f"what was to be printed can't be written: {error.strerror or error}", "Give stdout somewhere to go.")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.FAILED)
+
+
 @contextmanager
 def reported() -> Iterator[None]:
     """Whatever goes wrong inside ends the process with its exit code and two lines, never with a traceback.

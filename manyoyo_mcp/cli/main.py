@@ -2,7 +2,7 @@
 
 import sys
 
-from manyoyo_mcp.cli.exits import end_without_reader, reported
+from manyoyo_mcp.cli.exits import end_without_reader, flush, reported
 
 
 def main() -> None:
@@ -20,8 +20,5 @@ def main() -> None:
             except SystemExit as ended:
                 if isinstance(ended.__context__, BrokenPipeError):  # which the library makes a failure
                     end_without_reader()
-                try:
-                    sys.stdout.flush()
-                except BrokenPipeError:
-                    end_without_reader()
+                flush()
                 raise

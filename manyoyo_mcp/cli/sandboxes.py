@@ -1,6 +1,5 @@
 """ps, logs, exec, rm, gc: a look at this owner's sandboxes, and into one."""
 
-import contextlib
 import json
 import sys
 import time
@@ -18,7 +17,8 @@ from manyoyo_mcp.hosts.base import Host, Outer, Store
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.sessions import sweep
 from manyoyo_mcp.sessions.identity import answers_for, owner
-from manyoyo_mcp.sessions.names import is_checkpoint, is_named, locked
+from manyoyo_mcp.sessions.keeping import Keeping
+from manyoyo_mcp.sessions.names import is_checkpoint, is_named
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import format_bytes
 
@@ -208,21 +208,18 @@ async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
             else:
                 others.append(name if kind in ("", "sandbox") else word)  # no checkpoint's name removes a sandbox
         found = {outer.sandbox_id: outer for outer in [await find_sandbox(host, name) for name in others]}
+        keeping = Keeping(settings, host, owner())
         for (kind, name), store in stores.items():
             with screen.working(f"removing {name}") as say:
-                lock = store.labels["sandbox"] if kind == "sandbox" else store.name
-                async with locked(settings.lock_dir, lock, say):
-                    await host.remove_store(store.name)
+                if kind == "sandbox":
+                    await keeping.remove_sandbox(store.labels["sandbox"], progress=say)
+                else:
+                    await keeping.remove_checkpoint(name, say)
             if not as_json:
                 print(f"removed the {kind} {name}", flush=True)
         for outer in found.values():
             with screen.working(f"removing {outer.sandbox_id}") as say:
-                async with (
-                    locked(settings.lock_dir, outer.sandbox_id, say)
-                    if "name" in outer.labels
-                    else contextlib.nullcontext()
-                ):
-                    await host.remove(outer)
+                await keeping.remove_sandbox(outer.sandbox_id, progress=say)
             if not as_json:
                 held = "; the server that held it runs on" if answers_for(outer.labels) else ""
                 print(f"removed {outer.sandbox_id} ({age(time.time() - outer.created)} old{held})", flush=True)

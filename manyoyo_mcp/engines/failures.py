@@ -31,7 +31,7 @@ REFUSED = re.compile("permission denied|not permitted|format error", re.IGNORECA
 NO_SPACE = re.compile(r"[:\])(] ?(?:no space left on device|disk quota exceeded)", re.IGNORECASE)
 _NO_DATABASE = re.compile("unable to open database file|database or disk is full")
 """What SQLite says on a full disk, for podman."""
-_NOTHING_SAID = re.compile(r"no logs from conmon|error found in #0 byte of \.\.\.\|\|")
+_NOTHING_SAID = re.compile(r"\(no logs from conmon\): conmon bytes|error found in #0 byte of \.\.\.\|\|")
 """What podman says where it reads nothing from a container's monitor, which ends without a word where it can't write."""
 MAKE_ROOM = (
     "Make room: nested_stop with action=remove takes containers away; or grow it: start_sandbox with its sandbox_id and a "

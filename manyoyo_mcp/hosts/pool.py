@@ -1,7 +1,7 @@
 """The pool: where a host's stores are copied in milliseconds and capped for certain.
 
-One btrfs in a sparse file on a volume of the host, a subvolume for each store. A *keeper*, the one container that sees the
-whole of it, does what is asked of it (`pool` in the outer image); Docker's local volume driver mounts a subvolume as a volume.
+One btrfs in a sparse file on a volume of the host, a subvolume for each store. A *keeper*, the one container that has the
+whole of it mounted, does what is asked of it (`pool` in the outer image); Docker's local volume driver mounts a subvolume as a volume.
 So all of it goes through the engine's API, on a host of which we see nothing else. Shared by all who use the host.
 """
 

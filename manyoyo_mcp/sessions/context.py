@@ -56,6 +56,8 @@ def prepare(settings: Settings, directory: str | None, files: dict[str, bytes], 
     ignored = _ignored(root, extra, dockerfile)
     extra = {name: content for name, content in extra.items() if name == dockerfile or not ignored.matches(name)}
     text = _dockerfile_text(root, extra, dockerfile)
+    extra.pop(dockerfile, None)
+    extra[dockerfile] = text.encode()  # what was judged is what is sent, whatever becomes of the file meanwhile
     with _readable(root):
         entries = sorted(set(ignored.walk(str(root))) - {"", ".", *extra}) if root is not None else []
     size = sum(len(content) for content in extra.values())
@@ -195,13 +197,7 @@ def _dockerfile_text(root: Path | None, extra: dict[str, bytes], dockerfile: str
 
 
 def _stream(root: Path | None, entries: list[str], extra: dict[str, bytes]) -> Iterator[bytes]:
-    for name, content in extra.items():
-        info = tarfile.TarInfo(name)
-        info.size, info.mtime = len(content), int(time.time())
-        info.mode = 0o755 if content.startswith(b"#!") else 0o644
-        yield _header(info)
-        yield content
-        yield _padding(len(content))
+    """`extra` comes last: no link among the entries can then lead the builder to another file of that name."""
     buffer = tarfile.open(fileobj=io.BytesIO(), mode="w")  # noqa: SIM115 - only makes headers
     for entry in entries:
         assert root is not None
@@ -218,6 +214,13 @@ def _stream(root: Path | None, entries: list[str], extra: dict[str, bytes]) -> I
         yield _header(info)
         if info.isfile():
             yield from _content(root, entry, info.size)
+    for name, content in extra.items():
+        info = tarfile.TarInfo(name)
+        info.size, info.mtime = len(content), int(time.time())
+        info.mode = 0o755 if content.startswith(b"#!") else 0o644
+        yield _header(info)
+        yield content
+        yield _padding(len(content))
     yield b"\0" * 1024
 
 

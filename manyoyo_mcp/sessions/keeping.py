@@ -1,5 +1,6 @@
 """What outlives servers: checkpoints, and what named sandboxes hold."""
 
+import contextlib
 import secrets
 
 import anyio
@@ -80,13 +81,35 @@ class Keeping:
                 await self._host.remove_store(old.name)
             return copied
 
-    async def remove_checkpoint(self, name: str) -> int:
+    async def remove_checkpoint(self, name: str, progress: Progress = no_progress) -> int:
         """Remove a checkpoint of this owner's; the bytes that were its own. Raises NotFound."""
         await checkpoint_of(self._host, self._owner, name)
         lock = names.checkpoint_store(self._owner, name)
-        async with names.locked(self._settings.lock_dir, lock, no_progress):
+        async with names.locked(self._settings.lock_dir, lock, progress):
             found = await self._host.stores({"owner": self._owner, "checkpoint": name})
             return sum([await self._host.remove_store(store.name) for store in found])
+
+    async def remove_sandbox(
+        self, sandbox_id: str, *, keep_store: bool = False, progress: Progress = no_progress
+    ) -> int | None:
+        """Remove one sandbox of this owner's, of whichever session: as it is once nobody starts, stops or copies it any more.
+        The bytes freed, where known; None where there is none."""
+        mine = {"owner": self._owner}
+        freed: list[int] = []
+        named = await self.is_named(sandbox_id)
+        async with self.locked(sandbox_id, progress) if named else contextlib.nullcontext():
+            for outer in await self._host.find(mine, sandbox_id, remains=True):
+                if keep_store and outer.running:
+                    await self._host.maintain(outer, "stop-all", timeout=30)
+                freed.append(await self._host.remove(outer, keep_store=keep_store))
+            if not keep_store:
+                for store in await self._host.stores(mine | {"sandbox": sandbox_id}):  # of one that is stopped
+                    freed.append(await self._host.remove_store(store.name))
+        return sum(freed) if freed else None
+
+    def locked(self, sandbox_id: str, progress: Progress = no_progress) -> contextlib.AbstractAsyncContextManager[None]:
+        """Within it nobody else of this owner starts, stops, copies or removes the named sandbox of that id."""
+        return names.locked(self._settings.lock_dir, sandbox_id, progress)
 
     async def stores(self) -> list[Store]:
         """What this owner has that outlives servers: named sandboxes, running or not, and checkpoints."""

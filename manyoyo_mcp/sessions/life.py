@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import anyio
 
 from manyoyo_mcp.config import Settings
+from manyoyo_mcp.engines.base import Container
 from manyoyo_mcp.errors import ManyoyoError
-from manyoyo_mcp.hosts.base import Host
+from manyoyo_mcp.hosts.base import Host, ours
 from manyoyo_mcp.sessions.jobs import Jobs
-from manyoyo_mcp.sessions.sandbox import Sandbox
+from manyoyo_mcp.sessions.sandbox import KEEPS, Sandbox
 
 _log = logging.getLogger(__name__)
 _LONGEST_INTERVAL = 60.0
@@ -113,13 +114,14 @@ class Life:
         for job in self._jobs.of(sandbox.sandbox_id):
             if job.state == "running":
                 return f"the running job {job.job_id}"
-        if sandbox.keepers:
+        if sandbox.keeps or sandbox.name:  # one by name may have such services of other sessions
             try:
-                running = {each.container_id for each in await sandbox.engine.containers() if each.state == "running"}
+                there = await sandbox.engine.containers()
             except ManyoyoError:
                 return None
-            for container in sandbox.keepers & running:
-                return f"the service {container[:12]} (keep_alive)"
+            for each in there:
+                if each.state == "running" and _keeps(each):
+                    return f"the service {each.container_id[:12]} (keep_alive)"
         return None
 
     async def outlook(self, sandbox: Sandbox) -> Outlook:
@@ -139,6 +141,13 @@ class Life:
         return Outlook(
             round(left, 1), f"in {left:.0f} s {fate}: {reason}" + (f"; kept by {held} until then" if held else ""), held
         )
+
+
+def _keeps(container: Container) -> bool:
+    """Whether it is a service that was started to keep its sandbox. Runs and builds have their images' labels, whatever they say;
+    a service has all of these of its own."""
+    labels = ours(container.labels)
+    return labels.get(KEEPS) == "yes" and labels.get("server-pid") == ""
 
 
 async def _worked(host: Host, sandbox: Sandbox) -> tuple[float, int]:

@@ -23,7 +23,7 @@ from manyoyo_mcp.hosts import lease
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import Progress, no_progress
-from manyoyo_mcp.sessions import names, reaper, sweep
+from manyoyo_mcp.sessions import reaper, sweep
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Jobs
 from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of, settled
@@ -265,7 +265,7 @@ class Manager:
         """End a sandbox: its jobs, its nested containers, and, but for `keep_store`, all that it holds. Idempotent. Bytes
         freed, where known."""
         await self._cancel_jobs(sandbox)
-        async with self._named_lock(sandbox.sandbox_id if sandbox.name else None):
+        async with self.keeping.locked(sandbox.sandbox_id) if sandbox.name else contextlib.nullcontext():
             if keep_store:
                 await self.host.maintain(sandbox.outer, "stop-all", timeout=30)
             freed = await self.host.remove(sandbox.outer, keep_store=keep_store)
@@ -288,14 +288,6 @@ class Manager:
             except SandboxError:
                 self._let_go(sandbox.outer)
 
-    @contextlib.asynccontextmanager
-    async def _named_lock(self, sandbox_id: str | None) -> AsyncIterator[None]:
-        if sandbox_id is None:
-            yield
-            return
-        async with names.locked(self.settings.lock_dir, sandbox_id, no_progress):
-            yield
-
     async def remove_all(self) -> dict[str, int]:
         """Remove every sandbox of this session but the named ones; their ids, with the bytes that each freed."""
         return {each.sandbox_id: await self.remove(each) for each in self.sandboxes() if each.name is None}
@@ -306,19 +298,8 @@ class Manager:
         sandbox_id = self.keeping.id_of(sandbox_id)
         if sandbox_id in self._sandboxes:
             return {sandbox_id: await self.remove(self._sandboxes[sandbox_id], keep_store=keep_store)}
-        removed: dict[str, int] = {}
-        for outer in await self.host.find({"owner": self.identity.owner}, sandbox_id, remains=True):
-            async with self._named_lock(outer.sandbox_id if "name" in outer.labels else None):
-                if keep_store and outer.running:
-                    await self.host.maintain(outer, "stop-all", timeout=30)
-                removed[sandbox_id] = await self.host.remove(outer, keep_store=keep_store)
-        if not keep_store:
-            for store in await self.host.stores(
-                {"owner": self.identity.owner, "sandbox": sandbox_id}
-            ):  # one that is stopped
-                async with self._named_lock(sandbox_id):
-                    removed[sandbox_id] = await self.host.remove_store(store.name)
-        return removed
+        freed = await self.keeping.remove_sandbox(sandbox_id, keep_store=keep_store)
+        return {} if freed is None else {sandbox_id: freed}
 
     async def remove_others(self) -> dict[str, int]:
         """Remove this owner's sandboxes of other sessions, live ones too, but the named ones; as `remove_all`."""

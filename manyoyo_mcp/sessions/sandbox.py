@@ -16,7 +16,7 @@ from manyoyo_mcp.sessions.probe import Evidence
 from manyoyo_mcp.values import Caps
 
 KEEPS = "keep-alive"
-"""The label of a nested container that keeps its sandbox while it runs, with "yes": whoever joins the sandbox sees it."""
+"""The label of a nested container that keeps its sandbox while it runs, with "yes": every session that has the sandbox sees it."""
 
 
 @dataclass(slots=True)
@@ -24,7 +24,8 @@ class Sandbox:
     """What the session knows of a sandbox. `limits` says what its policy grants, `disk` the cap of its disk in bytes, where it
     has one: they change when the sandbox grows, the labels of `outer` do not. `resumed`: how it was found, where it was there
     before. `copied`: began as a copy of another.
-    `begun` and `used`, by time.monotonic: since when it is here, when it was last of use; `keepers`: services that keep it."""
+    `begun` and `used`, by time.monotonic: since when it is here, when it was last of use; `keeps`: a service of this session's was
+    started to keep it."""
 
     sandbox_id: str
     outer: Outer
@@ -39,7 +40,7 @@ class Sandbox:
     started: float = field(default_factory=time.time)
     begun: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
-    keepers: set[str] = field(default_factory=set)
+    keeps: bool = False
 
     @property
     def age(self) -> float:

@@ -28,7 +28,7 @@ from manyoyo_mcp.sessions import names, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets, NoRoomNow, Place
 from manyoyo_mcp.sessions.identity import Identity, answers_for
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
-from manyoyo_mcp.sessions.sandbox import KEEPS, Sandbox, join, nested_default
+from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
 from manyoyo_mcp.values import Caps, docker_size, format_bytes
 
 _STOPPING = 12.0
@@ -138,7 +138,7 @@ class Starter:
             except (EngineFailed, EngineUnreachable):
                 self._let_go(found)
                 return None
-            await _take_stock(sandbox, every=False)
+            await _clear(sandbox, every=False)
             image = outer_image.reference(self._settings)
             sandbox.evidence = await self._prove(sandbox, await self._host.info(), image, progress)
         except BaseException:
@@ -208,7 +208,7 @@ class Starter:
             sandbox = await self.join(created, begun)
             sandbox.copied = wanted.origin is not None
             if there is not None or sandbox.copied:
-                await _take_stock(sandbox, every=True)
+                await _clear(sandbox, every=True)
             sandbox.evidence = await self._prove(sandbox, info, image, progress)
         except BaseException:
             self._let_go(created)
@@ -345,14 +345,11 @@ class Starter:
         return evidence
 
 
-async def _take_stock(sandbox: Sandbox, *, every: bool) -> None:
-    """Note the services that keep it, and remove the containers of runs whose server is no more, or of `every` run that was:
-    their results have nobody to go to."""
+async def _clear(sandbox: Sandbox, *, every: bool) -> None:
+    """Remove the containers of runs whose server is no more, or of `every` run that was: their results have nobody to go to."""
     with contextlib.suppress(SandboxError):  # as on a full disk; they are in nobody's way
         for row in await sandbox.engine.containers():
             labels = ours(row.labels)
-            if labels.get(KEEPS) == "yes":
-                sandbox.keepers.add(row.container_id)
             # A container of a build has its image's labels, whatever they say.
             if labels.get("server-pid", "").isdecimal() and (every or not answers_for(labels)):
                 await sandbox.engine.remove(row.container_id)

@@ -67,7 +67,7 @@ class Work:
         spec = replace(spec, labels=no_run | {LABEL + KEEPS: "yes" if keep_alive else ""})
         container = await self.ask(sandbox, lambda: sandbox.engine.start(spec))
         if keep_alive:
-            sandbox.keepers.add(container)
+            sandbox.keeps = True
         return container
 
     async def ask(self, sandbox: Sandbox, question: Callable[[], Awaitable[T]]) -> T:

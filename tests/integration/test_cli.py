@@ -28,6 +28,7 @@ from mcp import Client
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.identity import owner
+from manyoyo_mcp.sessions.names import checkpoint_store
 from tests.conftest import ROOT, server_parameters
 from tests.support import busybox_context, busybox_rootfs
 
@@ -538,9 +539,37 @@ def test_rm_waits_for_who_starts_or_copies_it() -> None:
         process = start("rm", name)
         assert process.stderr is not None and "waiting for another session" in process.stderr.readline()
         assert host.volumes.list(filters={"name": volume.name})
+        started = host.containers.create(  # by who had the lock
+            outer.reference(Settings()),
+            name=f"manyoyo-sb-{name}",
+            volumes=[f"{volume.name}:/x"],
+            labels=volume.attrs["Labels"],
+        )
     output, _ = process.communicate(timeout=60)
     assert (process.returncode, output) == (0, f"removed the sandbox {name}\n")
     assert not host.volumes.list(filters={"name": volume.name})
+    assert not host.containers.list(all=True, filters={"id": started.id})
+    host.close()
+
+
+def test_rm_waits_for_who_replaces_a_checkpoint() -> None:
+    host = docker.from_env()
+    name = f"busy-{secrets.token_hex(4)}"
+    labels = {"owner": owner(), "engine": "podman", "kind": "checkpoint", "checkpoint": name}
+    store = checkpoint_store(owner(), name)
+    old, new = (f"{store}-{index}" for index in range(2))
+    made = {f"org.manyoyo.{key}": labels[key] for key in labels}
+    host.volumes.create(old, labels=made)
+    locks = Settings().lock_dir
+    locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with FileLock(locks / f"{store}.lock"):
+        process = start("rm", name)
+        assert process.stderr is not None and "waiting for another session" in process.stderr.readline()
+        host.volumes.create(new, labels=made)
+        host.volumes.get(old).remove()
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, f"removed the checkpoint {name}\n")
+    assert not host.volumes.list(filters={"name": store})
     host.close()
 
 
@@ -750,3 +779,11 @@ def test_version_and_help() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", cli("--version").stdout)
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", cli("shell", "--help").stdout).split())
     assert "root in it is root on the host" in shown, "why there is no shell in the outer container"
+
+
+def test_stdout_that_is_closed_or_can_not_be_written() -> None:
+    words = [sys.executable, "-m", "manyoyo_mcp", "ps", "--json"]
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], stderr=subprocess.PIPE, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    full = subprocess.run(["sh", "-c", '"$@" > /dev/full', "sh", *words], stderr=subprocess.PIPE, text=True)
+    assert full.returncode == 1 and "No space left on device" in full.stderr and "fault of" not in full.stderr

@@ -86,12 +86,13 @@ async def serving(
     return sandbox
 
 
-async def test_a_service_that_keeps_its_sandbox_does_so_for_whoever_joins(tmp_path: Path) -> None:
+async def test_a_service_that_keeps_its_sandbox_does_so_for_whoever_has_it(tmp_path: Path) -> None:
     parameters = server_parameters(tmp_path, MANYOYO_IDLE_S=str(IDLE), MANYOYO_LEASE_S="6")
     async with Client(parameters) as joining:
         async with Client(parameters) as first:
-            named = await serving(first, "exec sleep 1000", keep_alive=True, sandbox_name="kept-on")
+            named = await start(first, name="kept-on")
             assert (await call(joining, "start_sandbox", name="kept-on"))["resumed"] == "running"
+            await serving(first, "exec sleep 1000", keep_alive=True, sandbox_name="kept-on")
         await anyio.sleep(IDLE * 3)
         assert containers(named) == ["running"]
         status = (await call(joining, "sandbox_status", sandbox_id=named))["sandboxes"][0]

@@ -21,6 +21,7 @@ class SocketLike(Protocol):
     """What `Dial` returns: a connected stream."""
 
     def sendall(self, data: bytes, /) -> None: ...
+    def recv(self, count: int, /) -> bytes: ...
     def makefile(self, mode: str, /) -> Any: ...
     def settimeout(self, seconds: float | None, /) -> None: ...
     def shutdown(self, how: int, /) -> None: ...
@@ -238,10 +239,10 @@ class DialledClient(docker.APIClient):  # type: ignore[misc]
         while self._idle:
             self._idle.pop().close()
 
-    def _outgoing(self, method: str, path: str, query: Mapping[str, str], data: Any, headers: Any) -> tuple[str, Any]:
+    def _outgoing(self, method: str, path: str, query: Mapping[str, Any], data: Any, headers: Any) -> tuple[str, Any]:
         """Target and body of a request as they go out."""
         body = data.encode() if isinstance(data, str) else data
-        return f"{path}?{urlencode(query)}" if query else path, body
+        return f"{path}?{urlencode(query, doseq=True)}" if query else path, body
 
     def _connection(self, timeout: float | None) -> _Connection:
         while True:

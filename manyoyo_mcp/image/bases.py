@@ -43,7 +43,7 @@ from manyoyo_mcp.hosts.base import LABEL, Host, Outer, OuterSpec
 from manyoyo_mcp.hosts.pool import BASES
 from manyoyo_mcp.image import debian, outer
 from manyoyo_mcp.image.outer import Progress
-from manyoyo_mcp.policy.rules import Limits
+from manyoyo_mcp.policy.base import Limits
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import Caps
 

@@ -1,20 +1,19 @@
-"""The only way to a nested engine: a docker-py client whose every request passes `rules.decide` first."""
+"""The tools' way to a nested engine: a docker-py client whose every request passes `rules.decide` first. (The other way in, for
+clients that we don't trust, is `gate.py`.)"""
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from manyoyo_mcp.dialled import Dial, DialledClient
 from manyoyo_mcp.errors import PolicyRefused
-from manyoyo_mcp.policy.rules import Limits, Request, decide
+from manyoyo_mcp.policy.base import Limits, Request
+from manyoyo_mcp.policy.rules import decide, endpoint
 
 API_VERSION = "1.41"
-"""The version of Docker's Engine API that the rules are written for; podman 5 and dockerd 26 both speak it."""
+"""The version of Docker's Engine API that the tools speak; podman 5 and dockerd 26 both do."""
 
 _VERSION_PREFIX = f"/v{API_VERSION}"
-_RAW_BODY = re.compile(r"/build|/images/(create|load)|/containers/[^/]+/archive")
-"""Endpoints that take an archive; everywhere else a body is JSON."""
 
 
 class GuardedClient(DialledClient):
@@ -25,10 +24,10 @@ class GuardedClient(DialledClient):
         super().__init__(dial, API_VERSION)
         self._limits = limits
 
-    def _outgoing(self, method: str, path: str, query: Mapping[str, str], data: Any, headers: Any) -> tuple[str, Any]:
+    def _outgoing(self, method: str, path: str, query: Mapping[str, Any], data: Any, headers: Any) -> tuple[str, Any]:
         is_json = str(headers.get("Content-Type", "")).startswith("application/json")
         bare = path.removeprefix(_VERSION_PREFIX)
-        if data and not is_json and not _RAW_BODY.fullmatch(bare):
+        if data and not is_json and endpoint(method, bare).takes != "archive":
             raise PolicyRefused("a body that is not JSON can't be judged.", "This is the server's fault.")
         allowed = decide(Request(method, bare, query, json.loads(data) if is_json and data else None), self._limits())
         if allowed.body is not None:  # written anew: what was decided on is what is sent, repeated keys and all

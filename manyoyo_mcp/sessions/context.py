@@ -17,12 +17,11 @@ import docker.utils.build as docker_build
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ContextRefused, InvalidArgument
+from manyoyo_mcp.policy.contexts import MAX_DOCKERFILE, check
 from manyoyo_mcp.values import format_bytes
 
 _REPEATED = re.compile(r"(?:\*\*/)+")
 _MOST_DEEP = 3
-MAX_DOCKERFILE = 512 << 10
-"""Largest Dockerfile, in bytes: a hundred times what people write."""
 _CHUNK = 1 << 18
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """Files of a context are opened at once even where they are a pipe by now, which nobody may ever write to."""
@@ -181,14 +180,7 @@ def _dockerfile_text(root: Path | None, extra: dict[str, bytes], dockerfile: str
         raise InvalidArgument(
             f"There is no {dockerfile} in {where}.", "Name it with dockerfile=…, or give it: files={'Dockerfile': '…'}."
         )
-    if len(raw) > MAX_DOCKERFILE:
-        raise InvalidArgument(f"{dockerfile} is larger than {format_bytes(MAX_DOCKERFILE)}.", "That is no Dockerfile.")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise InvalidArgument(f"{dockerfile} is not text in UTF-8.", "That is no Dockerfile.")
+    text = check(raw, dockerfile).decode()
     if not any(line.strip() and not line.strip().startswith("#") for line in text.splitlines()):
         raise InvalidArgument(
             f"{dockerfile} has no instruction.", "It begins with FROM, e.g. FROM localhost/manyoyo/debian."

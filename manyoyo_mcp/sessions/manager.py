@@ -23,7 +23,8 @@ from manyoyo_mcp.hosts import lease
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import Progress, no_progress
-from manyoyo_mcp.sessions import reaper, sweep
+from manyoyo_mcp.sessions import endpoints, reaper, sweep
+from manyoyo_mcp.sessions.endpoints import Endpoints
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Jobs
 from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of, settled
@@ -59,6 +60,7 @@ class Manager:
         self.work = Work(host, self.jobs, self.identity, self._gone)
         self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
         self.grow = self._starter.grow
+        self.endpoints = Endpoints(settings, host, self.identity.session, self._spawn)
         self.life = Life(settings, host, self.jobs, self.sandboxes, self._end)
         group.start_soon(self.life.keep)
         self._ended: dict[str, str] = {}  # ids and names of those that ended by themselves, with the reason
@@ -227,6 +229,7 @@ class Manager:
 
     def _let_go(self, outer: Outer) -> None:
         self._held.pop(outer.sandbox_id, None)
+        self.endpoints.close(outer.sandbox_id)
         self._starter.forget(outer)
 
     def _ensure_reaper(self) -> None:
@@ -346,6 +349,7 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                     if not manager._held:  # else a named one, of whose container the reaper removes what is left
                         manager._dismiss_reaper()
                 shutil.rmtree(manager.directory, ignore_errors=True)
+                endpoints.forget(settings, manager.identity.session)
             group.cancel_scope.cancel()
     if raised is not None:
         raise raised

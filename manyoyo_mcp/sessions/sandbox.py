@@ -10,7 +10,7 @@ from manyoyo_mcp.engines import ENGINES
 from manyoyo_mcp.engines.asking import Spawn
 from manyoyo_mcp.engines.base import Engine
 from manyoyo_mcp.hosts.base import Host, Outer
-from manyoyo_mcp.policy.rules import Limits
+from manyoyo_mcp.policy.base import Limits
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.probe import Evidence
 from manyoyo_mcp.values import Caps
@@ -22,7 +22,7 @@ KEEPS = "keep-alive"
 @dataclass(slots=True)
 class Sandbox:
     """What the session knows of a sandbox. `limits` says what its policy grants, `disk` the cap of its disk in bytes, where it
-    has one: they change when the sandbox grows, the labels of `outer` do not. `resumed`: how it was found, where it was there
+    has one, `dial` connects to its engine: they change when the sandbox grows, the labels of `outer` do not. `resumed`: how it was found, where it was there
     before. `copied`: began as a copy of another.
     `begun` and `used`, by time.monotonic: since when it is here, when it was last of use; `keeps`: a service of this session's was
     started to keep it."""
@@ -34,6 +34,7 @@ class Sandbox:
     limits: Limits
     start_seconds: float
     disk: int | None
+    dial: Dial
     evidence: Evidence | None = None
     resumed: Literal["running", "stopped"] | None = None
     copied: bool = False
@@ -88,6 +89,6 @@ def join(host: Host, outer: Outer, transport: str, dial: Dial, limits: Limits, s
         execs=GuardedClient(execs, current) if execs else None,
     )
     sandbox = Sandbox(
-        outer.sandbox_id, outer, engine, transport, limits, seconds, int(outer.labels.get("disk", 0)) or None
+        outer.sandbox_id, outer, engine, transport, limits, seconds, int(outer.labels.get("disk", 0)) or None, dial
     )
     return sandbox

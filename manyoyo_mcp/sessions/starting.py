@@ -23,7 +23,7 @@ from manyoyo_mcp.hosts.base import ENDING, Host, HostInfo, Outer, OuterSpec, Sto
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
-from manyoyo_mcp.policy.rules import Limits
+from manyoyo_mcp.policy.base import Limits
 from manyoyo_mcp.sessions import names, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets, NoRoomNow, Place
 from manyoyo_mcp.sessions.identity import Identity, answers_for

@@ -14,7 +14,7 @@ from manyoyo_mcp.errors import SandboxError
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import no_progress
-from manyoyo_mcp.sessions import budgets, names
+from manyoyo_mcp.sessions import budgets, endpoints, names
 from manyoyo_mcp.sessions.identity import Identity, answers_for, owner, pid_namespace
 from manyoyo_mcp.workers import in_thread
 
@@ -45,6 +45,7 @@ async def remove_session(settings: Settings, session: str) -> None:
                 if "name" not in outer.labels:
                     await host.remove(outer)
         shutil.rmtree(directory(settings, session), ignore_errors=True)
+        endpoints.forget(settings, session)
         end = time.monotonic() + _LEASES * settings.lease_s
         while await _retire(host, settings) and time.monotonic() < end:  # noqa: ASYNC110 - other processes have no events
             await anyio.sleep(min(settings.lease_s / 4, 5))
@@ -131,4 +132,5 @@ async def sweep(host: Host, settings: Settings, *, dry_run: bool = False) -> Swe
     await host.tidy()
     await in_thread(_forget_sessions, settings)
     await in_thread(budgets.forget_dead, settings)
+    await in_thread(endpoints.forget_dead, settings)
     return Swept(removed, failed)

@@ -1,0 +1,63 @@
+"""What a build may do."""
+
+import json
+import re
+from typing import Any
+
+from manyoyo_mcp.errors import PolicyRefused
+from manyoyo_mcp.policy.base import Allowed, Limits, Request, check_largest
+
+_NETWORKS = frozenset({"", "default", "none", "bridge", "NetworkDefault", "NetworkDisabled"})
+_EMPTY = frozenset({"", "0", "null", "[]", "{}"})
+BUILD_CGROUP = re.compile(r"/manyoyo-builds/[0-9a-f]{8,32}")
+"""Where a build's RUN steps run: a cgroup of its own below the one whose pids the entrypoint caps."""
+QUERY = (
+    "dockerfile t+ q nocache rm forcerm pull buildargs target labels networkmode memory memswap cpuperiod cpuquota cgroupparent "
+    "layers version platform nsoptions cachefrom cpusetcpus cpusetmems cpushares extrahosts shmsize squash ulimits"
+)
+_CLIENTS = ("cachefrom", "cpusetcpus", "cpusetmems", "cpushares", "extrahosts", "shmsize", "squash", "ulimits")
+"""What Docker's own client always says, and means nothing by."""
+
+
+def build(request: Request, limits: Limits) -> Allowed:
+    query: dict[str, Any] = dict(request.query)
+    for name in _CLIENTS:
+        if query.pop(name, "") not in _EMPTY:
+            raise PolicyRefused(f"a build may not set {name}.", "Leave it out.")
+    if query.get("networkmode", "default") not in _NETWORKS:
+        raise PolicyRefused(f"network {query['networkmode']!r} may not be used by a build.", 'Use "default" or "none".')
+    dockerfile = query.get("dockerfile") or "Dockerfile"
+    # What ends in .in goes through a preprocessor in podman's builder: one that reads files.
+    if dockerfile.startswith(("/", "[")) or ".." in dockerfile.split("/") or dockerfile.endswith(".in"):
+        raise PolicyRefused(
+            "the Dockerfile must lie in the build's context, under a plain name.",
+            "Write a relative path without '..', not ending in .in.",
+        )
+    if not BUILD_CGROUP.fullmatch(query.get("cgroupparent", "")):
+        raise PolicyRefused("a build must run in a cgroup of its own.", "Leave cgroup-parent out.")
+    if query.get("version", "1") not in ("", "1"):
+        raise PolicyRefused("BuildKit ignores a build's caps.", "Use the classic builder (DOCKER_BUILDKIT=0).")
+    for name in ("buildargs", "labels"):
+        _check_pairs(name, query.get(name) or "{}")
+    memory = max(int(query.get("memory") or 0), 0) or limits.default.memory
+    period = max(int(query.get("cpuperiod") or 0), 0) or 100_000
+    cpus = max(int(query.get("cpuquota") or 0), 0) / period or limits.default.cpus
+    check_largest(memory, cpus, 1, limits)
+    query |= {
+        "memory": str(memory),
+        "memswap": str(memory),
+        "cpuperiod": str(period),
+        "cpuquota": str(round(cpus * period)),
+        # Podman runs RUN steps in its own (the outer container's) network namespace unless told otherwise; dockerd ignores it.
+        "nsoptions": '[{"Name": "network"}]',
+    }
+    return Allowed(query, request.body)
+
+
+def _check_pairs(name: str, value: str) -> None:
+    try:
+        given = json.loads(value)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict | None) or not all(isinstance(each, str | None) for each in (given or {}).values()):
+        raise PolicyRefused(f"{name} is no mapping of texts.", 'Write {"NAME": "value"}.')

@@ -1,0 +1,394 @@
+"""The gate: a unix socket that speaks Docker's API to clients that we don't trust. Every request is read, judged by `rules` as the
+tools' own are, and written anew; what the engine answers goes back as it comes.
+
+A connection carries one request, so that nothing can hide behind the end of another; clients make a new one for the next. It
+has a thread of its own and one more for what the client goes on to send, for what reaches an engine need not be a socket that
+an event loop knows.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import posixpath
+import re
+import secrets
+import select
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+from urllib.parse import parse_qsl, urlencode
+
+import h11
+
+from manyoyo_mcp.dialled import Dial, SocketLike
+from manyoyo_mcp.errors import CapExceeded, InvalidArgument, ManyoyoError, PolicyRefused, RequestError
+from manyoyo_mcp.policy import contexts
+from manyoyo_mcp.policy.base import Allowed, Limits, Request
+from manyoyo_mcp.policy.rules import Endpoint, decide, endpoint
+from manyoyo_mcp.policy.transport import API_VERSION
+
+_log = logging.getLogger(__name__)
+_OLDEST, _NEWEST = (1, 24), (1, 45)
+"""Versions of Docker's Engine API that the rules know: newer clients agree on an older one with the engine."""
+_VERSION = re.compile(r"/v([0-9]{1,3})\.([0-9]{1,3})(?=/)")
+_MAX_HEAD = 256 << 10
+"""Bytes of a request's head, credentials of all registries among it."""
+_MAX_JSON = 4 << 20
+_PIECE = 1 << 16
+_MOST = 256
+"""Connections at a time."""
+_HEAD_PATIENCE = 30.0
+"""Seconds for a request's head to come."""
+_LINGER = 5.0
+"""Seconds for a refused client to read why, before it is hung up on."""
+_FORWARDED = {b"accept", b"content-type", b"user-agent", b"x-registry-auth", b"x-registry-config"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Where a gate leads: to an engine, within `limits`, which are read at each request. `context_max` bounds a build context, in
+    bytes. `used` is told of each use; `hung_up` of the build (by its cgroup) whose client went before its end."""
+
+    dial: Dial
+    limits: Callable[[], Limits]
+    context_max: int
+    used: Callable[[], None]
+    hung_up: Callable[[str], None]
+
+
+class Gate:
+    """One sandbox's. `open` makes the socket, for its owner alone; `close` ends it and every connection."""
+
+    def __init__(self, path: Path, ways: Ways) -> None:
+        self.path = path
+        self._ways = ways
+        self._listening: socket.socket | None = None
+        self._connections: set[_Connection] = set()
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Raises OSError, as for a path that is too long for a socket's address."""
+        listening = socket.socket(socket.AF_UNIX)
+        scratch = self.path.with_suffix(".new")  # what has its name listens
+        try:
+            scratch.unlink(missing_ok=True)
+            listening.bind(str(scratch))
+            scratch.chmod(0o600)
+            listening.listen(_MOST)
+            scratch.replace(self.path)
+        except BaseException:
+            listening.close()
+            raise
+        self._listening = listening
+        threading.Thread(target=self._accept, args=(listening,), daemon=True, name=f"gate {self.path.stem}").start()
+
+    def close(self) -> None:
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
+            self.path.unlink(missing_ok=True)
+        with self._lock:
+            connections = list(self._connections)
+        for each in connections:
+            each.end()
+
+    def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listening.accept()
+            except OSError:
+                if self._listening is not listening:
+                    return
+                time.sleep(0.05)  # no file descriptor left: some connection will end
+                continue
+            connection = _Connection(client, self._ways)
+            with self._lock:
+                full = len(self._connections) >= _MOST
+                if not full:
+                    self._connections.add(connection)
+            if full:
+                connection.refuse(503, f"The gate has {_MOST} connections, the most that it serves at a time.")
+                continue
+            threading.Thread(target=self._serve, args=(connection,), daemon=True, name="gate connection").start()
+
+    def _serve(self, connection: "_Connection") -> None:
+        try:
+            connection.serve()
+        except Exception:
+            _log.exception("a connection of a gate failed")
+        finally:
+            connection.end()
+            with self._lock:
+                self._connections.discard(connection)
+
+
+class _Connection:
+    """One client's, with the engine's once there is one."""
+
+    def __init__(self, client: socket.socket, ways: Ways) -> None:
+        self._client = client
+        self._ways = ways
+        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+        self._engine: SocketLike | None = None
+        self._answered = threading.Event()
+        self._build = ""
+
+    def serve(self) -> None:
+        try:
+            self._client.settimeout(_HEAD_PATIENCE)
+            head = self._event()
+            self._client.settimeout(None)
+            if isinstance(head, h11.Request):
+                self._ways.used()
+                self._forward(head)
+        except h11.RemoteProtocolError as error:
+            self.refuse(400, f"That is no HTTP request: {error}")
+        except (PolicyRefused, CapExceeded) as error:
+            self.refuse(403, f"{error.message} {error.hint}")
+        except ManyoyoError as error:
+            self.refuse(400 if isinstance(error, RequestError) else 503, f"{error.message} {error.hint}")
+        except TimeoutError:
+            self.refuse(408, f"No request came within {_HEAD_PATIENCE:g} s.")
+        except OSError as error:
+            self.refuse(503, f"The sandbox's engine does not answer: {error.strerror or error}")
+
+    def refuse(self, status: int, message: str) -> None:
+        """Say why not, and hang up once that is read; what the client still sends is dropped, or it would not look."""
+        body = json.dumps({"message": message.strip()}).encode()
+        head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        with contextlib.suppress(OSError):
+            self._client.settimeout(_LINGER)
+            self._client.sendall(head.encode() + body)
+            self._client.shutdown(socket.SHUT_WR)
+            end = time.monotonic() + _LINGER
+            while time.monotonic() < end and self._client.recv(_PIECE):
+                pass
+        self.end()
+
+    def end(self) -> None:
+        """Whoever reads or writes stops; twice is once."""
+        self._answered.set()
+        for each in (self._client, self._engine):
+            if each is not None:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._client.close()
+        if self._engine is not None:
+            with contextlib.suppress(OSError):
+                self._engine.close()
+
+    def _event(self) -> Any:
+        while (event := self._parser.next_event()) is h11.NEED_DATA:
+            if self._parser.they_are_waiting_for_100_continue:
+                self._client.sendall(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])))
+            self._parser.receive_data(self._client.recv(_PIECE))
+        return event
+
+    def _data(self) -> Iterator[bytes]:
+        """The request's body, to its end."""
+        while not isinstance(event := self._event(), h11.EndOfMessage):
+            if not isinstance(event, h11.Data):
+                raise h11.RemoteProtocolError("the connection ended within a request")
+            yield bytes(event.data)
+
+    def _forward(self, head: h11.Request) -> None:
+        prefix, path, query = _target(head)
+        method = head.method.decode()
+        asked = endpoint(method, path)
+        if path == "/build" and not query.get("cgroupparent"):
+            query["cgroupparent"] = f"/manyoyo-builds/{secrets.token_hex(8)}"
+        body = self._json(asked)
+        allowed = decide(Request(method, path, query, body), self._ways.limits())
+        with contextlib.ExitStack() as until_sent:
+            spool = until_sent.enter_context(self._context(allowed)) if path == "/build" else None
+            self._build = str(query["cgroupparent"]) if path == "/build" else ""
+            self._engine = self._ways.dial()
+            out = h11.Connection(h11.CLIENT)
+            length, known = _length(head), b""
+            if spool is not None:
+                length = spool.seek(0, os.SEEK_END)
+                spool.seek(0)
+            elif asked.takes != "archive":
+                known = json.dumps(allowed.body).encode() if allowed.body is not None else b""
+                length = len(known)
+            target = f"{prefix}{path}" + (f"?{urlencode(allowed.query, doseq=True)}" if allowed.query else "")
+            self._engine.sendall(
+                _bytes(out.send(h11.Request(method=method, target=target, headers=_headers(head, asked, length))))
+            )
+            if asked.takes != "archive":
+                self._engine.sendall(
+                    b"".join(_bytes(each) for each in (out.send(h11.Data(data=known)), out.send(h11.EndOfMessage())))
+                )
+            rest = threading.Thread(target=self._send_rest, args=(asked, out, spool), daemon=True, name="gate sending")
+            rest.start()
+            self._answer()
+            self.end()
+            rest.join()
+
+    def _json(self, asked: Endpoint) -> dict[str, Any] | None:
+        """The body of a request that takes none but JSON, to its end."""
+        if asked.takes == "archive":
+            return None
+        raw = bytearray()
+        for piece in self._data():
+            raw += piece
+            if len(raw) > _MAX_JSON:
+                raise InvalidArgument(f"The body is larger than {_MAX_JSON >> 20} MiB.", "Send less.")
+        try:
+            body = json.loads(raw) if raw.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgument(f"The body is no JSON: {str(error)[:200]}.", "Correct it.") from error
+        if not isinstance(body, dict | None):
+            raise InvalidArgument("The body is no JSON object.", "Correct it.")
+        return (body or None) if asked.takes == "nothing" else body
+
+    @contextlib.contextmanager
+    def _context(self, allowed: Allowed) -> Iterator[IO[bytes]]:
+        """A build's context, judged and written anew before anything of it is sent."""
+        query = cast(dict[str, Any], allowed.query)
+        query["dockerfile"] = posixpath.normpath(query.get("dockerfile") or "Dockerfile")
+        with tempfile.TemporaryFile() as spool:
+            given = io.BufferedReader(_Given(self._data()), _PIECE)
+            contexts.copy(given, query["dockerfile"], self._ways.context_max, spool)
+            while given.read(_PIECE):  # padding
+                pass
+            yield spool
+
+    def _send_rest(self, asked: Endpoint, out: h11.Connection, spool: IO[bytes] | None) -> None:
+        """What the client sends after the head, for as long as the engine answers."""
+        with contextlib.suppress(OSError, ValueError, h11.ProtocolError):  # the client has gone
+            if asked.takes == "archive":
+                for piece in iter(lambda: spool.read(_PIECE), b"") if spool is not None else self._data():
+                    if not self._to_engine(_bytes(out.send(h11.Data(data=piece)))):
+                        return
+                if not self._to_engine(_bytes(out.send(h11.EndOfMessage()))):
+                    return
+            if asked.hijacks:
+                piece = self._parser.trailing_data[0]
+                while piece or (piece := self._client.recv(_PIECE)):
+                    if not self._to_engine(piece):
+                        return
+                    piece = b""
+                assert self._engine is not None
+                self._engine.shutdown(socket.SHUT_WR)
+                self._wait_for_hang_up()
+            else:
+                while self._client.recv(_PIECE):
+                    pass
+        if not self._answered.is_set():
+            self.end()
+            if self._build:
+                self._ways.hung_up(self._build)
+
+    def _to_engine(self, data: bytes) -> bool:
+        """Whether it still listens. Where it does not, its answer says why."""
+        assert self._engine is not None
+        self._ways.used()
+        try:
+            self._engine.sendall(data)
+        except OSError:
+            return False
+        return True
+
+    def _wait_for_hang_up(self) -> None:
+        """The client has nothing more to send; until it does not listen either, or has its answer."""
+        poll = select.poll()
+        poll.register(self._client, 0)
+        while not self._answered.is_set() and not poll.poll(500):
+            pass
+
+    def _answer(self) -> None:
+        engine = self._engine
+        assert engine is not None
+        with contextlib.suppress(OSError):
+            while piece := engine.recv(_PIECE):
+                self._ways.used()
+                self._client.sendall(piece)
+
+
+class _Given(io.RawIOBase):
+    """A request's body as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = piece
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
+def _target(head: h11.Request) -> tuple[str, str, dict[str, Any]]:
+    """A request's target: what goes before the path to the engine, the path without its version, the parameters."""
+    try:
+        path, _, raw = head.target.decode("ascii").partition("?")
+        query: dict[str, Any] = {}
+        for name, value in parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=500):
+            if name in query:
+                had = query[name]
+                query[name] = [*had, value] if isinstance(had, list) else [had, value]
+            else:
+                query[name] = value
+    except ValueError as error:
+        raise InvalidArgument("The request's target is not text in UTF-8.", "Encode it.") from error
+    prefix = f"/v{API_VERSION}"
+    if found := _VERSION.match(path):
+        version = (int(found[1]), int(found[2]))
+        if version[0] == 1 and not _OLDEST <= version <= _NEWEST:
+            raise InvalidArgument(
+                f"client version {version[0]}.{version[1]} is not served: minimum supported API version is {_OLDEST[0]}.{_OLDEST[1]}, "
+                f"maximum supported API version is {_NEWEST[0]}.{_NEWEST[1]}.",
+                "Let the client negotiate, or set DOCKER_API_VERSION.",
+            )
+        prefix, path = found[0], path[found.end() :]
+    return prefix, path, query
+
+
+def _length(head: h11.Request) -> int | None:
+    """The body's, where it was told; h11 has read the number already."""
+    told = dict(head.headers).get(b"content-length")
+    return int(told) if told is not None else None
+
+
+def _headers(head: h11.Request, asked: Endpoint, length: int | None) -> list[tuple[bytes, bytes]]:
+    """Of a request's headers those that an engine knows, and our own: of the body's end, and of the connection's."""
+    given = dict(head.headers)
+    headers = [(name, value) for name, value in head.headers if name in _FORWARDED and name != b"content-type"]
+    kind = (
+        b"application/json" if asked.takes == "json" else b"application/x-tar"
+    )  # never a form's, which engines read as parameters
+    headers += [(b"host", b"docker"), (b"content-type", kind)]
+    if length is not None:
+        headers.append((b"content-length", str(length).encode()))
+    else:
+        headers.append(
+            (b"transfer-encoding", b"chunked") if b"transfer-encoding" in given else (b"content-length", b"0")
+        )
+    upgrades = asked.hijacks and given.get(b"upgrade", b"").lower() == b"tcp"
+    return [
+        *headers,
+        *([(b"connection", b"Upgrade"), (b"upgrade", b"tcp")] if upgrades else [(b"connection", b"close")]),
+    ]
+
+
+def _bytes(sent: bytes | None) -> bytes:
+    return sent or b""

@@ -1,0 +1,228 @@
+"""Every rule of the policy holds something back: each field's check is switched off in turn, and what it refused must then pass."""
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from manyoyo_mcp.errors import CapExceeded, InvalidArgument, PolicyRefused
+from manyoyo_mcp.policy import building, containers, rules, things
+from manyoyo_mcp.policy.base import Limits, Request, unsent
+from manyoyo_mcp.policy.rules import decide
+from manyoyo_mcp.values import Caps
+
+LIMITS = Limits(default=Caps(1, 512 << 20, 100), largest=Caps(2, 1 << 30, 200))
+REFUSED = (PolicyRefused, CapExceeded, InvalidArgument)
+ODD = {"odd": {"odd": 1}}
+"""What no field takes."""
+
+TABLES: dict[str, tuple[dict[str, Any], tuple[str, str], tuple[str, ...]]] = {
+    "create": (containers._CREATE, ("POST", "/containers/create"), ()),
+    "HostConfig": (containers._HOST_CONFIG, ("POST", "/containers/create"), ("HostConfig",)),
+    "log": (containers._LOG, ("POST", "/containers/create"), ("HostConfig", "LogConfig")),
+    "restart": (containers._RESTART, ("POST", "/containers/create"), ("HostConfig", "RestartPolicy")),
+    "mount": (containers._MOUNT, ("POST", "/containers/create"), ("HostConfig", "Mounts", "[]")),
+    "volume mount": (containers._VOLUME_MOUNT, ("POST", "/containers/create"), ("HostConfig", "Mounts", "[]", "VolumeOptions")),
+    "driver": (containers._DRIVER, ("POST", "/containers/create"),
+               ("HostConfig", "Mounts", "[]", "VolumeOptions", "DriverConfig")),
+    "endpoint": (containers._ENDPOINT, ("POST", "/containers/create"), ("NetworkingConfig", "EndpointsConfig", "x")),
+    "update": (containers._UPDATE, ("POST", "/containers/abc/update"), ()),
+    "exec": (containers._EXEC, ("POST", "/containers/abc/exec"), ()),
+    "commit": (containers._CONFIG, ("POST", "/commit"), ()),
+    "volume": (things._VOLUME, ("POST", "/volumes/create"), ()),
+    "network": (things._NETWORK, ("POST", "/networks/create"), ()),
+    "subnet": (things._SUBNET, ("POST", "/networks/create"), ("IPAM", "Config", "[]")),
+    "connect": (things._CONNECT, ("POST", "/networks/x/connect"), ()),
+    "auth": (things._AUTH, ("POST", "/auth"), ()),
+}  # fmt: skip
+"""Where each table of checks is asked, and at which place of a body."""
+
+EVIL: dict[str, dict[str, list[Any]]] = {
+    "create": {
+        "Image": ["dir:/etc", "docker://x", "containers-storage:[overlay@/a+/b:x=y]z", "oci-archive:/x", "-x", "a//b"],
+        "Volumes": [{"/proc": {}}, {"relative": {}}, {"/a/../proc": {}}, {"/": {}}, {"//sys//x": {}}, {"/dev/sda": {}}],
+        "ExposedPorts": [{"80/tcp; rm": {}}],
+        "Labels": [{"x": "\0"}],
+        "Env": [["x" * 100_000]],
+    },
+    "HostConfig": {
+        "Privileged": [True, 1, "true"],
+        "CapAdd": [["SYS_ADMIN"], ["ALL"], ["cap_sys_ptrace"], ["NET_ADMIN"], ["CAP_BPF"], ["chown", "sys_module"]],
+        "Binds": [["/:/x"], ["./x:/x"], ["../x:/x"], ["~:/x"], ["v:/x:rshared"], ["v:/x:ro,exec"], ["v:/proc"], ["v"],
+                  ["/var/run/docker.sock:/x"], ["v:x"], ["v:/x:U"], ["v:/x:O"], ["v:/x:idmap"]],
+        "Mounts": [[{"Type": "bind", "Source": "/", "Target": "/x"}], [{"Type": "image", "Source": "x", "Target": "/x"}]],
+        "Devices": [[{"PathOnHost": "/dev/sda"}]],
+        "DeviceRequests": [[{"Count": -1}]],
+        "DeviceCgroupRules": [["b *:* rwm"]],
+        "SecurityOpt": [["seccomp=unconfined"], ["apparmor=unconfined"], ["label=disable"], ["systempaths=unconfined"],
+                        ["no-new-privileges:false"], ["unmask=ALL"]],
+        "PidMode": ["host", "ns:/proc/1/ns/pid"],
+        "IpcMode": ["host", "ns:/proc/1/ns/ipc"],
+        "UTSMode": ["host"],
+        "UsernsMode": ["host", "keep-id", "private"],
+        "CgroupnsMode": ["host"],
+        "NetworkMode": ["host", "ns:/proc/1/ns/net", "pasta", "slirp4netns", "pasta:--x", "slirp4netns:port_handler=x", "private"],
+        "CgroupParent": ["/", "/init", "../x"],
+        "Cgroup": ["container:x"],
+        "Runtime": ["runc", "/bin/sh"],
+        "Sysctls": [{"kernel.core_pattern": "|/x"}, {"net.ipv4.ip_forward": "1"}, {"vm.overcommit_memory": "1"}],
+        "Ulimits": [[{"Name": "rtprio", "Soft": 1, "Hard": 1}], [{"Name": "nofile", "Hard": "1"}], [{"Hard": 1}]],
+        "VolumesFrom": [["x:rw,z"], ["/x"]],
+        "VolumeDriver": ["nfs"],
+        "OomKillDisable": [True],
+        "OomScoreAdj": [-1000, 5],
+        "CpuRealtimePeriod": [1],
+        "CpuRealtimeRuntime": [1],
+        "CpusetCpus": ["0;x"],
+        "CpusetMems": ["x"],
+        "PublishAllPorts": [True],
+        "PortBindings": [{"80/tcp": [{"HostPort": "80"}]}],
+        "Links": [["a:b"]],
+        "StorageOpt": [{"size": "1T"}],
+        "Annotations": [{"run.oci.handler": "krun"}, {"io.podman.annotations.seccomp": "x"}],
+        "LogConfig": [{"Type": "syslog"}, {"Type": "k8s-file", "Config": {"path": "/etc/x"}}, {"Tomorrow": 1}],
+        "RestartPolicy": [{"Name": "weird"}],
+        "Tmpfs": [{"/x": "dev"}, {"/x": "rw,suid"}, {"/x": "bind"}, {"/x": "rbind"}, {"x": ""}, {"/proc/x": ""}],
+        "Dns": [["$(x)"]],
+        "Isolation": ["hyperv"],
+        "Memory": [2 << 30, True, "1g", 1.5],
+        "NanoCpus": [3 * 10**9],
+        "CpuQuota": [300_000],
+        "PidsLimit": [201],
+        "BlkioWeight": [500],
+        **{name: [[{"Path": "/dev/sda", "Rate": 1}]] for name in
+           ("BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps")},
+        "BlkioWeightDevice": [[{"Path": "/dev/sda", "Weight": 1}]],
+        **{name: [5] for name in ("KernelMemory", "KernelMemoryTCP", "CpuCount", "CpuPercent", "IOMaximumIOps",
+                                  "IOMaximumBandwidth")},
+    },
+    "log": {"Type": ["journald", "fluentd"], "Config": [{"path": "/x"}, {"tag": "x"}]},
+    "restart": {"Name": ["weird"]},
+    "mount": {
+        "Type": ["bind", "npipe", "cluster", "image", "devpts", "glob"],
+        "Source": ["/", "../x", "/var/run/docker.sock"],
+        "Target": ["/proc", "/sys/fs/cgroup", "/dev", "/a/../../proc", "x"],
+        "BindOptions": [{"Propagation": "rshared"}, {"CreateMountpoint": True}],
+        "ClusterOptions": [{"x": 1}],
+        "ImageOptions": [{"Subpath": "x"}],
+        "VolumeOptions": [{"Tomorrow": 1}],
+    },
+    "volume mount": {"Subpath": ["../x", "x"], "DriverConfig": [{"Name": "nfs"}]},
+    "driver": {"Name": ["nfs"], "Options": [{"type": "none", "device": "/", "o": "bind"}]},
+    "endpoint": {"DriverOpts": [{"x": "y"}], "Links": [["x"]], "IPAMConfig": [{"Tomorrow": "x"}]},
+    "update": {"Memory": [2 << 30], "RestartPolicy": [{"Name": "weird"}], "BlkioWeight": [1]},
+    "exec": {"Privileged": [True]},
+    "volume": {
+        "Name": ["../x", "/x"],
+        "Driver": ["nfs"],
+        "DriverOpts": [
+            {"type": "none", "device": "/", "o": "bind"}, {"type": "nfs", "device": ":/x", "o": "addr=1.2.3.4"},
+            {"type": "tmpfs", "device": "tmpfs", "o": "size=1g,bind"}, {"type": "tmpfs", "device": "/dev/sda"},
+            {"type": "tmpfs", "device": "tmpfs", "o": "dev"}, {"device": "tmpfs"}, {"type": "tmpfs", "device": "tmpfs", "x": "y"},
+        ],
+        "ClusterVolumeSpec": [{"x": 1}],
+    },
+    "network": {
+        "Name": ["../x", "a b"],
+        "Driver": ["macvlan", "ipvlan", "host", "overlay"],
+        "Scope": ["swarm"],
+        "Ingress": [True],
+        "ConfigOnly": [True],
+        "ConfigFrom": [{"Network": "x"}],
+        "Options": [{"com.docker.network.bridge.name": "x0"}, {"parent": "eth0"}, {"com.docker.network.bridge.host_binding_ipv4": "0.0.0.0"}],
+        "IPAM": [{"Driver": "x"}, {"Options": {"x": "y"}}, {"Driver": "dhcp"}],
+    },
+    "connect": {"Container": ["../x", ""], "EndpointConfig": [{"DriverOpts": {"x": "y"}}]},
+}  # fmt: skip
+
+
+def body_of(place: tuple[str, ...], name: str, value: Any) -> dict[str, Any]:
+    built: Any = {name: value}
+    if "Mounts" in place and place[-1] == "[]":
+        built = {"Type": "volume", "Source": "v", "Target": "/x"} | built
+    for step in reversed(place):
+        built = [built] if step == "[]" else {step: built}
+    return dict(built)
+
+
+def ask(table: str, name: str, value: Any) -> Any:
+    _, (method, path), place = TABLES[table]
+    return decide(Request(method, path, {}, body_of(place, name, copy.deepcopy(value))), LIMITS)
+
+
+def cases() -> Iterator[tuple[str, str, Any]]:
+    for table, (checks, _, _) in TABLES.items():
+        for name, check in checks.items():
+            if check is unsent:
+                assert name not in str(ask(table, name, ODD))
+                continue
+            yield table, name, ODD
+            for value in EVIL.get(table, {}).get(name, []):
+                yield table, name, value
+
+
+CASES = list(cases())
+GRANTED = {"Memory", "NanoCpus", "PidsLimit", "CpuQuota", "CpuPeriod", "MemorySwap"}
+"""Caps, which are held against the sandbox's whatever else is judged."""
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "value"), CASES, ids=[f"{table}-{name}-{value!r:.40}" for table, name, value in CASES]
+)
+def test_what_is_odd_or_evil_is_refused(table: str, name: str, value: Any) -> None:
+    with pytest.raises(REFUSED) as caught:
+        ask(table, name, value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("table", "name"), sorted({(table, name) for table, name, _ in CASES}))
+def test_each_check_is_what_refuses(table: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLES[table][0], name, lambda place, value: value)
+    passed = []
+    for value in [value for each, field, value in CASES if (each, field) == (table, name)]:
+        try:
+            passed.append(ask(table, name, value))
+        except (*REFUSED, TypeError):
+            continue
+    assert passed or name in GRANTED, (
+        "without its check nothing more passes: another holds it back, or it holds back nothing"
+    )
+
+
+def test_nothing_is_judged_by_nobody() -> None:
+    """A field that is not in a table is refused, at every place."""
+    for table in TABLES:
+        with pytest.raises(PolicyRefused, match="may not set"):
+            ask(table, "AFieldOfTomorrow", 1)
+
+
+def test_every_endpoint_names_its_parameters() -> None:
+    paths = {each: _example(each.path.pattern) for each in rules._ENDPOINTS}
+    for each, path in paths.items():
+        for method in each.methods:
+            assert rules.endpoint(method, path) is each, path
+            with pytest.raises(PolicyRefused, match="tomorrow"):
+                decide(Request(method, path, {"tomorrow": "1"}), LIMITS)
+            for name in each.query - each.lists:
+                with pytest.raises(REFUSED):
+                    decide(Request(method, path, {name: ["1", "2"]}), LIMITS)
+            if each.takes != "json":
+                with pytest.raises(PolicyRefused):
+                    decide(Request(method, path, {}, {"Privileged": True}), LIMITS)
+
+
+def _example(pattern: str) -> str:
+    path = re.sub(r"\(\?:([a-z_]+)[^)]*\)", r"\1", pattern)
+    path = re.sub(r"\[A-Za-z0-9\]\[[^\]]*\]\*", "abc", path)
+    return path.split("|")[0]
+
+
+def test_a_builds_parameters_of_clients_say_nothing() -> None:
+    query = {"cgroupparent": "/manyoyo-builds/0123456789abcdef", **dict.fromkeys(building._CLIENTS, "0")}
+    passed = decide(Request("POST", "/build", query), LIMITS).query
+    assert not set(building._CLIENTS) & set(passed)
+    for name in building._CLIENTS:
+        with pytest.raises(PolicyRefused, match=name):
+            decide(Request("POST", "/build", query | {name: "evil"}), LIMITS)

@@ -103,10 +103,6 @@ def flush() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         end_without_reader()
-    except OSError as error:
-        complain(f"what was to be printed can't be written: {error.strerror or error}", "Give stdout somewhere to go.")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.FAILED)
 
 
 @contextmanager

@@ -343,6 +343,7 @@ _EXEC: dict[str, Check] = {
     "AttachStdout": a(bool),
     "Cmd": words,
     "ConsoleSize": each(a(int)),
+    "Container": unsent,  # docker-py's; the path says it
     "DetachKeys": text,
     "Env": texts,
     "Privileged": off("nested containers are never privileged", "Leave it out."),

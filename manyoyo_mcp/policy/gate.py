@@ -203,7 +203,7 @@ class _Connection:
 
     def _forward(self, head: h11.Request) -> None:
         prefix, path, query = _target(head)
-        method = head.method.decode()
+        method, length, known = head.method.decode(), _length(head), b""
         asked = endpoint(method, path)
         if path == "/build" and not query.get("cgroupparent"):
             query["cgroupparent"] = f"/manyoyo-builds/{secrets.token_hex(8)}"
@@ -214,7 +214,6 @@ class _Connection:
             self._build = str(query["cgroupparent"]) if path == "/build" else ""
             self._engine = self._ways.dial()
             out = h11.Connection(h11.CLIENT)
-            length, known = _length(head), b""
             if spool is not None:
                 length = spool.seek(0, os.SEEK_END)
                 spool.seek(0)
@@ -222,13 +221,11 @@ class _Connection:
                 known = json.dumps(allowed.body).encode() if allowed.body is not None else b""
                 length = len(known)
             target = f"{prefix}{path}" + (f"?{urlencode(allowed.query, doseq=True)}" if allowed.query else "")
-            self._engine.sendall(
-                _bytes(out.send(h11.Request(method=method, target=target, headers=_headers(head, asked, length))))
-            )
+            events: list[Any] = [h11.Request(method=method, target=target, headers=_headers(head, asked, length))]
             if asked.takes != "archive":
-                self._engine.sendall(
-                    b"".join(_bytes(each) for each in (out.send(h11.Data(data=known)), out.send(h11.EndOfMessage())))
-                )
+                events += [h11.Data(data=known), h11.EndOfMessage()]
+            # In one go: who has answered a head may have hung up already.
+            self._engine.sendall(b"".join(_bytes(out.send(event)) for event in events))
             rest = threading.Thread(target=self._send_rest, args=(asked, out, spool), daemon=True, name="gate sending")
             rest.start()
             self._answer()
@@ -353,7 +350,7 @@ def _target(head: h11.Request) -> tuple[str, str, dict[str, Any]]:
     prefix = f"/v{API_VERSION}"
     if found := _VERSION.match(path):
         version = (int(found[1]), int(found[2]))
-        if version[0] == 1 and not _OLDEST <= version <= _NEWEST:
+        if not _OLDEST <= version <= _NEWEST:
             raise InvalidArgument(
                 f"client version {version[0]}.{version[1]} is not served: minimum supported API version is {_OLDEST[0]}.{_OLDEST[1]}, "
                 f"maximum supported API version is {_NEWEST[0]}.{_NEWEST[1]}.",
@@ -364,8 +361,11 @@ def _target(head: h11.Request) -> tuple[str, str, dict[str, Any]]:
 
 
 def _length(head: h11.Request) -> int | None:
-    """The body's, where it was told; h11 has read the number already."""
-    told = dict(head.headers).get(b"content-length")
+    """The body's, where it was told; h11 has read the number already. Raises InvalidArgument where its end is told in two ways."""
+    given = dict(head.headers)
+    told = given.get(b"content-length")
+    if told is not None and b"transfer-encoding" in given:
+        raise InvalidArgument("The request tells its length in two ways.", "Send Content-Length or Transfer-Encoding.")
     return int(told) if told is not None else None
 
 

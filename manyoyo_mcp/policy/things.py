@@ -47,7 +47,8 @@ def _volume_options(place: str, value: Any) -> Any:
         and re.fullmatch(rf"(?:{_TMPFS.pattern})*", options.get("o", ""))
     ):
         raise PolicyRefused(
-            f"{place} may mount what lies outside the volume.", "None, or type=tmpfs, device=tmpfs and o=size=… alone."
+            f"{place} may not mount what lies outside the volume.",
+            "None, or type=tmpfs, device=tmpfs and o=size=… alone.",
         )
     return value
 

@@ -24,6 +24,8 @@ from tests.support import BUSYBOX, Box
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60
+SERVICE = ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
+"""Ends when it is told to: podman waits ten seconds for what does not."""
 
 
 class Docker:
@@ -79,7 +81,7 @@ async def cli(box: Box, tmp_path: Path) -> Docker:
 @pytest.fixture
 async def service(cli: Docker) -> Any:
     name = f"gated-{secrets.token_hex(4)}"
-    await cli("run", "-d", "--name", name, BUSYBOX, "sh", "-c", "echo began; exec sleep 1000")
+    await cli("run", "-d", "--name", name, BUSYBOX, *SERVICE)
     yield name
     await cli("rm", "-f", name)
 
@@ -138,7 +140,9 @@ async def test_cp_events_and_stats(cli: Docker, service: str, tmp_path: Path) ->
     await cli("cp", f"{service}:/tmp/given", str(tmp_path / "back"))
     assert (tmp_path / "back").read_text() == "there and back"
     stats = json.loads((await cli("stats", "--no-stream", "--format", "{{json .}}", service)).stdout)
-    assert stats["Name"] == service and "MiB" in stats["MemUsage"]
+    assert (
+        stats["Name"] in (service, service[1:]) and "iB" in stats["MemUsage"]
+    )  # podman leaves the slash out that is cut off
     events = cli.popen("events", "--since", since, "--filter", f"container={service}", stdout=subprocess.PIPE)
     try:
         await cli("pause", service)
@@ -227,13 +231,17 @@ async def test_networks_and_volumes(cli: Docker) -> None:
         await cli("volume", "rm", name)
 
 
-async def test_an_image_saved_loaded_and_committed(cli: Docker, service: str, tmp_path: Path) -> None:
+async def test_an_image_committed_saved_and_loaded(cli: Docker, box: Box, service: str, tmp_path: Path) -> None:
     tag = f"localhost/gated-{secrets.token_hex(4)}:1"
     await cli("exec", service, "sh", "-c", "echo changed > /changed")
     await cli("commit", service, tag)
     await cli("save", "-o", str(tmp_path / "image.tar"), tag)
     await cli("rmi", tag)
-    assert "Loaded image" in (await cli("load", "-i", str(tmp_path / "image.tar"))).stdout
+    loaded = await cli("load", "-i", str(tmp_path / "image.tar"), ok=box.sandbox.engine_name == "docker")
+    if box.sandbox.engine_name == "podman":  # a Dockerfile could name such an archive, of the outer container's
+        assert "rejected by policy" in loaded.stderr, loaded
+        return
+    assert "Loaded image" in loaded.stdout
     assert (await cli("run", "--rm", tag, "cat", "/changed")).stdout == "changed\n"
     await cli("rmi", tag)
 
@@ -243,7 +251,7 @@ async def test_docker_py(cli: Docker, box: Box) -> None:
         client = docker.DockerClient(base_url=f"unix://{cli.path}", timeout=TIMEOUT)
         try:
             output = client.containers.run(BUSYBOX, ["echo", "hi"], remove=True, mem_limit="64m", nano_cpus=500_000_000)
-            service = client.containers.run(BUSYBOX, ["sleep", "1000"], detach=True)
+            service = client.containers.run(BUSYBOX, SERVICE, detach=True)
             try:
                 code, _ = service.exec_run(["sh", "-c", "exit 5"])
             finally:
@@ -322,16 +330,16 @@ async def test_other_calls_are_refused(cli: Docker, words: tuple[str, ...]) -> N
         (b"GET /v1.41/../info HTTP/1.1\r\nHost: x\r\n\r\n", b"403"),
         (b"GET /v1.41/%69nfo HTTP/1.1\r\nHost: x\r\n\r\n", b"403"),
         (b"GET /v1.41/v1.41/info HTTP/1.1\r\nHost: x\r\n\r\n", b"403"),
-        (b"GET /v9.9/libpod/info HTTP/1.1\r\nHost: x\r\n\r\n", b"403"),
+        (b"GET /v5.4/libpod/info HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
         (b"GET /v1.99/info HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
         (b"GET /v1.41/containers/json?all=1&all=1 HTTP/1.1\r\nHost: x\r\n\r\n", b"403"),
         (b"POST /v1.41/images/create?fromImage=%ff HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", b"400"),
         (b"POST /v1.41/images/create?fromImage=dir%3A%2Fetc HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", b"403"),
         (b"POST /v1.41/containers/create HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n[1]", b"400"),
-        (b"POST /v1.41/containers/create HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n{\"\xff", b"400"),
+        (b"POST /v1.41/containers/create HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n{\"\xff", b"400"),
         (b"POST /v1.41/containers/x/start HTTP/1.1\r\nHost: x\r\nContent-Length: 19\r\n\r\n{\"Privileged\": true}"[:-1], b"400"),
         (b"POST /v1.41/containers/x/start HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{\"Privileged\": true}", b"403"),
-        (b"GET /v1.41/info HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (300 << 10) + b"\r\n\r\n", b"400"),
+        (b"GET /v1.41/info HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (600 << 10) + b"\r\n\r\n", b"400"),
         (b"GET /v1.41/info HTTP/1.1\r\nHost: x\r\n\r\nGET /v1.41/swarm HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
         (b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
     ],

@@ -781,9 +781,7 @@ def test_version_and_help() -> None:
     assert "root in it is root on the host" in shown, "why there is no shell in the outer container"
 
 
-def test_stdout_that_is_closed_or_can_not_be_written() -> None:
+def test_stdout_that_is_closed() -> None:
     words = [sys.executable, "-m", "manyoyo_mcp", "ps", "--json"]
     closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], stderr=subprocess.PIPE, text=True)
     assert (closed.returncode, closed.stderr) == (0, "")
-    full = subprocess.run(["sh", "-c", '"$@" > /dev/full', "sh", *words], stderr=subprocess.PIPE, text=True)
-    assert full.returncode == 1 and "No space left on device" in full.stderr and "fault of" not in full.stderr

@@ -213,7 +213,6 @@ async def test_a_store_without_a_free_block_can_still_be_cleared(client: Client,
     with anyio.fail_after(10):  # what was lent is given back
         while await anyio.to_thread.run_sync(say, now) != limit:
             await anyio.sleep(0.1)
-    await anyio.to_thread.run_sync(say, _TO_THE_LAST_BLOCK)
     await anyio.to_thread.run_sync(say, "/usr/lib/manyoyo/ctl settle-disk; echo lent")
     await call(client, "start_sandbox", sandbox_id=sandbox, disk=f"{DISK * 2}m")
     grown = await anyio.to_thread.run_sync(say, now)

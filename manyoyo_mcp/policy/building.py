@@ -44,6 +44,8 @@ def build(request: Request, limits: Limits) -> Allowed:
     cpus = max(int(query.get("cpuquota") or 0), 0) / period or limits.default.cpus
     check_largest(memory, cpus, 1, limits)
     query |= {
+        "rm": "1",
+        "forcerm": "1",  # a build leaves no container, however it ended
         "memory": str(memory),
         "memswap": str(memory),
         "cpuperiod": str(period),

@@ -42,6 +42,7 @@ def _runtime_dir() -> Path:
 
 
 EngineName = Literal["podman", "docker"]
+Isolation = Literal["privileged", "hardened"]
 
 
 def _memory(value: str | int) -> int:
@@ -66,6 +67,7 @@ class Settings(BaseSettings):
         None, description="OCI runtime for the sandboxes' outer containers, as registered with the host's engine."
     )
     engine: EngineName = Field("podman", description="The nested engine where start_sandbox names none.")
+    isolation: Isolation = Field("privileged", description="The wall around a sandbox where start_sandbox names none.")
     transport: Literal["auto", "socket", "relay"] = Field("auto", description="How the nested engine is reached.")
     outer_image: str | None = Field(None, description="Image of the outer container; default: built by this version.")
 

@@ -37,7 +37,8 @@ class OuterSpec:
     """An outer container to be made. `files` (absolute path → content) are laid in before it starts. `labels` has its
     `sandbox`; a `name` of its own makes it the only one of that name on the host. `lease`: seconds after which it ends
     itself unless it is renewed. `disk`: cap of its store in bytes. `origin`: the store that its own begins as a copy of.
-    `keep`: its store outlives it, and is used again by the next one of the same `sandbox_id`."""
+    `keep`: its store outlives it, and is used again by the next one of the same `sandbox_id`. `isolation`: its tier
+    (`hosts.isolation`)."""
 
     sandbox_id: str
     image: str
@@ -53,6 +54,7 @@ class OuterSpec:
     disk: int | None = None
     origin: str | None = None
     keep: bool = False
+    isolation: str = "privileged"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from manyoyo_mcp.hosts import mirror as mirroring
 from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import ENDING, LABEL, Completed, Mirror, Outer, OuterSpec, store_of
 from manyoyo_mcp.hosts.execs import execute
+from manyoyo_mcp.hosts.isolation import TIERS
 from manyoyo_mcp.hosts.looking import SOCKET_DIR, Looking
 from manyoyo_mcp.hosts.relay import relay
 from manyoyo_mcp.hosts.stores import driver
@@ -143,7 +144,7 @@ class DockerHost(Looking):
             )
         uid, gid = (os.getuid(), os.getgid()) if hasattr(os, "getuid") else (0, 0)
         host_config: dict[str, Any] = spec.caps.host_config() | {
-            "Privileged": True,
+            **TIERS[spec.isolation].host_config,
             "CgroupnsMode": "private",
             "Mounts": mounts,
             "Tmpfs": {"/run": "exec,mode=755"},
@@ -160,6 +161,7 @@ class DockerHost(Looking):
                 f"MANYOYO_SOCKET_OWNER={uid}:{gid}",
                 f"MANYOYO_BUILD_PIDS={spec.build_pids}",
                 f"MANYOYO_LEASE={spec.lease}",
+                f"MANYOYO_ISOLATION={spec.isolation}",
                 f"MANYOYO_SYNC={'strict' if spec.keep and device is None else 'relaxed'}",
             ],
             "HostConfig": host_config,

@@ -53,7 +53,7 @@ class Keeping:
         image = await outer_image.ensure(self._host, self._settings, progress)
         storage = await self._host.storage(image)
         used = (await counters(self._host, sandbox)).get("disk_used", sandbox.disk or 0)
-        kept = {"engine", "cpus", "memory", "pids"}
+        kept = {"engine", "cpus", "memory", "pids", "isolation"}
         labels = {
             **{key: value for key, value in sandbox.outer.labels.items() if key in kept},
             **({"disk": str(sandbox.disk)} if sandbox.disk else {}),

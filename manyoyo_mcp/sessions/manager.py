@@ -7,13 +7,13 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import anyio
 import anyio.from_thread
 from anyio.abc import TaskGroup
 
-from manyoyo_mcp.config import EngineName, Settings
+from manyoyo_mcp.config import EngineName, Isolation, Settings
 from manyoyo_mcp.errors import (
     NotFound,
     SandboxAmbiguous,
@@ -128,6 +128,7 @@ class Manager:
         name: str | None = None,
         from_checkpoint: str | None = None,
         wait_s: float = 0,
+        isolation: Isolation | None = None,
     ) -> Sandbox:
         """Start a new sandbox, or the one of that name, which may be there and even run already.
 
@@ -137,7 +138,9 @@ class Manager:
         origin = None
         if from_checkpoint is not None:
             origin = await checkpoint_of(self.host, self.identity.owner, from_checkpoint)
-        sandbox = await self._counted(Wanted(engine, cpus, memory, pids, disk, name, origin, wait_s), progress)
+        sandbox = await self._counted(
+            Wanted(engine, cpus, memory, pids, disk, name, origin, wait_s, isolation), progress
+        )
         if sandbox.resumed == "running" and (cpus, memory, pids, disk) != (None, None, None, None):
             await self.grow(
                 sandbox, cpus, memory, pids, disk
@@ -156,7 +159,7 @@ class Manager:
     async def _start(self, wanted: Wanted, progress: Progress) -> Sandbox:
         for sandbox in self.sandboxes():
             if wanted.name is not None and sandbox.name == wanted.name and await self.alive(sandbox):
-                check_same(wanted, sandbox.engine_name)
+                check_same(wanted, sandbox.engine_name, sandbox.isolation)
                 sandbox.resumed = "running"
                 return self._use(sandbox)
         self._ensure_reaper()
@@ -171,6 +174,8 @@ class Manager:
     async def _from_warm(self, wanted: Wanted) -> Sandbox | None:
         """One that was made ahead, with the caps that are wanted; None where there is none of that kind."""
         if wanted.name is not None or wanted.origin is not None or wanted.engine not in (None, self.settings.engine):
+            return None
+        if wanted.isolation not in (None, self.settings.isolation):
             return None
         begun = time.monotonic()
         caps = self._starter.caps(await self.host.info(), wanted.cpus, wanted.memory, wanted.pids)
@@ -194,7 +199,8 @@ class Manager:
         store = await self.keeping.store_of(sandbox)
         await settled(sandbox)
         caps = sandbox.limits.largest
-        wanted = Wanted(None, caps.cpus, caps.memory, caps.pids, sandbox.disk, None, store)
+        tier = cast(Isolation, sandbox.isolation)
+        wanted = Wanted(None, caps.cpus, caps.memory, caps.pids, sandbox.disk, None, store, isolation=tier)
         try:
             for number in range(count):
                 progress(number, count, f"fork {number + 1} of {count}")

@@ -54,8 +54,18 @@ class Sandbox:
         return self.outer.labels.get("name")
 
     @property
+    def isolation(self) -> str:
+        """Its tier (`hosts.isolation`)."""
+        return isolation_of(self.outer)
+
+    @property
     def engine_name(self) -> str:
         return self.engine.name
+
+
+def isolation_of(outer: Outer) -> str:
+    """The tier of an outer container; those of versions that knew no other have no such label."""
+    return outer.labels.get("isolation", "privileged")
 
 
 async def counters(host: Host, sandbox: Sandbox) -> dict[str, int]:

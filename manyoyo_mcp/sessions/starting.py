@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import anyio
 
-from manyoyo_mcp.config import EngineName, Settings
+from manyoyo_mcp.config import EngineName, Isolation, Settings
 from manyoyo_mcp.errors import (
     CapExceeded,
     CapsUnenforced,
@@ -28,7 +28,7 @@ from manyoyo_mcp.sessions import names, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets, NoRoomNow, Place
 from manyoyo_mcp.sessions.identity import Identity, answers_for
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
-from manyoyo_mcp.sessions.sandbox import Sandbox, join, nested_default
+from manyoyo_mcp.sessions.sandbox import Sandbox, isolation_of, join, nested_default
 from manyoyo_mcp.values import Caps, docker_size, format_bytes
 
 _STOPPING = 12.0
@@ -49,6 +49,7 @@ class Wanted:
     name: str | None = None
     origin: Store | None = None
     wait_s: float = 0
+    isolation: Isolation | None = None
 
 
 Hold = Callable[[Outer], None]
@@ -103,6 +104,7 @@ class Starter:
         sandbox_id = had["sandbox"]
         for found in await self._host.find({"owner": self._identity.owner}, sandbox_id):
             if found.running and not await self._ends(found, progress):
+                check_same(wanted, had["engine"], isolation_of(found))
                 sandbox = await self._joined(found, begun, progress)
                 if sandbox is not None:
                     return sandbox
@@ -168,6 +170,7 @@ class Starter:
                 )
             wanted = _as(wanted, had)
         engine: EngineName = wanted.engine or self._settings.engine
+        isolation = wanted.isolation or self._settings.isolation
         info = await self._host.info()
         caps = self.caps(info, wanted.cpus, wanted.memory, wanted.pids)
         image = await outer_image.ensure(self._host, self._settings, progress)
@@ -189,6 +192,7 @@ class Starter:
                 "cpus": f"{caps.cpus:g}",
                 "memory": str(caps.memory),
                 "pids": str(caps.pids),
+                "isolation": isolation,
                 **({"disk": str(disk)} if disk else {}),
             },
             files=trust.files(self._settings) | registries.files(self._settings, await self._mirrors()),
@@ -196,6 +200,7 @@ class Starter:
             disk=disk,
             origin=wanted.origin.name if wanted.origin is not None else None,
             keep="name" in labels,
+            isolation=isolation,
         )
         need = Amount(1, caps.cpus, caps.memory, disk or 0)
         async with self._budgets.room(sandbox_id, need, storage.size, place):
@@ -331,7 +336,7 @@ class Starter:
         self._budgets.forget(outer.sandbox_id)
 
     async def _prove(self, sandbox: Sandbox, info: HostInfo, image: str, progress: Progress) -> Evidence:
-        key = Remembered.key(info, image, sandbox.engine_name)
+        key = Remembered.key(info, image, f"{sandbox.engine_name} {sandbox.isolation}")
         evidence = self._probes.get(key)
         if evidence is None or not evidence.enforced:  # what did not bind may have been mended since
             progress(0, None, "first sandbox of this kind on this host: proving that caps bind")
@@ -355,8 +360,9 @@ async def _clear(sandbox: Sandbox, *, every: bool) -> None:
                 await sandbox.engine.remove(row.container_id)
 
 
-def check_same(wanted: Wanted, engine: str) -> None:
-    """Raise InvalidArgument where a named sandbox that there is, with this engine, can't be what is wanted."""
+def check_same(wanted: Wanted, engine: str, isolation: str | None = None) -> None:
+    """Raise InvalidArgument where a named sandbox that there is, with this engine, can't be what is wanted; nor with this tier, where
+    it runs."""
     if wanted.origin is not None:
         raise InvalidArgument(
             f"The sandbox {wanted.name!r} exists already, with content of its own.",
@@ -367,16 +373,22 @@ def check_same(wanted: Wanted, engine: str) -> None:
             f"The sandbox {wanted.name!r} has the engine {engine}, and keeps it.",
             "Leave engine out, or choose another name.",
         )
+    if isolation is not None and wanted.isolation not in (None, isolation):
+        raise InvalidArgument(
+            f"The sandbox {wanted.name!r} runs with isolation {isolation}.",
+            "Leave isolation out, or stop it first: cleanup with its name and keep_data=true.",
+        )
 
 
 def _as(wanted: Wanted, had: dict[str, str]) -> Wanted:
-    """The same, with the engine and caps of a store's sandbox where none are asked for."""
+    """The same, with the engine, caps and isolation of a store's sandbox where none are asked for."""
     return replace(
         wanted,
         engine=cast(EngineName, had["engine"]),
         cpus=wanted.cpus or float(had["cpus"]),
         memory=wanted.memory or int(had["memory"]),
         pids=wanted.pids or int(had["pids"]),
+        isolation=wanted.isolation or cast(Isolation | None, had.get("isolation")),
     )
 
 

@@ -4,18 +4,14 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from manyoyo_mcp.config import EngineName
+from manyoyo_mcp.config import EngineName, Isolation
 from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.hosts.isolation import TIERS
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.tools.base import Call, ToolInput, ToolOutput, tool
 from manyoyo_mcp.tools.common import Cpus, Disk, GrantedCaps, Memory, Pids, Text
 from manyoyo_mcp.values import format_bytes
-
-PRIVILEGED_NOTE = (
-    "privileged. Nested containers are held by the nested engine's namespaces, capabilities and policy; the "
-    "outer container itself is privileged and is no wall against code that breaks out of the nested one."
-)
 
 
 class StartInput(ToolInput):
@@ -37,6 +33,10 @@ class StartInput(ToolInput):
         "again, in this session or a later one.",
     )
     from_checkpoint: Text | None = Field(None, description="Begin with what is in this checkpoint, as a private copy.")
+    isolation: Isolation | None = Field(
+        None,
+        description='The wall around the sandbox: "privileged", or "hardened": no devices of the host\'s, named capabilities.',
+    )
     wait_s: float = Field(
         0, ge=0, le=3600, description="Seconds to wait in the queue where the budget has no room; 0: refuse at once."
     )
@@ -70,7 +70,7 @@ class SandboxInfo(BaseModel):
             nested_default=GrantedCaps.of(sandbox.limits.default),
             caps_enforced="enforced" if sandbox.evidence and sandbox.evidence.enforced else "unenforced",
             evidence=sandbox.evidence.words if sandbox.evidence else "not probed",
-            isolation=PRIVILEGED_NOTE,
+            isolation=TIERS[sandbox.isolation].words(sandbox.isolation),
             transport=sandbox.transport,
             images=[tag for image in images for tag in image.tags][:30],
             name=sandbox.name,
@@ -104,7 +104,7 @@ class StartOutput(ToolOutput):
             what += f" as {self.sandbox.name}" + (
                 ", with all that it held; its containers have stopped" if self.resumed else ""
             )
-        return f"{self.sandbox.sandbox_id} ({self.sandbox.engine}) {what}.\n{self.sandbox.describe()}\nIsolation: {PRIVILEGED_NOTE}"
+        return f"{self.sandbox.sandbox_id} ({self.sandbox.engine}) {what}.\n{self.sandbox.describe()}\nIsolation: {self.sandbox.isolation}"
 
 
 @tool(
@@ -130,6 +130,8 @@ async def start_sandbox(call: Call, arguments: StartInput) -> ToolOutput:
             raise InvalidArgument(
                 "A live sandbox gets no other name and no other content.", "Leave sandbox_id out to start a new one."
             )
+        if arguments.isolation not in (None, sandbox.isolation):
+            raise InvalidArgument("A live sandbox keeps its isolation.", "Leave sandbox_id out to start a new one.")
         if (*caps, arguments.disk) == (None, None, None, None):
             raise InvalidArgument(
                 "There is nothing to change.", "Give larger cpus, memory, pids_limit or disk; or sandbox_status."
@@ -145,6 +147,7 @@ async def start_sandbox(call: Call, arguments: StartInput) -> ToolOutput:
             name=arguments.name,
             from_checkpoint=arguments.from_checkpoint,
             wait_s=arguments.wait_s,
+            isolation=arguments.isolation,
         )
     return StartOutput(sandbox=await SandboxInfo.of(sandbox), seconds=sandbox.start_seconds, resumed=sandbox.resumed)
 

@@ -144,7 +144,7 @@ async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
         caps=GrantedCaps.of(sandbox.limits.largest),
         caps_enforced="enforced" if sandbox.evidence and sandbox.evidence.enforced else "unenforced",
         evidence=sandbox.evidence.words if sandbox.evidence else "not probed",
-        isolation="privileged",
+        isolation=sandbox.isolation,
         transport=sandbox.transport,
         name=sandbox.name,
         age_seconds=sandbox.age,

@@ -90,14 +90,14 @@ class Gate:
         threading.Thread(target=self._accept, args=(listening,), daemon=True, name=f"gate {self.path.stem}").start()
 
     def close(self) -> None:
-        listening, self._listening = self._listening, None
+        with self._lock:  # who is let in has been seen, or sees that it is closed
+            listening, self._listening = self._listening, None
+            connections = list(self._connections)
         if listening is not None:
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
             listening.close()
             self.path.unlink(missing_ok=True)
-        with self._lock:
-            connections = list(self._connections)
         for each in connections:
             each.end()
 
@@ -112,9 +112,12 @@ class Gate:
                 continue
             connection = _Connection(client, self._ways)
             with self._lock:
-                full = len(self._connections) >= _MOST
-                if not full:
+                closed, full = self._listening is not listening, len(self._connections) >= _MOST
+                if not closed and not full:
                     self._connections.add(connection)
+            if closed:
+                connection.end()
+                return
             if full:
                 connection.refuse(503, f"The gate has {_MOST} connections, the most that it serves at a time.")
                 continue

@@ -1,0 +1,154 @@
+"""A gate's socket, without anything behind it: whose it is, how it ends, what is left of it; and contexts that are written anew."""
+
+import gzip
+import io
+import socket
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.dialled import SocketLike
+from manyoyo_mcp.errors import ContextRefused, InvalidArgument
+from manyoyo_mcp.policy.base import Limits
+from manyoyo_mcp.policy.contexts import copy
+from manyoyo_mcp.policy.gate import Gate, Ways
+from manyoyo_mcp.sessions import endpoints
+from manyoyo_mcp.values import Caps
+
+
+def nowhere() -> SocketLike:
+    raise ConnectionRefusedError("nobody listens")
+
+
+WAYS = Ways(
+    nowhere, lambda: Limits(Caps(1, 1 << 30, 9), Caps(1, 1 << 30, 9)), 1 << 20, lambda: None, lambda build: None
+)
+
+
+def ask(path: Path, request: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(str(path))
+        sock.sendall(request)
+        answer = b""
+        while piece := sock.recv(1 << 16):
+            answer += piece
+        return answer
+
+
+def test_a_gate_to_nowhere_says_so_and_closes(tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "x.sock", WAYS)
+    gate.open()
+    try:
+        assert gate.path.stat().st_mode & 0o777 == 0o600
+        assert (
+            b" 503 " in (answer := ask(gate.path, b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n"))
+            and b"does not answer" in answer
+        )
+        held = socket.socket(socket.AF_UNIX)
+        held.connect(str(gate.path))
+    finally:
+        gate.close()
+        gate.close()
+    held.settimeout(10)
+    assert held.recv(1) == b"", "whoever is connected is hung up on"
+    held.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_dead_sessions_left_is_removed(tmp_path: Path) -> None:
+    settings = Settings(runtime_dir=tmp_path)
+    dead, live = (tmp_path / "gates" / name / "sb-1.sock" for name in ("dead", "live"))
+    dead.parent.mkdir(parents=True)
+    live.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(dead))
+    gate = Gate(live, WAYS)
+    gate.open()
+    try:
+        endpoints.forget_dead(settings)
+        assert not dead.parent.exists() and live.exists()
+    finally:
+        gate.close()
+    endpoints.forget(settings, "live")
+    assert list((tmp_path / "gates").iterdir()) == []
+
+
+def archive(fill: Callable[[tarfile.TarFile], object], mode: str = "w") -> io.BytesIO:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as out:  # type: ignore[call-overload]
+        fill(out)
+    buffer.seek(0)
+    return buffer
+
+
+def add(out: tarfile.TarFile, name: str, content: bytes = b"", **attributes: object) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    for key, value in attributes.items():
+        setattr(entry, key, value)
+    out.addfile(entry, io.BytesIO(content))
+
+
+def copied(given: io.BytesIO, dockerfile: str = "Dockerfile", largest: int = 1 << 20) -> list[tuple[str, bytes | None]]:
+    spool = io.BytesIO()
+    copy(given, dockerfile, largest, spool)
+    spool.seek(0)
+    with tarfile.open(fileobj=spool) as read:
+        return [
+            (each.name, file.read() if (file := read.extractfile(each)) and each.isreg() else None)
+            for each in read.getmembers()
+        ]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_a_context_is_the_same_but_for_the_dockerfile_at_its_end(mode: str) -> None:
+    def fill(out: tarfile.TarFile) -> None:
+        add(out, "Dockerfile", b"FROM x\n")
+        add(out, "dir", type=tarfile.DIRTYPE)
+        add(out, "dir/" + "long" * 60, b"content")
+        add(out, "link", type=tarfile.SYMTYPE, linkname="dir")
+
+    names = copied(archive(fill, mode))
+    assert names == [
+        ("Dockerfile", b"FROM x\n"), ("dir", None), ("dir/" + "long" * 60, b"content"), ("link", None), ("Dockerfile", b"FROM x\n"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fill", "error"),
+    [
+        (lambda out: add(out, "Dockerfile", type=tarfile.SYMTYPE, linkname="x"), InvalidArgument),
+        (lambda out: add(out, "Dockerfile", type=tarfile.DIRTYPE), InvalidArgument),
+        (lambda out: [add(out, "Dockerfile", b"FROM x\n"), add(out, "dev", type=tarfile.BLKTYPE)], ContextRefused),
+        (lambda out: [add(out, "Dockerfile", b"FROM x\n"), add(out, "pipe", type=tarfile.FIFOTYPE)], ContextRefused),
+        (lambda out: [add(out, "Dockerfile", b"FROM x\n"), add(out, "a/../../x", b"x")], ContextRefused),
+        (
+            lambda out: [add(out, "Dockerfile", b"FROM x\n"), add(out, "h", type=tarfile.LNKTYPE, linkname="../x")],
+            ContextRefused,
+        ),
+        (lambda out: [add(out, "Dockerfile", b"FROM x\n"), add(out, "large", b"x" * (1 << 20))], ContextRefused),
+        (lambda out: add(out, "Dockerfile", b"FROM x\n\0"), InvalidArgument),
+    ],
+)
+def test_contexts_that_are_refused(fill: Callable[[tarfile.TarFile], object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        copied(archive(fill))
+
+
+def test_a_bomb_ends_at_the_limit() -> None:
+    bomb = io.BytesIO(gzip.compress(archive(lambda out: add(out, "zeros", b"\0" * (64 << 20))).getvalue()))
+    with pytest.raises(ContextRefused, match="larger than"):
+        copied(bomb)
+
+
+def test_extended_headers_name_nothing_else() -> None:
+    def fill(out: tarfile.TarFile) -> None:
+        add(out, "Dockerfile", b"FROM x\n", pax_headers={"SCHILY.xattr.trusted.overlay.opaque": "y", "comment": "x"})
+
+    spool = io.BytesIO()
+    copy(archive(fill), "Dockerfile", 1 << 20, spool)
+    assert b"SCHILY" not in spool.getvalue()

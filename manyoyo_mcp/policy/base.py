@@ -23,12 +23,14 @@ Query = Mapping[str, str | list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to an engine. `path` has no API version; `body` is the parsed JSON body, None where there is none."""
+    """A request to an engine. `path` has no API version; `body` is the parsed JSON body, None where there is none. `ours`: a tool
+    asks; else it is a client that we don't trust."""
 
     method: str
     path: str
     query: Query = field(default_factory=dict)
     body: dict[str, Any] | None = None
+    ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,14 @@ def text(place: str, value: Any) -> Any:
     if "\0" in value or len(value) > _LONGEST:
         raise PolicyRefused(f"{place} has a null byte, or is too long.", "Write plain text.")
     return value
+
+
+def environment(place: str, value: Any) -> Any:
+    """Variables. A name alone would be given the value that it has for the engine (podman), and is left out; so would `*` be."""
+    for each in texts(place, value):
+        if not re.fullmatch(r"[^=*]+(=.*)?", each, re.DOTALL):
+            raise PolicyRefused(f"{place}: {each[:60]!r} is no variable.", "Write NAME=value.")
+    return [each for each in value if "=" in each]
 
 
 def texts(place: str, value: Any) -> Any:
@@ -168,6 +178,18 @@ def reference(place: str, value: Any) -> Any:
     if not isinstance(value, str) or not _REFERENCE.fullmatch(value) or ":/" in value or "//" in value:
         raise PolicyRefused(f"{place} {str(value)[:60]!r} is no image's name.", "Write [registry/]name[:tag] or an id.")
     return value
+
+
+_TAG = matching(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,200}", "letters, digits, _ . -")
+
+
+def named(request: Request, limits: Limits) -> Allowed:
+    """An image that is given a name by parameters."""
+    if request.query.get("repo"):
+        reference("the image's name", request.query["repo"])
+    if request.query.get("tag"):
+        _TAG("the image's tag", request.query["tag"])
+    return Allowed(request.query, request.body)
 
 
 def check_largest(memory: int, cpus: float, pids: int, limits: Limits) -> None:

@@ -1,12 +1,15 @@
 """What a build may do."""
 
 import json
+import posixpath
 import re
 from typing import Any
 
 from manyoyo_mcp.errors import PolicyRefused
-from manyoyo_mcp.policy.base import Allowed, Limits, Request, check_largest
+from manyoyo_mcp.policy.base import Allowed, Limits, Request, check_largest, reference
 
+_DOCKERFILE = re.compile(r"(?!(.*/)?\.\.(/|$))[\w.@+-][\w.@+ -]*(/[\w.@+-][\w.@+ -]*)*")
+"""Podman takes one that is a JSON list (with spaces before it, too) for the names of several, on the way to any file."""
 _NETWORKS = frozenset({"", "default", "none", "bridge", "NetworkDefault", "NetworkDisabled"})
 _EMPTY = frozenset({"", "0", "null", "[]", "{}"})
 BUILD_CGROUP = re.compile(r"/manyoyo-builds/[0-9a-f]{8,32}")
@@ -26,13 +29,15 @@ def build(request: Request, limits: Limits) -> Allowed:
             raise PolicyRefused(f"a build may not set {name}.", "Leave it out.")
     if query.get("networkmode", "default") not in _NETWORKS:
         raise PolicyRefused(f"network {query['networkmode']!r} may not be used by a build.", 'Use "default" or "none".')
-    dockerfile = query.get("dockerfile") or "Dockerfile"
+    dockerfile = posixpath.normpath(query.get("dockerfile") or "Dockerfile")
     # What ends in .in goes through a preprocessor in podman's builder: one that reads files.
-    if dockerfile.startswith(("/", "[")) or ".." in dockerfile.split("/") or dockerfile.endswith(".in"):
+    if not _DOCKERFILE.fullmatch(dockerfile) or dockerfile.endswith(".in"):
         raise PolicyRefused(
             "the Dockerfile must lie in the build's context, under a plain name.",
             "Write a relative path without '..', not ending in .in.",
         )
+    for tag in [tags] if isinstance(tags := query.get("t", []), str) else tags:
+        reference("a build's tag", tag)
     if not BUILD_CGROUP.fullmatch(query.get("cgroupparent", "")):
         raise PolicyRefused("a build must run in a cgroup of its own.", "Leave cgroup-parent out.")
     if query.get("version", "1") not in ("", "1"):
@@ -44,6 +49,7 @@ def build(request: Request, limits: Limits) -> Allowed:
     cpus = max(int(query.get("cpuquota") or 0), 0) / period or limits.default.cpus
     check_largest(memory, cpus, 1, limits)
     query |= {
+        "dockerfile": dockerfile,
         "rm": "1",
         "forcerm": "1",  # a build leaves no container, however it ended
         "memory": str(memory),

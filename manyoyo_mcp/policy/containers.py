@@ -14,7 +14,9 @@ from manyoyo_mcp.policy.base import (
     a,
     check_largest,
     each,
+    environment,
     matching,
+    named,
     off,
     one_of,
     only,
@@ -47,9 +49,18 @@ _ULIMITS = frozenset({"core", "cpu", "data", "fsize", "memlock", "nofile", "npro
 _OUTER_NETWORKS = frozenset({"host", "pasta", "slirp4netns", "ns", "private"})
 _LOG_DRIVERS = ("", "none", "json-file", "k8s-file", "local")
 _RESTARTS = ("", "no", "on-failure", "unless-stopped", "always")
+_TMPFS = re.compile(
+    r"(?:(?:rw|ro|exec|noexec|nosuid|nodev|(?:size|mode|uid|gid|nr_inodes|nr_blocks)=[0-9]+[kmgKMG%]?)(?:,(?!$)|$))*"
+)
+_OURS = "org.manyoyo."
+"""Labels by which the server tells its own containers: `server-pid` a run's, `keep-alive` a service's that keeps its sandbox."""
+_UNTOLD = {f"{_OURS}server-pid": "", f"{_OURS}keep-alive": ""}
+"""Said of a container that is not the server's, or its image could say otherwise."""
 _KERNELS = re.compile(r"/(?:proc|sys|dev)(?:/(?!shm(?:/|$)).*)?")
 _VOLUME = re.compile(rf"({NAME}):(/[^:]*)(?::([a-zA-Z,]*))?")
 _VOLUME_OPTIONS = frozenset({"", "ro", "rw", "nocopy", "z", "Z"})
+_HOST, _MAC = r"[A-Za-z0-9_.-]{1,255}", r"[0-9a-fA-F:-]{0,20}"
+_USER = r"[A-Za-z0-9_.$-]{0,100}(:[A-Za-z0-9_.$-]{1,100})?"
 _NO_PATHS = "Paths would be the outer container's. Use a named volume (-v NAME:/path), docker cp, or COPY in a build."
 _OWN_NAMESPACE = "Leave it out: a nested container has a namespace of its own."
 
@@ -70,8 +81,10 @@ def _joined(*own: str) -> Check:
 
 
 def target(place: str, value: Any) -> Any:
-    """Where something is mounted: an absolute path, not over the kernel's own file systems."""
-    text(place, value)
+    """Where something is mounted: an absolute path, not over the kernel's own file systems. Podman takes it apart at colons, commas
+    and equal signs, as its command line does, and could find a source in it."""
+    if re.search(r"[\x00-\x1f\x7f:,\"'=\\]", text(place, value)):
+        raise PolicyRefused(f"{place}: {value[:60]!r} is no place to mount at.", "A path without : , = and quotes.")
     path = "/" + "/".join(part for part in value.split("/") if part not in ("", "."))
     if not value.startswith("/") or ".." in value.split("/") or path == "/" or _KERNELS.fullmatch(path):
         raise PolicyRefused(
@@ -95,7 +108,7 @@ _DRIVER: dict[str, Check] = {
 }
 _VOLUME_MOUNT: dict[str, Check] = {
     "NoCopy": a(bool),
-    "Labels": pairs,
+    "Labels": off("podman reads options in them", "Create the volume first, with its labels."),
     "DriverConfig": table_of(_DRIVER),
     "Subpath": off("a link in it could lead out", "Mount the whole volume."),
 }
@@ -116,15 +129,20 @@ _MOUNT: dict[str, Check] = {
 def _mount(place: str, value: Any) -> Any:
     if isinstance(value, dict) and value.get("Type") == "bind":
         raise PolicyRefused(f"{place}: {str(value.get('Source'))[:60]!r} may not be mounted.", _NO_PATHS)
-    return only(place, a(dict)(place, value), _MOUNT)
+    kept = only(place, a(dict)(place, value), _MOUNT)
+    if not {"Type", "Target"} <= kept.keys():
+        raise PolicyRefused(f"{place} has no type, or no target.", "Say type=volume or type=tmpfs, and target=/path.")
+    return kept
 
 
 def _tmpfs(place: str, value: Any) -> Any:
     for where, options in a(dict)(place, value).items():
-        if not str(where).startswith("/") or re.search(r"(^|,)(dev|suid|bind|rbind)(,|$)", str(options)):
-            raise PolicyRefused(f"tmpfs {where}:{options} may not be set.", "A plain absolute path, e.g. /tmp.")
+        if not isinstance(options, str) or not _TMPFS.fullmatch(options):
+            raise PolicyRefused(
+                f"tmpfs {where}:{str(options)[:60]} may not be set.",
+                "rw, ro, exec, noexec, nosuid, nodev, size=…, mode=…, uid=…, gid=…",
+            )
         target(place, where)
-        text(place, options)
     return value
 
 
@@ -205,10 +223,10 @@ _HOST_CONFIG: dict[str, Check] = _MEMORY | {
     "DeviceRequests": _NEVER_DEVICES,
     "Devices": _NEVER_DEVICES,
     "Dns": each(matching(r"[0-9a-fA-F:.]{2,45}", "an address")),
-    "DnsOptions": texts,
-    "DnsSearch": texts,
-    "ExtraHosts": texts,
-    "GroupAdd": texts,
+    "DnsOptions": each(matching(r"[A-Za-z0-9_.:-]{1,100}", "a resolver's option")),
+    "DnsSearch": each(matching(r"[A-Za-z0-9_.-]{1,255}", "a domain")),
+    "ExtraHosts": each(matching(r"[A-Za-z0-9_.-]{1,255}[:=](\[?[0-9a-fA-F.:]{2,45}\]?|host-gateway)", "NAME:ADDRESS")),
+    "GroupAdd": each(matching(r"(?!keep-groups$)[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", "a group")),
     "Init": a(bool),
     "IpcMode": _joined("private", "shareable", "none"),
     "Isolation": off("it is for Windows", "Leave it out.", "default"),
@@ -238,8 +256,8 @@ _HOST_CONFIG: dict[str, Check] = _MEMORY | {
 
 _ENDPOINT: dict[str, Check] = {
     "IPAMConfig": table_of({"IPv4Address": text, "IPv6Address": text, "LinkLocalIPs": texts}),
-    "Aliases": texts,
-    "MacAddress": text,
+    "Aliases": each(matching(_HOST, "a host's name")),
+    "MacAddress": matching(_MAC, "an address"),
     "Links": off("engines have given it up", "Networks know their containers' names."),
     "DriverOpts": off("a driver's options may lead out of the sandbox", "Leave it out."),
     **dict.fromkeys(
@@ -274,26 +292,26 @@ _CONFIG: dict[str, Check] = {
     "AttachStdin": a(bool),
     "AttachStdout": a(bool),
     "Cmd": words,
-    "Domainname": text,
+    "Domainname": matching(rf"|{_HOST}", "a domain"),
     "Entrypoint": words,
-    "Env": texts,
+    "Env": environment,
     "ExposedPorts": _ports,
     "Healthcheck": table_of(
         {"Test": texts, **dict.fromkeys(("Interval", "Timeout", "StartPeriod", "StartInterval", "Retries"), a(int))}
     ),
-    "Hostname": text,
+    "Hostname": matching(rf"|{_HOST}", "a host's name"),
     "Image": lambda place, value: value if value == "" else reference(place, value),
     "Labels": pairs,
-    "MacAddress": text,
+    "MacAddress": matching(_MAC, "an address"),
     "NetworkDisabled": a(bool),
     "OnBuild": texts,
     "OpenStdin": a(bool),
     "Shell": texts,
     "StdinOnce": a(bool),
-    "StopSignal": text,
+    "StopSignal": matching(r"[A-Za-z0-9+-]{0,20}", "a signal"),
     "StopTimeout": a(int),
     "Tty": a(bool),
-    "User": text,
+    "User": matching(_USER, "a user or USER:GROUP"),
     "Volumes": _places,
     "WorkingDir": text,
 }
@@ -309,6 +327,11 @@ def create(request: Request, limits: Limits) -> Allowed:
     body["HostConfig"] = host | _grant(host, limits)
     for name in ("CpuPeriod", "CpuQuota"):
         body["HostConfig"].pop(name, None)
+    if not request.ours:
+        labels = body.get("Labels") or {}
+        if any(name.startswith(_OURS) for name in labels):
+            raise PolicyRefused(f"labels that begin with {_OURS} are the server's own.", "Leave them out.")
+        body["Labels"] = labels | _UNTOLD
     return Allowed(request.query, body)
 
 
@@ -345,10 +368,10 @@ _EXEC: dict[str, Check] = {
     "ConsoleSize": each(a(int)),
     "Container": unsent,  # docker-py's; the path says it
     "DetachKeys": text,
-    "Env": texts,
+    "Env": environment,
     "Privileged": off("nested containers are never privileged", "Leave it out."),
     "Tty": a(bool),
-    "User": text,
+    "User": matching(_USER, "a user or USER:GROUP"),
     "WorkingDir": text,
     "Detach": a(bool),
 }
@@ -360,4 +383,5 @@ def execute(request: Request, limits: Limits) -> Allowed:
 
 
 def commit(request: Request, limits: Limits) -> Allowed:
+    named(request, limits)
     return Allowed(request.query, None if request.body is None else only("an image", request.body, _CONFIG))

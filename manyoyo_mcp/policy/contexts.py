@@ -1,55 +1,110 @@
 """A build context that a client sent, written anew: what the builder reads is what was judged, and nothing else.
 
-A Dockerfile has to be UTF-8: podman's own store has a name there that is not (docs/decisions/0007-transports.md).
+A Dockerfile has to be UTF-8: podman's own store has a name there that is not (docs/decisions/0007-transports.md). And nothing may lie
+below a link: podman unpacks contexts in the outer container's file system, where a link leads wherever it says.
 """
 
+import bz2
+import gzip
 import io
+import lzma
 import posixpath
+import re
 import tarfile
-from typing import IO
+import zlib
+from typing import IO, Any, cast
 
 from manyoyo_mcp.errors import ContextRefused, InvalidArgument
 from manyoyo_mcp.values import format_bytes
 
 MAX_DOCKERFILE = 512 << 10
 """Largest Dockerfile, in bytes: a hundred times what people write."""
+_MAX_HEADER = 64 << 10
+"""Bytes of an extended header; names are 4,096 at most (PATH_MAX)."""
+_MAX_ENTRIES = 500_000
+_EXTENDED, _DATA, _PLAIN = b"xgLK", b"0\0007", b"125"
+"""Types of entries (ustar, pax, GNU): headers for the next, files, and what has no data: hard link, link, directory."""
+_MAX_EXTENDED = 4
+"""Extended headers in a row: a long name, a long link, one of pax and a global one."""
+_NEVER = re.compile(rb"size|GNU\.sparse\..*", re.DOTALL)
+"""Keys of pax that change where the next header lies."""
+_UNREADABLE = "It is a tar archive, plain or compressed with gzip, bzip2 or xz."
+
+
+class Links:
+    """The links of a context, as they are written to it; what would lie below one is refused."""
+
+    def __init__(self) -> None:
+        self._links: set[str] = set()
+
+    def check(self, entry: tarfile.TarInfo) -> None:
+        """Raises ContextRefused."""
+        name = _normal(entry.name)
+        self._no_link_above(name)
+        if entry.islnk():
+            aim = _normal(entry.linkname)
+            self._no_link_above(aim)
+            if aim in self._links:
+                self._links.add(name)
+        if entry.issym():
+            if posixpath.basename(name).endswith("ignore"):
+                raise ContextRefused(f"{name[:200]!r} is a link.", "Put the file itself there.")
+            self._links.add(name)
+
+    def _no_link_above(self, name: str) -> None:
+        above = posixpath.dirname(name)
+        while above:
+            if above in self._links:
+                raise ContextRefused(
+                    f"{name[:200]!r} lies below a link, {above[:200]!r}.", "Put the directory itself there."
+                )
+            above = posixpath.dirname(above)
+
+
+def _normal(name: str) -> str:
+    return posixpath.normpath("/" + name).lstrip("/")
 
 
 def copy(given: IO[bytes], dockerfile: str, largest: int, spool: IO[bytes]) -> None:
     """Copy a tar, compressed or not, into `spool`, uncompressed; the judged text of `dockerfile` once more at its end, so
-    that it is what is read by that name, wherever links among the rest lead.
+    that it is what is read by that name.
 
     Raises ContextRefused for what is no part of a context, or beyond `largest` bytes; InvalidArgument for a Dockerfile
-    that is none.
+    that is none, and for what is no archive.
     """
-    size = 0
     last: tuple[tarfile.TarInfo, bytes] | None = None
+    links, count = Links(), 0
     try:
+        checked: Any = _Checked(_decompressed(given), largest)
         with (
-            tarfile.open(fileobj=given, mode="r|*") as archive,
-            tarfile.open(fileobj=spool, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape") as out,
+            tarfile.open(fileobj=checked, mode="r|") as archive,
+            tarfile.open(
+                fileobj=cast(Any, spool), mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape"
+            ) as out,
         ):
             for member in archive:
-                entry = _entry(member)
-                size += tarfile.BLOCKSIZE + entry.size
-                if size > largest:
+                for each in (archive, out):
+                    cast(Any, each).members = []  # else they keep all that ever was
+                count += 1
+                if count > _MAX_ENTRIES:
                     raise ContextRefused(
-                        f"The build context is larger than {format_bytes(largest)}.",
-                        "Leave out what the build does not need with a .dockerignore, or raise MANYOYO_CONTEXT_MAX_BYTES.",
+                        f"The build context has more than {_MAX_ENTRIES} entries.", "Use a .dockerignore."
                     )
+                entry = _entry(member)
+                links.check(entry)
                 content = archive.extractfile(member) if entry.isreg() else None
-                if posixpath.normpath(entry.name) == dockerfile:
+                if _normal(entry.name) == dockerfile:
                     raw = content.read(MAX_DOCKERFILE + 1) if content is not None else None
                     last, content = (entry, check(raw, dockerfile)), io.BytesIO(raw or b"")
                 out.addfile(entry, content)
             if last is None:
                 raise InvalidArgument(f"There is no {dockerfile} in the context.", "Name it with -f.")
+            links.check(last[0])
             out.addfile(last[0], io.BytesIO(last[1]))
-    except tarfile.TarError as error:
-        raise InvalidArgument(
-            f"The build context can't be read: {error}.",
-            "It is a tar archive, plain or compressed with gzip, bzip2 or xz.",
-        ) from error
+        while given.read(1 << 16):  # what pads it
+            pass
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InvalidArgument(f"The build context can't be read: {str(error)[:200]}.", _UNREADABLE) from error
 
 
 def _entry(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -57,12 +112,15 @@ def _entry(member: tarfile.TarInfo) -> tarfile.TarInfo:
         raise ContextRefused(
             f"{member.name[:200]!r} is a device or a pipe, which is no part of a context.", "Leave it out."
         )
+    for name in (member.name, member.linkname):
+        if "\0" in name or len(name) > 4096:
+            raise ContextRefused(f"{name[:100]!r} is no name of a file.", "Leave it out.")
     if ".." in member.name.split("/") or (member.islnk() and ".." in member.linkname.split("/")):
         raise ContextRefused(f"{member.name[:200]!r} leads out of the context.", "Leave it out.")
     entry = tarfile.TarInfo(member.name)
     entry.type = tarfile.REGTYPE if member.isreg() else member.type
     entry.size = member.size if member.isreg() else 0
-    entry.linkname, entry.mode, entry.mtime = member.linkname, member.mode, member.mtime
+    entry.linkname, entry.mode, entry.mtime = member.linkname, member.mode, max(0, int(member.mtime))
     entry.uid, entry.gid = member.uid, member.gid
     return entry
 
@@ -80,3 +138,112 @@ def check(raw: bytes | None, name: str) -> bytes:
     if "\0" in text:
         raise InvalidArgument(f"{name} is not text in UTF-8.", "That is no Dockerfile.")
     return raw
+
+
+def _decompressed(given: IO[bytes]) -> IO[bytes]:
+    peeked = io.BufferedReader(_Whole(given), 1 << 16)
+    magic = peeked.peek(6)[:6]
+    kind: Any = peeked
+    if magic.startswith(b"\x1f\x8b"):
+        kind = gzip.GzipFile(fileobj=peeked)
+    elif magic.startswith(b"BZh"):
+        kind = bz2.BZ2File(peeked)
+    elif magic.startswith(b"\xfd7zXZ"):
+        kind = lzma.LZMAFile(peeked)  # noqa: SIM115 - closes nothing of its own
+    return kind  # type: ignore[no-any-return]
+
+
+class _Whole(io.RawIOBase):
+    """Another file's bytes, which stays open when this is closed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Checked:
+    """A tar as it is read, each header looked at before tarfile sees it: what takes long to read, or is read differently by others, is
+    refused. Raises ContextRefused, tarfile.TarError."""
+
+    def __init__(self, file: IO[bytes], largest: int) -> None:
+        self._file = file
+        self._left, self._largest = largest, largest
+        self._data = 0
+        """Bytes of the present entry's data, padded, that were not read yet."""
+        self._extended = 0
+
+    def read(self, count: int) -> bytes:
+        pieces = bytearray()
+        while len(pieces) < count:
+            piece = self._some(min(self._data, count - len(pieces))) if self._data else self._header()
+            if not piece:
+                break
+            pieces += piece
+        return bytes(pieces)
+
+    def _some(self, count: int) -> bytes:
+        piece = self._file.read(count)
+        self._data -= len(piece)
+        return self._counted(piece)
+
+    def _counted(self, piece: bytes) -> bytes:
+        self._left -= len(piece)
+        if self._left < 0:
+            raise ContextRefused(
+                f"The build context is larger than {format_bytes(self._largest)}.",
+                "Leave out what the build does not need with a .dockerignore, or raise MANYOYO_CONTEXT_MAX_BYTES.",
+            )
+        return piece
+
+    def _whole(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count and (piece := self._file.read(count - len(data))):
+            data += piece
+        return self._counted(data)
+
+    def _header(self) -> bytes:
+        block = self._whole(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE or not block.strip(b"\0"):
+            return block
+        size, kind = tarfile.nti(block[124:136]), block[156:157]  # type: ignore[attr-defined]
+        if size < 0 or (kind == b"\0" and size and block[:100].rstrip(b"\0").endswith(b"/")):
+            raise tarfile.ReadError("an entry's size is none")
+        padded = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if kind not in _EXTENDED:
+            self._extended = 0
+            if kind in _DATA:
+                self._data = padded
+            elif kind not in _PLAIN:
+                raise ContextRefused("The build context has a device, a pipe or a sparse file.", "Leave it out.")
+            return block
+        self._extended += 1
+        if size > _MAX_HEADER or self._extended > _MAX_EXTENDED:
+            raise tarfile.ReadError("an extended header is too long")
+        body = self._whole(padded)
+        if kind in b"xg":
+            _check_pax(body[:size])
+        return block + body
+
+
+def _check_pax(body: bytes) -> None:
+    """Records of "LENGTH KEY=VALUE", one after another (pax, POSIX.1-2008): of others a reader may take long to see that they are none."""
+    at = 0
+    while at < len(body):
+        digits, space, _ = body[at : at + 8].partition(b" ")
+        if not space or not digits.isdigit():
+            if not body[at:].strip(b"\0"):
+                return
+            raise tarfile.ReadError("an extended header is broken")
+        end = at + int(digits)
+        record = body[at + len(digits) + 1 : end]
+        key, equals, _ = record.partition(b"=")
+        if end > len(body) or not record.endswith(b"\n") or not equals or _NEVER.fullmatch(key):
+            raise tarfile.ReadError("an extended header is broken, or of a sparse or huge file")
+        at = end

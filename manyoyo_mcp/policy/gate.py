@@ -1,8 +1,8 @@
 """The gate: a unix socket that speaks Docker's API to clients that we don't trust. Every request is read, judged by `rules` as the
 tools' own are, and written anew; what the engine answers goes back as it comes.
 
-A connection carries one request, so that nothing can hide behind the end of another; clients make a new one for the next. It
-has a thread of its own and one more for what the client goes on to send, for what reaches an engine need not be a socket that
+A connection carries one request, so that nothing can hide behind the end of another; clients make a new one for the next. What
+a client sends after its request reaches an engine only once that has said that the connection is a stream now. It has a thread of its own and one more for what the client goes on to send, for what reaches an engine need not be a socket that
 an event loop knows.
 """
 
@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import posixpath
 import re
 import secrets
 import select
@@ -22,15 +21,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 from urllib.parse import parse_qsl, urlencode
 
 import h11
 
 from manyoyo_mcp.dialled import Dial, SocketLike
-from manyoyo_mcp.errors import CapExceeded, InvalidArgument, ManyoyoError, PolicyRefused, RequestError
+from manyoyo_mcp.errors import CapExceeded, EngineFailed, InvalidArgument, ManyoyoError, PolicyRefused, RequestError
 from manyoyo_mcp.policy import contexts
-from manyoyo_mcp.policy.base import Allowed, Limits, Request
+from manyoyo_mcp.policy.base import Limits, Request
 from manyoyo_mcp.policy.rules import Endpoint, decide, endpoint
 from manyoyo_mcp.policy.transport import API_VERSION
 
@@ -42,10 +41,19 @@ _MAX_HEAD = 256 << 10
 """Bytes of a request's head, credentials of all registries among it."""
 _MAX_JSON = 4 << 20
 _PIECE = 1 << 16
-_MOST = 256
-"""Connections at a time."""
+_MOST = 64
+"""Connections at a time, of one gate: each is two descriptors and two threads."""
 _HEAD_PATIENCE = 30.0
-"""Seconds for a request's head to come."""
+"""Seconds for a request's head and JSON to come."""
+_CONTEXT_PATIENCE = 1800.0
+"""The same for a build's context."""
+_CONTEXTS = threading.BoundedSemaphore(4)
+"""Contexts that are being received or sent, of all gates: each is a file of this machine's meanwhile."""
+_STREAM = re.compile(
+    rb"HTTP/1\.1 (?:101 |200 (?=.*^Content-Type: application/vnd\.docker\.(?:raw|multiplexed)-stream\r$))",
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
+"""How an answer begins after which the connection is no longer HTTP."""
 _LINGER = 5.0
 """Seconds for a refused client to read why, before it is hung up on."""
 _FORWARDED = {b"accept", b"content-type", b"user-agent", b"x-registry-auth", b"x-registry-config"}
@@ -119,9 +127,14 @@ class Gate:
                 connection.end()
                 return
             if full:
-                connection.refuse(503, f"The gate has {_MOST} connections, the most that it serves at a time.")
+                connection.turn_away(f"The gate has {_MOST} connections, the most that it serves at a time.")
                 continue
-            threading.Thread(target=self._serve, args=(connection,), daemon=True, name="gate connection").start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), daemon=True, name="gate connection").start()
+            except RuntimeError:  # no thread is left
+                connection.turn_away("The server has no thread left.")
+                with self._lock:
+                    self._connections.discard(connection)
 
     def _serve(self, connection: "_Connection") -> None:
         try:
@@ -143,13 +156,17 @@ class _Connection:
         self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
         self._engine: SocketLike | None = None
         self._answered = threading.Event()
+        self._streams = threading.Event()
+        self._began = False
+        self._deadline: float | None = None
         self._build = ""
+        self._context: IO[bytes] | None = None
+        self._lock = threading.Lock()
 
     def serve(self) -> None:
         try:
-            self._client.settimeout(_HEAD_PATIENCE)
+            self._deadline = time.monotonic() + _HEAD_PATIENCE
             head = self._event()
-            self._client.settimeout(None)
             if isinstance(head, h11.Request):
                 self._ways.used()
                 self._forward(head)
@@ -160,26 +177,34 @@ class _Connection:
         except ManyoyoError as error:
             self.refuse(400 if isinstance(error, RequestError) else 503, f"{error.message} {error.hint}")
         except TimeoutError:
-            self.refuse(408, f"No request came within {_HEAD_PATIENCE:g} s.")
+            self.refuse(408, "The request took too long to come.")
         except OSError as error:
             self.refuse(503, f"The sandbox's engine does not answer: {error.strerror or error}")
 
     def refuse(self, status: int, message: str) -> None:
-        """Say why not, and hang up once that is read; what the client still sends is dropped, or it would not look."""
-        body = json.dumps({"message": message.strip()}).encode()
-        head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        """Say why not, unless it is being answered, and hang up once that is read; what the client still sends is dropped, or it would
+        not look."""
         with contextlib.suppress(OSError):
             self._client.settimeout(_LINGER)
-            self._client.sendall(head.encode() + body)
+            if not self._began:
+                self._client.sendall(_refusal(status, message))
             self._client.shutdown(socket.SHUT_WR)
             end = time.monotonic() + _LINGER
             while time.monotonic() < end and self._client.recv(_PIECE):
                 pass
         self.end()
 
+    def turn_away(self, message: str) -> None:
+        """Say why not, where that can be said at once, and hang up."""
+        with contextlib.suppress(OSError):
+            self._client.setblocking(False)
+            self._client.send(_refusal(503, message))
+        self.end()
+
     def end(self) -> None:
         """Whoever reads or writes stops; twice is once."""
         self._answered.set()
+        self._streams.set()  # whoever waits for that sees that it is over
         for each in (self._client, self._engine):
             if each is not None:
                 with contextlib.suppress(OSError):
@@ -192,6 +217,10 @@ class _Connection:
 
     def _event(self) -> Any:
         while (event := self._parser.next_event()) is h11.NEED_DATA:
+            left = None if self._deadline is None else self._deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            self._client.settimeout(left)
             if self._parser.they_are_waiting_for_100_continue:
                 self._client.sendall(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])))
             self._parser.receive_data(self._client.recv(_PIECE))
@@ -208,32 +237,35 @@ class _Connection:
         prefix, path, query = _target(head)
         method, length, known = head.method.decode(), _length(head), b""
         asked = endpoint(method, path)
-        if path == "/build" and not query.get("cgroupparent"):
-            query["cgroupparent"] = f"/manyoyo-builds/{secrets.token_hex(8)}"
+        if path == "/build":
+            if query.get("cgroupparent"):
+                raise PolicyRefused("a build may not choose its cgroup.", "Leave cgroup-parent out.")
+            self._build = query["cgroupparent"] = f"/manyoyo-builds/{secrets.token_hex(8)}"
         body = self._json(asked)
         allowed = decide(Request(method, path, query, body), self._ways.limits())
-        with contextlib.ExitStack() as until_sent:
-            spool = until_sent.enter_context(self._context(allowed)) if path == "/build" else None
-            self._build = str(query["cgroupparent"]) if path == "/build" else ""
-            self._engine = self._ways.dial()
-            out = h11.Connection(h11.CLIENT)
-            if spool is not None:
-                length = spool.seek(0, os.SEEK_END)
-                spool.seek(0)
+        try:
+            if path == "/build":
+                length = self._receive_context(str(allowed.query["dockerfile"]))
             elif asked.takes != "archive":
                 known = json.dumps(allowed.body).encode() if allowed.body is not None else b""
                 length = len(known)
+            self._engine = self._ways.dial()
+            out = h11.Connection(h11.CLIENT)
             target = f"{prefix}{path}" + (f"?{urlencode(allowed.query, doseq=True)}" if allowed.query else "")
             events: list[Any] = [h11.Request(method=method, target=target, headers=_headers(head, asked, length))]
             if asked.takes != "archive":
                 events += [h11.Data(data=known), h11.EndOfMessage()]
             # In one go: who has answered a head may have hung up already.
             self._engine.sendall(b"".join(_bytes(out.send(event)) for event in events))
-            rest = threading.Thread(target=self._send_rest, args=(asked, out, spool), daemon=True, name="gate sending")
+            self._deadline = None
+            self._client.settimeout(None)
+            rest = threading.Thread(target=self._send_rest, args=(asked, out), daemon=True, name="gate sending")
             rest.start()
-            self._answer()
+            self._answer(asked)
             self.end()
             rest.join()
+        finally:
+            self._drop_context()
 
     def _json(self, asked: Endpoint) -> dict[str, Any] | None:
         """The body of a request that takes none but JSON, to its end."""
@@ -252,28 +284,48 @@ class _Connection:
             raise InvalidArgument("The body is no JSON object.", "Correct it.")
         return (body or None) if asked.takes == "nothing" else body
 
-    @contextlib.contextmanager
-    def _context(self, allowed: Allowed) -> Iterator[IO[bytes]]:
-        """A build's context, judged and written anew before anything of it is sent."""
-        query = cast(dict[str, Any], allowed.query)
-        query["dockerfile"] = posixpath.normpath(query.get("dockerfile") or "Dockerfile")
-        with tempfile.TemporaryFile() as spool:
-            given = io.BufferedReader(_Given(self._data()), _PIECE)
-            contexts.copy(given, query["dockerfile"], self._ways.context_max, spool)
-            while given.read(_PIECE):  # padding
-                pass
-            yield spool
+    def _receive_context(self, dockerfile: str) -> int:
+        """A build's context, judged and written anew before anything of it is sent; its size in bytes."""
+        self._deadline = time.monotonic() + _CONTEXT_PATIENCE
+        if not _CONTEXTS.acquire(timeout=_HEAD_PATIENCE):
+            raise EngineFailed("Other builds are being sent through the gates of this server.", "Try again.")
+        try:
+            self._context = spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed once it is sent
+        except BaseException:
+            _CONTEXTS.release()
+            raise
+        contexts.copy(io.BufferedReader(_Given(self._data()), _PIECE), dockerfile, self._ways.context_max, spool)
+        size = spool.seek(0, os.SEEK_END)
+        spool.seek(0)
+        return size
 
-    def _send_rest(self, asked: Endpoint, out: h11.Connection, spool: IO[bytes] | None) -> None:
+    def _drop_context(self) -> None:
+        with self._lock:
+            spool, self._context = self._context, None
+        if spool is not None:
+            spool.close()
+            _CONTEXTS.release()
+
+    def _pieces(self) -> Iterator[bytes]:
+        """The archive that goes to the engine."""
+        spool = self._context
+        if spool is None:
+            yield from self._data()
+            return
+        while piece := spool.read(_PIECE):
+            yield piece
+        self._drop_context()
+
+    def _send_rest(self, asked: Endpoint, out: h11.Connection) -> None:
         """What the client sends after the head, for as long as the engine answers."""
         with contextlib.suppress(OSError, ValueError, h11.ProtocolError):  # the client has gone
             if asked.takes == "archive":
-                for piece in iter(lambda: spool.read(_PIECE), b"") if spool is not None else self._data():
+                for piece in self._pieces():
                     if not self._to_engine(_bytes(out.send(h11.Data(data=piece)))):
                         return
                 if not self._to_engine(_bytes(out.send(h11.EndOfMessage()))):
                     return
-            if asked.hijacks:
+            if asked.hijacks and self._becomes_a_stream():
                 piece = self._parser.trailing_data[0]
                 while piece or (piece := self._client.recv(_PIECE)):
                     if not self._to_engine(piece):
@@ -281,8 +333,8 @@ class _Connection:
                     piece = b""
                 assert self._engine is not None
                 self._engine.shutdown(socket.SHUT_WR)
-                self._wait_for_hang_up()
-            else:
+                self._wait_for_hang_up(self._answered)
+            elif not asked.hijacks:
                 while self._client.recv(_PIECE):
                     pass
         if not self._answered.is_set():
@@ -300,20 +352,33 @@ class _Connection:
             return False
         return True
 
-    def _wait_for_hang_up(self) -> None:
-        """The client has nothing more to send; until it does not listen either, or has its answer."""
+    def _becomes_a_stream(self) -> bool:
+        """Whether the engine says so: until then it would take what comes for another request, which nobody has judged."""
+        return self._wait_for_hang_up(self._streams) and not self._answered.is_set()
+
+    def _wait_for_hang_up(self, event: threading.Event) -> bool:
+        """Until the client does not listen any more, or `event`; whether it was that."""
         poll = select.poll()
         poll.register(self._client, 0)
-        while not self._answered.is_set() and not poll.poll(500):
-            pass
+        while not event.wait(0.2):
+            if poll.poll(0):
+                return False
+        return True
 
-    def _answer(self) -> None:
+    def _answer(self, asked: Endpoint) -> None:
+        """Pass the engine's answer on as it comes. Raises nothing: whoever is gone is gone."""
         engine = self._engine
         assert engine is not None
-        with contextlib.suppress(OSError):
+        head: bytes | None = b"" if asked.hijacks else None
+        with contextlib.suppress(OSError, ManyoyoError):
             while piece := engine.recv(_PIECE):
                 self._ways.used()
+                self._began = True
                 self._client.sendall(piece)
+                if head is not None and b"\r\n\r\n" in (head := head + piece):
+                    if _STREAM.match(head[: head.index(b"\r\n\r\n") + 2]):
+                        self._streams.set()
+                    head = None
 
 
 class _Given(io.RawIOBase):
@@ -389,8 +454,15 @@ def _headers(head: h11.Request, asked: Endpoint, length: int | None) -> list[tup
     upgrades = asked.hijacks and given.get(b"upgrade", b"").lower() == b"tcp"
     return [
         *headers,
-        *([(b"connection", b"Upgrade"), (b"upgrade", b"tcp")] if upgrades else [(b"connection", b"close")]),
+        *([(b"upgrade", b"tcp")] if upgrades else []),
+        (b"connection", b"Upgrade, close" if upgrades else b"close"),
     ]
+
+
+def _refusal(status: int, message: str) -> bytes:
+    body = json.dumps({"message": message.strip()}).encode()
+    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body
 
 
 def _bytes(sent: bytes | None) -> bytes:

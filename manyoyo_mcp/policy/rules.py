@@ -10,7 +10,7 @@ from typing import Literal
 
 from manyoyo_mcp.errors import InvalidArgument, PolicyRefused
 from manyoyo_mcp.policy import building, containers, things
-from manyoyo_mcp.policy.base import NAME, Allowed, Limits, Request, Rule, passed
+from manyoyo_mcp.policy.base import NAME, Allowed, Limits, Request, Rule, named, passed
 
 __all__ = ["Allowed", "Endpoint", "Limits", "Request", "decide", "endpoint"]
 
@@ -90,7 +90,7 @@ _ENDPOINTS = (
     _endpoint("POST", r"/images/create", "fromImage tag platform fromSrc repo message", "archive", things.image_create),
     _endpoint("POST", r"/images/load", "quiet", "archive"),
     _endpoint("POST", r"/images/prune", "filters"),
-    _endpoint("POST", rf"/images/{_IMAGE}/tag", "repo tag force"),
+    _endpoint("POST", rf"/images/{_IMAGE}/tag", "repo tag force", rule=named),
     _endpoint("DELETE", rf"/images/{_IMAGE}", "force noprune"),
     _endpoint("GET", rf"/distribution/{_IMAGE}/json"),
     _endpoint("POST", r"/commit", "container repo tag comment author pause changes+", "json", containers.commit),

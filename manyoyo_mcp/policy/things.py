@@ -1,5 +1,6 @@
 """What may be asked about images, networks and volumes. Docker's Engine API, up to v1.45."""
 
+import ipaddress
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from manyoyo_mcp.policy.base import (
     Request,
     a,
     matching,
+    named,
     off,
     one_of,
     only,
@@ -32,7 +34,7 @@ def image_create(request: Request, limits: Limits) -> Allowed:
         raise PolicyRefused("an image may be imported from the request alone, not from a URL.", "Use a registry.")
     if request.query.get("fromImage"):
         reference("the image", request.query["fromImage"])
-    return Allowed(request.query, request.body)
+    return named(request, limits)
 
 
 _TMPFS = re.compile(r"(?:(?:size|mode|uid|gid|nr_inodes)=[0-9]+[kmg%]?|noexec|nosuid|nodev)(?:,(?!$)|$)")
@@ -77,10 +79,18 @@ def _network_options(place: str, value: Any) -> Any:
     return value
 
 
+def _network_address(place: str, value: Any) -> Any:
+    try:
+        ipaddress.ip_network(text(place, value), strict=False)
+    except ValueError as error:
+        raise PolicyRefused(f"{place} is no network's address: {error}.", "Write it as 10.1.0.0/16.") from error
+    return value
+
+
 _SUBNET: dict[str, Check] = {
-    "Subnet": text,
-    "IPRange": text,
-    "Gateway": text,
+    "Subnet": _network_address,
+    "IPRange": _network_address,
+    "Gateway": _network_address,
     "AuxiliaryAddresses": pairs,
     "AuxAddress": pairs,
 }

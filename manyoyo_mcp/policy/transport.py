@@ -29,7 +29,9 @@ class GuardedClient(DialledClient):
         bare = path.removeprefix(_VERSION_PREFIX)
         if data and not is_json and endpoint(method, bare).takes != "archive":
             raise PolicyRefused("a body that is not JSON can't be judged.", "This is the server's fault.")
-        allowed = decide(Request(method, bare, query, json.loads(data) if is_json and data else None), self._limits())
+        allowed = decide(
+            Request(method, bare, query, json.loads(data) if is_json and data else None, ours=True), self._limits()
+        )
         if allowed.body is not None:  # written anew: what was decided on is what is sent, repeated keys and all
             data = json.dumps(allowed.body).encode()
         return super()._outgoing(method, path, allowed.query, data, headers)

@@ -17,7 +17,7 @@ import docker.utils.build as docker_build
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ContextRefused, InvalidArgument
-from manyoyo_mcp.policy.contexts import MAX_DOCKERFILE, check
+from manyoyo_mcp.policy.contexts import MAX_DOCKERFILE, Links, check
 from manyoyo_mcp.values import format_bytes
 
 _REPEATED = re.compile(r"(?:\*\*/)+")
@@ -189,12 +189,14 @@ def _dockerfile_text(root: Path | None, extra: dict[str, bytes], dockerfile: str
 
 
 def _stream(root: Path | None, entries: list[str], extra: dict[str, bytes]) -> Iterator[bytes]:
-    """`extra` comes last: no link among the entries can then lead the builder to another file of that name."""
+    """`extra` comes last, and nothing lies below a link: so none can lead the builder to another file of that name, nor out."""
+    links = Links()
     buffer = tarfile.open(fileobj=io.BytesIO(), mode="w")  # noqa: SIM115 - only makes headers
     for entry in entries:
         assert root is not None
         path = root / entry
         with _readable(path):
+            _check_entry(root, entry)  # it may have become a link since
             info = buffer.gettarinfo(str(path), arcname=entry)
         if info is None or not (info.isfile() or info.isdir() or info.issym() or info.islnk()):
             continue  # sockets, devices and pipes are no part of a context
@@ -203,6 +205,7 @@ def _stream(root: Path | None, entries: list[str], extra: dict[str, bytes]) -> I
             info.size = path.stat().st_size
         info.uid = info.gid = 0
         info.uname = info.gname = ""
+        links.check(info)
         yield _header(info)
         if info.isfile():
             yield from _content(root, entry, info.size)
@@ -210,6 +213,7 @@ def _stream(root: Path | None, entries: list[str], extra: dict[str, bytes]) -> I
         info = tarfile.TarInfo(name)
         info.size, info.mtime = len(content), int(time.time())
         info.mode = 0o755 if content.startswith(b"#!") else 0o644
+        links.check(info)
         yield _header(info)
         yield content
         yield _padding(len(content))

@@ -19,6 +19,8 @@ from manyoyo_mcp.sessions.sandbox import Sandbox
 
 _ROUNDS, _PAUSE = 20, 0.1
 """How often, and after how many seconds again, a build is ended whose client has gone: its engine may begin the step after."""
+_MOST = 64
+"""Builds that are being ended at a time."""
 
 
 class Endpoints:
@@ -46,14 +48,30 @@ class Endpoints:
         def used() -> None:
             sandbox.used = time.monotonic()
 
-        def hung_up(cgroup: str) -> None:
-            async def end() -> None:
-                for _ in range(_ROUNDS):
-                    await self._host.maintain(sandbox.outer, "kill-build", cgroup.rpartition("/")[2])
-                    await anyio.sleep(_PAUSE)
+        left: dict[str, int] = {}  # builds whose client has gone: rounds in which each is ended yet
 
+        async def end() -> None:
+            try:
+                while left:
+                    for build in list(left):
+                        await self._host.maintain(sandbox.outer, "kill-build", build)
+                        left[build] -= 1
+                        if not left[build]:
+                            del left[build]
+                    await anyio.sleep(_PAUSE)
+            finally:
+                left.clear()  # the sandbox has gone: nothing is to be ended any more
+
+        def begin(build: str) -> None:
+            ends = bool(left)
+            if len(left) < _MOST:
+                left[build] = _ROUNDS
+            if not ends:
+                self._spawn("end builds", end)
+
+        def hung_up(cgroup: str) -> None:
             with contextlib.suppress(RuntimeError):  # the session has ended meanwhile, and the sandbox with it
-                anyio.from_thread.run_sync(self._spawn, "end a build", end, token=token)
+                anyio.from_thread.run_sync(begin, cgroup.rpartition("/")[2], token=token)
 
         ways = Ways(sandbox.dial, lambda: sandbox.limits, self._settings.context_max_bytes, used, hung_up)
         gate = Gate(self._directory / f"{sandbox.sandbox_id}.sock", ways)

@@ -350,6 +350,62 @@ async def test_requests_that_are_none(cli: Docker, request_: bytes, status: byte
     assert answer.count(b"HTTP/1.1 ") == 1, "one connection, one request"
 
 
+@pytest.mark.parametrize("upgrade", ["Connection: Upgrade\r\nUpgrade: tcp\r\n", ""])
+@pytest.mark.parametrize("path", ["/containers/nope/attach?stream=1&stdin=1", "/exec/nope/start"])
+async def test_a_stream_that_does_not_come_about_is_no_way_to_another_request(
+    cli: Docker, path: str, upgrade: str
+) -> None:
+    """An engine that refuses to make the connection a stream reads on: for a request that nobody has judged."""
+    name = f"smuggled-{secrets.token_hex(4)}"
+    body = json.dumps({"Image": BUSYBOX, "HostConfig": {"Privileged": True, "Binds": ["/:/x"]}}).encode()
+    exec_body = b"{}" if path.startswith("/exec") else b""
+    first = f"POST /v1.41{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{upgrade}Content-Length: {len(exec_body)}\r\n\r\n"
+    second = f"POST /v1.41/containers/create?name={name} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    answer = await anyio.to_thread.run_sync(cli.raw, first.encode() + exec_body + second.encode() + body)
+    assert b" 404 " in answer and answer.count(b"HTTP/1.1 ") == 1, answer
+    assert name not in (await cli("ps", "-a", "--format", "{{.Names}}")).stdout
+
+
+async def test_links_in_a_context_lead_nowhere(cli: Docker, box: Box) -> None:
+    """Podman unpacks a context in the outer container's own file system."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        link = tarfile.TarInfo("d")
+        link.type, link.linkname = tarfile.SYMTYPE, "/run"
+        archive.addfile(link)
+        for name, content in (("d/pwned", b"x"), ("Dockerfile", f"FROM {BUSYBOX}\n".encode())):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    context = buffer.getvalue()
+    head = f"POST /v1.41/build HTTP/1.1\r\nHost: x\r\nContent-Length: {len(context)}\r\n\r\n"
+    answer = await anyio.to_thread.run_sync(cli.raw, head.encode() + context)
+    assert b" 400 " in answer and b"below a link" in answer, answer
+    assert (await box.manager.host.maintain(box.sandbox.outer, "counters")).exit_code == 0
+    there = docker.from_env().containers.get(box.sandbox.outer.container_id).exec_run(["ls", "/run"])[1]
+    assert b"pwned" not in there
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"Volumes": {"/:/x": {}}},
+        {"HostConfig": {"Mounts": [{"Target": "/x,type=bind,source=/"}]}},
+        {"HostConfig": {"Mounts": [{"Type": "volume", "Target": "/x,subpath=.."}]}},
+        {"HostConfig": {"Tmpfs": {"/x:dev": ""}}},
+        {"Env": ["*"]},
+        {"Labels": {"org.manyoyo.keep-alive": "yes"}},
+        {"hostconfig": {"privileged": True}},
+    ],
+    ids=repr,
+)
+async def test_texts_that_an_engine_reads_more_into(cli: Docker, body: dict[str, Any]) -> None:
+    raw = json.dumps({"Image": BUSYBOX} | body).encode()
+    head = f"POST /v1.41/containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+    answer = await anyio.to_thread.run_sync(cli.raw, head.encode() + raw)
+    assert b" 403 " in answer, answer
+
+
 async def test_a_form_is_no_way_to_parameters(cli: Docker) -> None:
     """Go's servers take parameters from a form in the body too."""
     form = b"dockerfile=..%2F..%2Fetc%2Fshadow&networkmode=host"

@@ -4,6 +4,7 @@ import gzip
 import io
 import socket
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,67 @@ def test_a_context_is_the_same_but_for_the_dockerfile_at_its_end(mode: str) -> N
 )
 def test_contexts_that_are_refused(fill: Callable[[tarfile.TarFile], object], error: type[Exception]) -> None:
     with pytest.raises(error):
+        copied(archive(fill))
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda out: [add(out, "d", type=tarfile.SYMTYPE, linkname="/usr/lib"), add(out, "d/x", b"x")],
+        lambda out: [add(out, "d", type=tarfile.SYMTYPE, linkname="."), add(out, "./d//e/x", b"x")],
+        lambda out: [
+            add(out, "d", type=tarfile.SYMTYPE, linkname="/x"),
+            add(out, "h", type=tarfile.LNKTYPE, linkname="d"),
+            add(out, "h/x", b"x"),
+        ],
+        lambda out: [
+            add(out, "d", type=tarfile.SYMTYPE, linkname="/x"),
+            add(out, "h", type=tarfile.LNKTYPE, linkname="d/passwd"),
+        ],
+        lambda out: add(out, ".dockerignore", type=tarfile.SYMTYPE, linkname="/etc/shadow"),
+        lambda out: add(out, "d\0x", type=tarfile.SYMTYPE, linkname="/x", pax_headers={"path": "d\0x"}),
+    ],
+)
+def test_nothing_lies_below_a_link(fill: Callable[[tarfile.TarFile], object]) -> None:
+    with pytest.raises((ContextRefused, InvalidArgument)):
+        copied(archive(lambda out: [add(out, "Dockerfile", b"FROM x\n"), fill(out)]))
+
+
+def pax(body: bytes, kind: bytes = b"x") -> io.BytesIO:
+    """An archive that begins with an extended header of this body."""
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = kind, len(body)
+    rest = archive(lambda out: add(out, "Dockerfile", b"FROM x\n")).getvalue()
+    return io.BytesIO(header.tobuf(tarfile.USTAR_FORMAT) + body + b"\0" * (-len(body) % 512) + rest)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"1" * 60_000, b"9 a=\n", b"20 size=99999999999\n", b"12 size=512\n", b"20 GNU.sparse.map=a\n", b"x", b"3 =\n", b"99 path=x\n",
+        b"x" * 70_000, b"15 mtime=-nan\n", b"13 mtime=inf\n",
+    ],
+)  # fmt: skip
+def test_extended_headers_that_are_none(body: bytes) -> None:
+    begun = time.monotonic()
+    with pytest.raises((ContextRefused, InvalidArgument)):
+        copied(pax(body))
+    assert time.monotonic() - begun < 5, "tarfile takes a time that grows with the square"
+
+
+def test_headers_in_a_row_have_an_end() -> None:
+    one = pax(b"", b"L").getvalue()[:512]
+    with pytest.raises(InvalidArgument):
+        copied(io.BytesIO(one * 3000))
+
+
+def test_names_count_too() -> None:
+    def fill(out: tarfile.TarFile) -> None:
+        add(out, "Dockerfile", b"FROM x\n")
+        for index in range(100):
+            add(out, f"{index}/" + "n/" * 20_000)
+
+    with pytest.raises((ContextRefused, InvalidArgument)):
         copied(archive(fill))
 
 

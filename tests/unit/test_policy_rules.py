@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,17 +43,27 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, str], tuple[str, ...]]] = {
 EVIL: dict[str, dict[str, list[Any]]] = {
     "create": {
         "Image": ["dir:/etc", "docker://x", "containers-storage:[overlay@/a+/b:x=y]z", "oci-archive:/x", "-x", "a//b"],
-        "Volumes": [{"/proc": {}}, {"relative": {}}, {"/a/../proc": {}}, {"/": {}}, {"//sys//x": {}}, {"/dev/sda": {}}],
+        "Volumes": [{"/:/x": {}}, {"/x,type=bind": {}}, {"/x=y": {}}, {"/proc": {}}, {"relative": {}}, {"/a/../proc": {}}, {"/": {}}, {"//sys//x": {}}, {"/dev/sda": {}}],
         "ExposedPorts": [{"80/tcp; rm": {}}],
         "Labels": [{"x": "\0"}],
-        "Env": [["x" * 100_000]],
+        "Env": [["x" * 100_000], ["*"], ["HTTP_*"], ["=x"]],
+        "Hostname": ["x\ny"],
+        "Domainname": ["x y"],
+        "MacAddress": ["x"],
+        "User": ["a b", "a\nb"],
+        "StopSignal": ["TERM; x"],
     },
     "HostConfig": {
         "Privileged": [True, 1, "true"],
         "CapAdd": [["SYS_ADMIN"], ["ALL"], ["cap_sys_ptrace"], ["NET_ADMIN"], ["CAP_BPF"], ["chown", "sys_module"]],
         "Binds": [["/:/x"], ["./x:/x"], ["../x:/x"], ["~:/x"], ["v:/x:rshared"], ["v:/x:ro,exec"], ["v:/proc"], ["v"],
                   ["/var/run/docker.sock:/x"], ["v:x"], ["v:/x:U"], ["v:/x:O"], ["v:/x:idmap"]],
-        "Mounts": [[{"Type": "bind", "Source": "/", "Target": "/x"}], [{"Type": "image", "Source": "x", "Target": "/x"}]],
+        "Mounts": [[{"Type": "bind", "Source": "/", "Target": "/x"}], [{"Type": "image", "Source": "x", "Target": "/x"}],
+                   [{"Target": "/x,type=bind,source=/"}], [{"Type": "volume"}], [{"Target": "/x"}]],
+        "GroupAdd": [["keep-groups"], ["a b"]],
+        "ExtraHosts": [["a\nb:1.2.3.4"], ["a:$(x)"], ["nothing"]],
+        "DnsOptions": [["a b"]],
+        "DnsSearch": [["a\nb"]],
         "Devices": [[{"PathOnHost": "/dev/sda"}]],
         "DeviceRequests": [[{"Count": -1}]],
         "DeviceCgroupRules": [["b *:* rwm"]],
@@ -84,7 +95,8 @@ EVIL: dict[str, dict[str, list[Any]]] = {
         "Annotations": [{"run.oci.handler": "krun"}, {"io.podman.annotations.seccomp": "x"}],
         "LogConfig": [{"Type": "syslog"}, {"Type": "k8s-file", "Config": {"path": "/etc/x"}}, {"Tomorrow": 1}],
         "RestartPolicy": [{"Name": "weird"}],
-        "Tmpfs": [{"/x": "dev"}, {"/x": "rw,suid"}, {"/x": "bind"}, {"/x": "rbind"}, {"x": ""}, {"/proc/x": ""}],
+        "Tmpfs": [{"/x": "dev"}, {"/x": "rw,suid"}, {"/x": "bind"}, {"/x": "rbind"}, {"x": ""}, {"/proc/x": ""}, {"/x:dev,suid": ""},
+                  {"/proc:ro": ""}, {"/x": "size=1g,context=x"}],
         "Dns": [["$(x)"]],
         "Isolation": ["hyperv"],
         "Memory": [2 << 30, True, "1g", 1.5],
@@ -103,17 +115,19 @@ EVIL: dict[str, dict[str, list[Any]]] = {
     "mount": {
         "Type": ["bind", "npipe", "cluster", "image", "devpts", "glob"],
         "Source": ["/", "../x", "/var/run/docker.sock"],
-        "Target": ["/proc", "/sys/fs/cgroup", "/dev", "/a/../../proc", "x"],
+        "Target": ["/proc", "/sys/fs/cgroup", "/dev", "/a/../../proc", "x", "/x,subpath=y", "/x,dev", "/x:y", '/x"y'],
         "BindOptions": [{"Propagation": "rshared"}, {"CreateMountpoint": True}],
         "ClusterOptions": [{"x": 1}],
         "ImageOptions": [{"Subpath": "x"}],
         "VolumeOptions": [{"Tomorrow": 1}],
     },
-    "volume mount": {"Subpath": ["../x", "x"], "DriverConfig": [{"Name": "nfs"}]},
+    "volume mount": {"Labels": [{"a": "b,type=bind"}], "Subpath": ["../x", "x"], "DriverConfig": [{"Name": "nfs"}]},
     "driver": {"Name": ["nfs"], "Options": [{"type": "none", "device": "/", "o": "bind"}]},
-    "endpoint": {"DriverOpts": [{"x": "y"}], "Links": [["x"]], "IPAMConfig": [{"Tomorrow": "x"}]},
+    "endpoint": {"DriverOpts": [{"x": "y"}], "Links": [["x"]], "IPAMConfig": [{"Tomorrow": "x"}], "Aliases": [["a\n10.0.0.1 b"]],
+                 "MacAddress": ["x"]},
     "update": {"Memory": [2 << 30], "RestartPolicy": [{"Name": "weird"}], "BlkioWeight": [1]},
-    "exec": {"Privileged": [True]},
+    "exec": {"Privileged": [True], "Env": [["*"]], "User": ["a b"]},
+    "subnet": {name: ["x", "10.0.0.0/99", "1.2.3.4 x"] for name in ("Subnet", "IPRange", "Gateway")},
     "volume": {
         "Name": ["../x", "/x"],
         "Driver": ["nfs"],
@@ -140,9 +154,9 @@ EVIL: dict[str, dict[str, list[Any]]] = {
 
 def body_of(place: tuple[str, ...], name: str, value: Any) -> dict[str, Any]:
     built: Any = {name: value}
-    if "Mounts" in place and place[-1] == "[]":
-        built = {"Type": "volume", "Source": "v", "Target": "/x"} | built
-    for step in reversed(place):
+    for index, step in reversed(list(enumerate(place))):
+        if step == "[]" and place[index - 1] == "Mounts":
+            built = {"Type": "volume", "Source": "v", "Target": "/x"} | built
         built = [built] if step == "[]" else {step: built}
     return dict(built)
 
@@ -226,3 +240,63 @@ def test_a_builds_parameters_of_clients_say_nothing() -> None:
     for name in building._CLIENTS:
         with pytest.raises(PolicyRefused, match=name):
             decide(Request("POST", "/build", query | {name: "evil"}), LIMITS)
+
+
+def test_labels_that_are_the_servers_own_are_no_clients() -> None:
+    """Nor an image's: what a client says nothing of is said for it."""
+    own = {"org.manyoyo.keep-alive": "yes"}
+    request = Request("POST", "/containers/create", {}, {"Image": "x", "Labels": own})
+    with pytest.raises(PolicyRefused, match="server's own"):
+        decide(request, LIMITS)
+    assert (decide(replace(request, ours=True), LIMITS).body or {})["Labels"] == own
+    told = (decide(replace(request, body={"Image": "x", "Labels": {"a": "b"}}), LIMITS).body or {})["Labels"]
+    assert told == {"a": "b", "org.manyoyo.keep-alive": "", "org.manyoyo.server-pid": ""}
+
+
+def test_a_variable_without_a_value_is_not_sent() -> None:
+    """Podman would give it the one that the engine has."""
+    body = decide(
+        Request("POST", "/containers/create", {}, {"Image": "x", "Env": ["HTTP_PROXY", "A=", "B=1=2"]}), LIMITS
+    ).body
+    assert (body or {})["Env"] == ["A=", "B=1=2"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        '["evil"]', ' ["evil"]', './["evil"]', '\t["x"]', "x.in", "x.in/", "x.in/.", "./a/../../x", "../x", "/x", "a/../../x",
+        ' ["http:\\/\\/x\\/D"]', "http://x/D", "a:b", "", "-", "x\ny",
+    ],
+)  # fmt: skip
+def test_names_of_dockerfiles(name: str) -> None:
+    query = {"cgroupparent": "/manyoyo-builds/0123456789abcdef", "dockerfile": name}
+    if name in ("", "-"):
+        assert decide(Request("POST", "/build", query), LIMITS).query["dockerfile"] == (name or "Dockerfile")
+        return
+    with pytest.raises(PolicyRefused):
+        decide(Request("POST", "/build", query), LIMITS)
+
+
+@pytest.mark.parametrize(
+    "name", ["Dockerfile", "./docker/Dockerfile.dev", "my file", ".hidden/D", "Dockerfile.ünicode"]
+)
+def test_names_of_dockerfiles_that_are_some(name: str) -> None:
+    query = {"cgroupparent": "/manyoyo-builds/0123456789abcdef", "dockerfile": name}
+    assert decide(Request("POST", "/build", query), LIMITS).query["dockerfile"] == name.removeprefix("./")
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/build", {"t": "dir:/x", "cgroupparent": "/manyoyo-builds/0123456789abcdef"}),
+        ("/build", {"t": ["a", "docker://b"], "cgroupparent": "/manyoyo-builds/0123456789abcdef"}),
+        ("/images/create", {"fromImage": "dir", "tag": "/etc"}),
+        ("/images/create", {"fromImage": "docker://x"}),
+        ("/images/x/tag", {"repo": "dir:/x"}),
+        ("/images/x/tag", {"repo": "x", "tag": "a/b"}),
+        ("/commit", {"container": "x", "repo": "oci:/x"}),
+    ],
+)
+def test_names_of_images(path: str, query: dict[str, Any]) -> None:
+    with pytest.raises(PolicyRefused):
+        decide(Request("POST", path, query), LIMITS)

@@ -48,6 +48,9 @@ Check = Callable[[str, Any], Any]
 GONE = object()
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,500}")
+_TRANSPORT = re.compile(
+    r":/|//|^(?:dir|oci|oci-archive|docker-archive|docker-daemon|ostree|sif|tarball|containers-storage):"
+)
 _LONGEST = 64 << 10
 """Characters of one text at most; engines have limits of their own below that, programs' arguments above it."""
 
@@ -175,7 +178,7 @@ def matching(pattern: str, shown: str) -> Check:
 
 def reference(place: str, value: Any) -> Any:
     """An image's name or id, and no transport's (`dir:/…`, `docker://…`): those read what lies outside the store."""
-    if not isinstance(value, str) or not _REFERENCE.fullmatch(value) or ":/" in value or "//" in value:
+    if not isinstance(value, str) or not _REFERENCE.fullmatch(value) or _TRANSPORT.search(value):
         raise PolicyRefused(f"{place} {str(value)[:60]!r} is no image's name.", "Write [registry/]name[:tag] or an id.")
     return value
 

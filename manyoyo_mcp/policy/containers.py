@@ -60,7 +60,7 @@ _KERNELS = re.compile(r"/(?:proc|sys|dev)(?:/(?!shm(?:/|$)).*)?")
 _VOLUME = re.compile(rf"({NAME}):(/[^:]*)(?::([a-zA-Z,]*))?")
 _VOLUME_OPTIONS = frozenset({"", "ro", "rw", "nocopy", "z", "Z"})
 _HOST, _MAC = r"[A-Za-z0-9_.-]{1,255}", r"[0-9a-fA-F:-]{0,20}"
-_USER = r"[A-Za-z0-9_.$-]{0,100}(:[A-Za-z0-9_.$-]{1,100})?"
+_USER = r"[A-Za-z0-9_.$-]{0,100}(:[A-Za-z0-9_.$-]{0,100})?"
 _NO_PATHS = "Paths would be the outer container's. Use a named volume (-v NAME:/path), docker cp, or COPY in a build."
 _OWN_NAMESPACE = "Leave it out: a nested container has a namespace of its own."
 
@@ -251,7 +251,7 @@ _HOST_CONFIG: dict[str, Check] = _MEMORY | {
     "Ulimits": each(_ulimit),
     "UsernsMode": off("the outer container's would have its rights", _OWN_NAMESPACE),
     "VolumeDriver": one_of("", "local"),
-    "VolumesFrom": each(matching(rf"{NAME}(:r[ow])?", "a container's name")),
+    "VolumesFrom": each(matching(rf"{NAME}(:r[ow](,[zZ])?)?", "a container's name")),
 }  # neither MaskedPaths nor ReadonlyPaths: an empty list opens them
 
 _ENDPOINT: dict[str, Check] = {

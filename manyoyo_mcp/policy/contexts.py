@@ -26,8 +26,14 @@ _EXTENDED, _DATA, _PLAIN = b"xgLK", b"0\0007", b"125"
 """Types of entries (ustar, pax, GNU): headers for the next, files, and what has no data: hard link, link, directory."""
 _MAX_EXTENDED = 4
 """Extended headers in a row: a long name, a long link, one of pax and a global one."""
+_MAX_LINKS = 20_000
+_MAX_DEPTH = 255
 _NEVER = re.compile(rb"size|GNU\.sparse\..*", re.DOTALL)
 """Keys of pax that change where the next header lies."""
+_PASSED = (b"path", b"linkpath", b"mtime")
+_DIGITS = re.compile(rb"[0-9]{256}")
+"""No part of a name is that long, and a reader may try each of them as the beginning of a record (CVE-2024-6232)."""
+_IGNORES = (".dockerignore", ".containerignore")
 _UNREADABLE = "It is a tar archive, plain or compressed with gzip, bzip2 or xz."
 
 
@@ -40,15 +46,19 @@ class Links:
     def check(self, entry: tarfile.TarInfo) -> None:
         """Raises ContextRefused."""
         name = _normal(entry.name)
+        if (not name and not entry.isdir()) or name.count("/") > _MAX_DEPTH:
+            raise ContextRefused(f"{entry.name[:100]!r} is no name of a file.", "Leave it out.")
         self._no_link_above(name)
         if entry.islnk():
             aim = _normal(entry.linkname)
             self._no_link_above(aim)
             if aim in self._links:
-                self._links.add(name)
+                raise ContextRefused(f"{name[:200]!r} is a hard link to a link.", "Put a link there.")
         if entry.issym():
-            if posixpath.basename(name).endswith("ignore"):
+            if name.endswith(_IGNORES):
                 raise ContextRefused(f"{name[:200]!r} is a link.", "Put the file itself there.")
+            if len(self._links) >= _MAX_LINKS:
+                raise ContextRefused(f"The build context has more than {_MAX_LINKS} links.", "Use a .dockerignore.")
             self._links.add(name)
 
     def _no_link_above(self, name: str) -> None:
@@ -73,7 +83,7 @@ def copy(given: IO[bytes], dockerfile: str, largest: int, spool: IO[bytes]) -> N
     that is none, and for what is no archive.
     """
     last: tuple[tarfile.TarInfo, bytes] | None = None
-    links, count = Links(), 0
+    links, count, size = Links(), 0, 0
     try:
         checked: Any = _Checked(_decompressed(given), largest)
         with (
@@ -92,6 +102,9 @@ def copy(given: IO[bytes], dockerfile: str, largest: int, spool: IO[bytes]) -> N
                     )
                 entry = _entry(member)
                 links.check(entry)
+                size += entry.size
+                if size > largest:  # as it would be of a sparse file
+                    raise _too_large(largest)
                 content = archive.extractfile(member) if entry.isreg() else None
                 if _normal(entry.name) == dockerfile:
                     raw = content.read(MAX_DOCKERFILE + 1) if content is not None else None
@@ -108,9 +121,10 @@ def copy(given: IO[bytes], dockerfile: str, largest: int, spool: IO[bytes]) -> N
 
 
 def _entry(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+    if member.issparse() or not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
         raise ContextRefused(
-            f"{member.name[:200]!r} is a device or a pipe, which is no part of a context.", "Leave it out."
+            f"{member.name[:200]!r} is a device, a pipe or a sparse file, which is no part of a context.",
+            "Leave it out.",
         )
     for name in (member.name, member.linkname):
         if "\0" in name or len(name) > 4096:
@@ -189,22 +203,27 @@ class _Checked:
         return bytes(pieces)
 
     def _some(self, count: int) -> bytes:
-        piece = self._file.read(count)
+        piece = self._read(count)
         self._data -= len(piece)
         return self._counted(piece)
 
     def _counted(self, piece: bytes) -> bytes:
         self._left -= len(piece)
         if self._left < 0:
-            raise ContextRefused(
-                f"The build context is larger than {format_bytes(self._largest)}.",
-                "Leave out what the build does not need with a .dockerignore, or raise MANYOYO_CONTEXT_MAX_BYTES.",
-            )
+            raise _too_large(self._largest)
         return piece
+
+    def _read(self, count: int) -> bytes:
+        try:
+            return self._file.read(count)
+        except (TimeoutError, ConnectionError):
+            raise
+        except OSError as error:  # what gzip and bz2 say of what is neither
+            raise tarfile.ReadError(str(error)) from error
 
     def _whole(self, count: int) -> bytes:
         data = b""
-        while len(data) < count and (piece := self._file.read(count - len(data))):
+        while len(data) < count and (piece := self._read(count - len(data))):
             data += piece
         return self._counted(data)
 
@@ -213,7 +232,7 @@ class _Checked:
         if len(block) < tarfile.BLOCKSIZE or not block.strip(b"\0"):
             return block
         size, kind = tarfile.nti(block[124:136]), block[156:157]  # type: ignore[attr-defined]
-        if size < 0 or (kind == b"\0" and size and block[:100].rstrip(b"\0").endswith(b"/")):
+        if size < 0 or (kind == b"\0" and size and block[:100].partition(b"\0")[0].endswith(b"/")):
             raise tarfile.ReadError("an entry's size is none")
         padded = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if kind not in _EXTENDED:
@@ -226,24 +245,39 @@ class _Checked:
         self._extended += 1
         if size > _MAX_HEADER or self._extended > _MAX_EXTENDED:
             raise tarfile.ReadError("an extended header is too long")
-        body = self._whole(padded)
-        if kind in b"xg":
-            _check_pax(body[:size])
-        return block + body
+        body = self._whole(padded)[:size]
+        if kind == b"g":
+            return self._header()
+        if kind == b"x":
+            block, body = _pax(body)
+        return block + body + b"\0" * (-len(body) % tarfile.BLOCKSIZE)
 
 
-def _check_pax(body: bytes) -> None:
-    """Records of "LENGTH KEY=VALUE", one after another (pax, POSIX.1-2008): of others a reader may take long to see that they are none."""
-    at = 0
+def _pax(body: bytes) -> tuple[bytes, bytes]:
+    """An extended header, its block and its body, of what counts in another's: records of "LENGTH KEY=VALUE", one after another (pax,
+    POSIX.1-2008)."""
+    at, kept = 0, b""
+    if _DIGITS.search(body):
+        raise tarfile.ReadError("an extended header is nothing but digits")
     while at < len(body):
         digits, space, _ = body[at : at + 8].partition(b" ")
-        if not space or not digits.isdigit():
-            if not body[at:].strip(b"\0"):
-                return
+        if not space or not digits.isdigit() or int(digits) <= len(digits):
             raise tarfile.ReadError("an extended header is broken")
         end = at + int(digits)
         record = body[at + len(digits) + 1 : end]
         key, equals, _ = record.partition(b"=")
         if end > len(body) or not record.endswith(b"\n") or not equals or _NEVER.fullmatch(key):
             raise tarfile.ReadError("an extended header is broken, or of a sparse or huge file")
+        if key in _PASSED:
+            kept += body[at:end]
         at = end
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(kept)
+    return header.tobuf(tarfile.USTAR_FORMAT), kept
+
+
+def _too_large(largest: int) -> ContextRefused:
+    return ContextRefused(
+        f"The build context is larger than {format_bytes(largest)}.",
+        "Leave out what the build does not need with a .dockerignore, or raise MANYOYO_CONTEXT_MAX_BYTES.",
+    )

@@ -47,8 +47,8 @@ _HEAD_PATIENCE = 30.0
 """Seconds for a request's head and JSON to come."""
 _CONTEXT_PATIENCE = 1800.0
 """The same for a build's context."""
-_CONTEXTS = threading.BoundedSemaphore(4)
-"""Contexts that are being received or sent, of all gates: each is a file of this machine's meanwhile."""
+_CONTEXTS_EACH = 2
+"""Contexts of one gate that are being received or sent at a time: each is a file of this machine's meanwhile."""
 _STREAM = re.compile(
     rb"HTTP/1\.1 (?:101 |200 (?=.*^Content-Type: application/vnd\.docker\.(?:raw|multiplexed)-stream\r$))",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
@@ -80,6 +80,7 @@ class Gate:
         self._listening: socket.socket | None = None
         self._connections: set[_Connection] = set()
         self._lock = threading.Lock()
+        self._contexts = threading.BoundedSemaphore(_CONTEXTS_EACH)
 
     def open(self) -> None:
         """Raises OSError, as for a path that is too long for a socket's address."""
@@ -118,7 +119,7 @@ class Gate:
                     return
                 time.sleep(0.05)  # no file descriptor left: some connection will end
                 continue
-            connection = _Connection(client, self._ways)
+            connection = _Connection(client, self._ways, self._contexts)
             with self._lock:
                 closed, full = self._listening is not listening, len(self._connections) >= _MOST
                 if not closed and not full:
@@ -150,8 +151,9 @@ class Gate:
 class _Connection:
     """One client's, with the engine's once there is one."""
 
-    def __init__(self, client: socket.socket, ways: Ways) -> None:
+    def __init__(self, client: socket.socket, ways: Ways, contexts: threading.Semaphore) -> None:
         self._client = client
+        self._contexts = contexts
         self._ways = ways
         self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
         self._engine: SocketLike | None = None
@@ -287,12 +289,12 @@ class _Connection:
     def _receive_context(self, dockerfile: str) -> int:
         """A build's context, judged and written anew before anything of it is sent; its size in bytes."""
         self._deadline = time.monotonic() + _CONTEXT_PATIENCE
-        if not _CONTEXTS.acquire(timeout=_HEAD_PATIENCE):
-            raise EngineFailed("Other builds are being sent through the gates of this server.", "Try again.")
+        if not self._contexts.acquire(timeout=_CONTEXT_PATIENCE):
+            raise EngineFailed("Other builds are being sent through this gate.", "Try again.")
         try:
             self._context = spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed once it is sent
         except BaseException:
-            _CONTEXTS.release()
+            self._contexts.release()
             raise
         contexts.copy(io.BufferedReader(_Given(self._data()), _PIECE), dockerfile, self._ways.context_max, spool)
         size = spool.seek(0, os.SEEK_END)
@@ -304,7 +306,7 @@ class _Connection:
             spool, self._context = self._context, None
         if spool is not None:
             spool.close()
-            _CONTEXTS.release()
+            self._contexts.release()
 
     def _pieces(self) -> Iterator[bytes]:
         """The archive that goes to the engine."""
@@ -454,8 +456,9 @@ def _headers(head: h11.Request, asked: Endpoint, length: int | None) -> list[tup
     upgrades = asked.hijacks and given.get(b"upgrade", b"").lower() == b"tcp"
     return [
         *headers,
-        *([(b"upgrade", b"tcp")] if upgrades else []),
-        (b"connection", b"Upgrade, close" if upgrades else b"close"),
+        # Two: podman looks whether the first says Upgrade and nothing else, and Go hangs up where any says close.
+        *([(b"upgrade", b"tcp"), (b"connection", b"Upgrade")] if upgrades else []),
+        (b"connection", b"close"),
     ]
 
 

@@ -73,7 +73,7 @@ def test_unlimited_becomes_the_default(cap: str, none: int) -> None:
         {"Runtime": "runc"},
         {"Sysctls": {"kernel.core_pattern": "x"}},
         {"Ulimits": [{"Name": "rtprio", "Hard": 1}]},
-        {"VolumesFrom": ["x:rw,z"]},
+        {"VolumesFrom": ["x:rw,exec"]},
         {"VolumeDriver": "nfs"},
         {"OomKillDisable": True},
         {"OomScoreAdj": -1000},

@@ -80,7 +80,7 @@ EVIL: dict[str, dict[str, list[Any]]] = {
         "Runtime": ["runc", "/bin/sh"],
         "Sysctls": [{"kernel.core_pattern": "|/x"}, {"net.ipv4.ip_forward": "1"}, {"vm.overcommit_memory": "1"}],
         "Ulimits": [[{"Name": "rtprio", "Soft": 1, "Hard": 1}], [{"Name": "nofile", "Hard": "1"}], [{"Hard": 1}]],
-        "VolumesFrom": [["x:rw,z"], ["/x"]],
+        "VolumesFrom": [["x:rw,exec"], ["/x"]],
         "VolumeDriver": ["nfs"],
         "OomKillDisable": [True],
         "OomScoreAdj": [-1000, 5],

@@ -250,7 +250,9 @@ async def test_docker_py(cli: Docker, box: Box) -> None:
     def use() -> tuple[bytes, int]:
         client = docker.DockerClient(base_url=f"unix://{cli.path}", timeout=TIMEOUT)
         try:
-            output = client.containers.run(BUSYBOX, ["echo", "hi"], remove=True, mem_limit="64m", nano_cpus=500_000_000)
+            output = client.containers.run(
+                BUSYBOX, ["sh", "-c", "echo hi; sleep 0.2"], remove=True, mem_limit="64m", nano_cpus=500_000_000
+            )
             service = client.containers.run(BUSYBOX, SERVICE, detach=True)
             try:
                 code, _ = service.exec_run(["sh", "-c", "exit 5"])

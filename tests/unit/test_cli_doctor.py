@@ -136,3 +136,17 @@ def test_disk(free: int, state: State) -> None:
     check = host.disk_free("/var/lib/docker", free)
     well(check)
     assert check.state is state
+
+
+def test_a_tier_that_can_not_be_had_is_named() -> None:
+    assert (
+        host.tiers("privileged", {}).state is State.OK
+        and host.tiers("privileged", {"hardened": "no"}).state is State.OK
+    )
+    check = host.tiers("hardened", {"hardened": "unable to apply caps"})
+    assert (
+        check.state is State.FAIL
+        and "unable to apply caps" in check.found
+        and "MANYOYO_ISOLATION=privileged" in check.mend
+    )
+    assert "capabilities" in host.tiers("privileged", {"privileged": "x", "hardened": "y"}).mend

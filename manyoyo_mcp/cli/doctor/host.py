@@ -19,6 +19,7 @@ from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
 from manyoyo_mcp.errors import ManyoyoError
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import DockerHost
+from manyoyo_mcp.hosts.isolation import TIERS, Tier
 from manyoyo_mcp.hosts.pool import KEEPER
 from manyoyo_mcp.image import bases, outer
 from manyoyo_mcp.sessions import sweep
@@ -137,7 +138,7 @@ async def capabilities(facts: Facts) -> Check:
         return ok("capabilities", "the engine is not on this machine; `manyoyo-mcp doctor --try` tells")
     status = dict(line.split(":\t", 1) for line in _read("/proc/self/status").splitlines() if ":\t" in line)
     missing = lacking(int(status["CapBnd"], 16), int(_read("/proc/sys/kernel/cap_last_cap")))
-    refusal = await _refusal(facts) if missing and runtime is None else ""
+    refusal = await _refusal(facts, TIERS["privileged"]) if missing and runtime is None else ""
     return privileged(missing, runtime, refusal, ENGINE_SCRIPT.exists())
 
 
@@ -159,8 +160,36 @@ def unknown_runtime(host_runtime: str, runtimes: Mapping[str, Any]) -> Check:
     )
 
 
-async def _refusal(facts: Facts) -> str | None:
-    """What the host's engine says to a privileged container that does nothing: nothing where it starts one; None where
+async def isolation(facts: Facts) -> Check:
+    """Which tiers this host starts a container in, by trying each."""
+    refused: dict[str, str] = {}
+    for name, tier in TIERS.items():
+        refusal = await _refusal(facts, tier, facts.settings.host_runtime)
+        if refusal is None:
+            return ok("isolation", "tried once there is the sandbox image: `manyoyo-mcp image build`")
+        if refusal:
+            refused[name] = refusal
+    return tiers(facts.settings.isolation, refused)
+
+
+def tiers(configured: str, refused: Mapping[str, str]) -> Check:
+    """What becomes of the tiers where the host refuses some, each in its words; a failure where that is the one that is meant."""
+    words = ", ".join(f"{name} {'can not be had' if name in refused else 'can be had'}" for name in TIERS)
+    words += f"; {configured} where start_sandbox names none"
+    if configured in refused:
+        others = [name for name in TIERS if name not in refused]
+        return fail(
+            "isolation",
+            f"{words}; the engine says: {refused[configured][-200:]}",
+            f"Set MANYOYO_ISOLATION={others[0]}: docs/security.md says what it holds back."
+            if others
+            else "See capabilities, above.",
+        )
+    return ok("isolation", words)
+
+
+async def _refusal(facts: Facts, tier: Tier, runtime: str | None = None) -> str | None:
+    """What the host's engine says to a container of a tier that does nothing: nothing where it starts one; None where
     there is no image to try it with."""
     image = outer.reference(facts.settings)
     if not await facts.host.image_exists(image):
@@ -170,7 +199,7 @@ async def _refusal(facts: Facts) -> str | None:
         "Entrypoint": ["/bin/true"],
         "Labels": {LABEL + key: value for key, value in Identity().labels().items()},
         "NetworkDisabled": True,
-        "HostConfig": {"Privileged": True},
+        "HostConfig": tier.host_config | ({"Runtime": runtime} if runtime else {}),
     }
 
     def attempt(client: docker.APIClient) -> str:
@@ -310,6 +339,6 @@ async def orphans(facts: Facts) -> Check:
 
 
 CHECKS = (
-    api_version, rootful, cgroups, capabilities, overlay, disk, outer_image, pool, base_images, registry, orphans
+    api_version, rootful, cgroups, capabilities, isolation, overlay, disk, outer_image, pool, base_images, registry, orphans
 )  # fmt: skip
 """In the order in which they are shown."""

@@ -20,7 +20,9 @@ import anyio.to_thread
 import docker
 import pytest
 
-from tests.support import BUSYBOX, Box
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.sessions.manager import open_manager
+from tests.support import BUSYBOX, Box, busybox_context
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60
@@ -486,3 +488,19 @@ async def test_it_is_its_owners_and_ends_with_the_sandbox(box: Box, cli: Docker)
     await box.manager.remove(other)
     assert not path.exists()
     assert follower.wait(20) != -9
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+async def test_over_a_relay(engine: Any, tmp_path: Path) -> None:
+    """Where host and sandbox share no file system, every connection is an exec in the outer container."""
+    async with open_manager(Settings(transport="relay", state_dir=tmp_path)) as manager:
+        sandbox = await manager.start(engine, memory=512 << 20)
+        box = Box(manager, sandbox)
+        assert sandbox.transport == "relay" and (await box.build(files=busybox_context(), tags=[BUSYBOX])).image_id
+        cli = Docker(manager.endpoints.open(sandbox), tmp_path)
+        done = await cli("run", "--rm", "-i", BUSYBOX, "sh", "-c", "cat; exit 3", ok=False, input="in\n")
+        assert (done.returncode, done.stdout) == (3, "in\n"), done
+        given = await cli("build", "-q", "-", input=f"FROM {BUSYBOX}\nRUN echo built\n")
+        assert given.stdout.strip()
+        refused = await cli("run", "--rm", "--privileged", BUSYBOX, "true", ok=False)
+        assert "never privileged" in refused.stderr

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import anyio.to_thread
 import docker
 import pytest
 import requests
@@ -187,22 +186,3 @@ async def test_nothing_outside_the_sandbox_reaches_a_nested_service(box: Box) ->
         await box.engine.remove(service)
         host.close()
     assert b"routed" in told and b"guest" not in told, told
-
-
-@pytest.mark.parametrize(
-    ("config", "refused"),
-    [
-        ('{"annotations":{"run.oci.seccomp.plugins":"/x.so"}}', True),
-        ('{"annotations":{"a":"b","run.oci.seccomp_bpf_data":"x"}}', True),
-        ('{"process":{"args":["echo","\\"run.oci.x\\""]}}', False),
-    ],
-)
-async def test_an_images_annotations_give_the_runtime_no_orders(box: Box, config: str, refused: bool) -> None:
-    """Asked of the runtime's wrapper itself, as podman does: crun goes on to say that this is no container's configuration."""
-    script = 'mkdir -p /tmp/b && printf %s "$1" > /tmp/b/config.json && /usr/lib/manyoyo/oci-runtime create --bundle /tmp/b never-made'
-    host = docker.from_env()
-    outer = host.containers.get(box.sandbox.outer.container_id)
-    code, output = await anyio.to_thread.run_sync(lambda: outer.exec_run(["sh", "-c", script, "sh", config]))
-    host.close()
-    asked = box.sandbox.engine_name == "podman"  # runc takes no orders
-    assert code != 0 and (b"annotations may not" in output) is (refused and asked), output

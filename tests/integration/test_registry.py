@@ -1,6 +1,7 @@
 """A real registry, as people have one: the outer image pulled from it, and nested images over TLS with the host's own CA."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import anyio
 import anyio.to_thread
 import docker
 import pytest
+import requests
 from mcp import Client
 
 from manyoyo_mcp.config import Settings
@@ -150,6 +152,37 @@ async def test_nested_images_are_pulled(
         assert (
             missing.content[0].text.startswith("IMAGE_NOT_FOUND") and "could not be pulled" in missing.content[0].text
         )
+
+
+async def test_an_images_annotations_give_no_orders(
+    tmp_path: Path, registry: Registry, host: docker.DockerClient
+) -> None:
+    """Crun would load a library that they name, or take this for its filter of calls, and fail. Podman must not hand them on."""
+    assert "error" not in host.api.import_image_from_data(busybox_rootfs(), repository="localhost/orders", tag="1")
+    registry.push(host, "localhost/orders:1", "team/orders:1")
+    host.images.remove("localhost/orders:1")
+    manifests = f"http://{registry.local}/v2/team/orders/manifests"
+    docker_type, oci = (
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.oci.image.manifest.v1+json",
+    )
+    session = requests.Session()
+    session.trust_env = False
+    manifest = session.get(f"{manifests}/1", headers={"Accept": docker_type}).json()
+    manifest["mediaType"] = oci
+    manifest["config"]["mediaType"] = "application/vnd.oci.image.config.v1+json"
+    for layer in manifest["layers"]:
+        layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip"
+    async with Client(server_parameters(tmp_path, MANYOYO_CA_BUNDLE=str(registry.bundle))) as client:
+        evil = json.dumps(manifest | {"annotations": {"run.oci.seccomp_bpf_data": "AAAA"}})
+        put = session.put(f"{manifests}/evil", data=evil, headers={"Content-Type": oci})
+        assert put.status_code == 201, put.text
+        image = f"{registry.remote}/team/orders:evil"
+        ran = await client.call_tool("nested_run", {"image": image, "command": ["echo", "ran"]})
+        assert not ran.is_error and (ran.structured_content or {})["reason"] == "OK", ran
+        build = {"files": {"Dockerfile": f'FROM {image}\nRUN ["/bin/sh", "-c", "echo built"]\n'}}
+        built = await call(client, "nested_build", **build)
+        assert built["reason"] == "OK", built
 
 
 async def test_a_cancelled_pull_hangs_up(tmp_path: Path, registry: Registry) -> None:

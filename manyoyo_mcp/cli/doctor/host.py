@@ -162,6 +162,8 @@ def unknown_runtime(host_runtime: str, runtimes: Mapping[str, Any]) -> Check:
 
 async def isolation(facts: Facts) -> Check:
     """Which tiers this host starts a container in, by trying each."""
+    if facts.settings.host_runtime not in (None, *(facts.info.get("Runtimes") or {})):
+        return ok("isolation", "not tried without the runtime that is configured: see capabilities")
     refused: dict[str, str] = {}
     for name, tier in TIERS.items():
         refusal = await _refusal(facts, tier, facts.settings.host_runtime)

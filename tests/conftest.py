@@ -40,6 +40,7 @@ _BESIDE_FILES = (
     "test_bad_input.py",
     "test_main_job.py",
     "test_services.py",
+    "test_isolation.py",
     "test_base_images.py",
     "test_build_causes.py",
     "test_example_apps.py",

@@ -150,7 +150,7 @@ def one_of(*allowed: str) -> Check:
     return check
 
 
-def each(check: Check) -> Check:
+def list_of(check: Check) -> Check:
     """A list, every item of which passes `check`."""
 
     def judge(place: str, value: Any) -> Any:

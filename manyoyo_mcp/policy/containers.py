@@ -13,8 +13,8 @@ from manyoyo_mcp.policy.base import (
     Request,
     a,
     check_largest,
-    each,
     environment,
+    list_of,
     matching,
     named,
     off,
@@ -49,7 +49,7 @@ _ULIMITS = frozenset({"core", "cpu", "data", "fsize", "memlock", "nofile", "npro
 _OUTER_NETWORKS = frozenset({"host", "pasta", "slirp4netns", "ns", "private"})
 _LOG_DRIVERS = ("", "none", "json-file", "k8s-file", "local")
 _RESTARTS = ("", "no", "on-failure", "unless-stopped", "always")
-_TMPFS = re.compile(
+TMPFS = re.compile(
     r"(?:(?:rw|ro|exec|noexec|nosuid|nodev|(?:size|mode|uid|gid|nr_inodes|nr_blocks)=[0-9]+[kmgKMG%]?)(?:,(?!$)|$))*"
 )
 _OURS = "org.manyoyo."
@@ -137,7 +137,7 @@ def _mount(place: str, value: Any) -> Any:
 
 def _tmpfs(place: str, value: Any) -> Any:
     for where, options in a(dict)(place, value).items():
-        if not isinstance(options, str) or not _TMPFS.fullmatch(options):
+        if not isinstance(options, str) or not TMPFS.fullmatch(options):
             raise PolicyRefused(
                 f"tmpfs {where}:{str(options)[:60]} may not be set.",
                 "rw, ro, exec, noexec, nosuid, nodev, size=…, mode=…, uid=…, gid=…",
@@ -206,13 +206,13 @@ _MEMORY: dict[str, Check] = {
     "BlkioDeviceWriteIOps": _NO_BLOCK_IO,
 }
 _RESTART: dict[str, Check] = {"Name": one_of(*_RESTARTS), "MaximumRetryCount": a(int)}
-"""No path among a log driver's options: it would be one in the outer container."""
 _LOG: dict[str, Check] = {"Type": one_of(*_LOG_DRIVERS), "Config": table_of({"max-size": text, "max-file": text})}
+"""No path among a log driver's options: it would be one in the outer container."""
 _HOST_CONFIG: dict[str, Check] = _MEMORY | {
     "Annotations": off("OCI runtimes take annotations for orders", "Use labels."),
     "AutoRemove": a(bool),
-    "Binds": each(_bind),
-    "CapAdd": each(_capability),
+    "Binds": list_of(_bind),
+    "CapAdd": list_of(_capability),
     "CapDrop": texts,
     "Cgroup": off("a nested container has cgroups of its own", "Leave it out."),
     "CgroupParent": off("its cgroup must lie below the sandbox's caps", "Leave it out."),
@@ -222,17 +222,19 @@ _HOST_CONFIG: dict[str, Check] = _MEMORY | {
     "DeviceCgroupRules": _NEVER_DEVICES,
     "DeviceRequests": _NEVER_DEVICES,
     "Devices": _NEVER_DEVICES,
-    "Dns": each(matching(r"[0-9a-fA-F:.]{2,45}", "an address")),
-    "DnsOptions": each(matching(r"[A-Za-z0-9_.:-]{1,100}", "a resolver's option")),
-    "DnsSearch": each(matching(r"[A-Za-z0-9_.-]{1,255}", "a domain")),
-    "ExtraHosts": each(matching(r"[A-Za-z0-9_.-]{1,255}[:=](\[?[0-9a-fA-F.:]{2,45}\]?|host-gateway)", "NAME:ADDRESS")),
-    "GroupAdd": each(matching(r"(?!keep-groups$)[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", "a group")),
+    "Dns": list_of(matching(r"[0-9a-fA-F:.]{2,45}", "an address")),
+    "DnsOptions": list_of(matching(r"[A-Za-z0-9_.:-]{1,100}", "a resolver's option")),
+    "DnsSearch": list_of(matching(r"[A-Za-z0-9_.-]{1,255}", "a domain")),
+    "ExtraHosts": list_of(
+        matching(r"[A-Za-z0-9_.-]{1,255}[:=](\[?[0-9a-fA-F.:]{2,45}\]?|host-gateway)", "NAME:ADDRESS")
+    ),
+    "GroupAdd": list_of(matching(r"(?!keep-groups$)[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", "a group")),
     "Init": a(bool),
     "IpcMode": _joined("private", "shareable", "none"),
     "Isolation": off("it is for Windows", "Leave it out.", "default"),
     "Links": off("engines have given it up", "Use a network: its containers know each other's names."),
     "LogConfig": table_of(_LOG),
-    "Mounts": each(_mount),
+    "Mounts": list_of(_mount),
     "NetworkMode": network,
     "OomScoreAdj": off("it would be spared where others are killed", "Leave it out."),
     "PidMode": _joined("private"),
@@ -242,21 +244,21 @@ _HOST_CONFIG: dict[str, Check] = _MEMORY | {
     "ReadonlyRootfs": a(bool),
     "RestartPolicy": table_of(_RESTART),
     "Runtime": off("the nested engine's runtime is fixed", "Leave it out."),
-    "SecurityOpt": each(one_of("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true")),
+    "SecurityOpt": list_of(one_of("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true")),
     "ShmSize": a(int),
     "StorageOpt": off("the disk's cap is the sandbox's", "Leave it out."),
     "Sysctls": _sysctls,
     "Tmpfs": _tmpfs,
     "UTSMode": off("it would set the outer container's name", _OWN_NAMESPACE, "private"),
-    "Ulimits": each(_ulimit),
+    "Ulimits": list_of(_ulimit),
     "UsernsMode": off("the outer container's would have its rights", _OWN_NAMESPACE),
     "VolumeDriver": one_of("", "local"),
-    "VolumesFrom": each(matching(rf"{NAME}(:r[ow](,[zZ])?)?", "a container's name")),
+    "VolumesFrom": list_of(matching(rf"{NAME}(:r[ow](,[zZ])?)?", "a container's name")),
 }  # neither MaskedPaths nor ReadonlyPaths: an empty list opens them
 
 _ENDPOINT: dict[str, Check] = {
     "IPAMConfig": table_of({"IPv4Address": text, "IPv6Address": text, "LinkLocalIPs": texts}),
-    "Aliases": each(matching(_HOST, "a host's name")),
+    "Aliases": list_of(matching(_HOST, "a host's name")),
     "MacAddress": matching(_MAC, "an address"),
     "Links": off("engines have given it up", "Networks know their containers' names."),
     "DriverOpts": off("a driver's options may lead out of the sandbox", "Leave it out."),
@@ -268,7 +270,7 @@ _ENDPOINT: dict[str, Check] = {
 }  # fmt: skip
 
 
-def _endpoints(place: str, value: Any) -> Any:
+def endpoints(place: str, value: Any) -> Any:
     return {
         network(place, name): only(place, a(dict)(place, settings or {}), _ENDPOINT)
         for name, settings in a(dict)(place, value).items()
@@ -317,7 +319,7 @@ _CONFIG: dict[str, Check] = {
 }
 _CREATE: dict[str, Check] = _CONFIG | {
     "HostConfig": table_of(_HOST_CONFIG),
-    "NetworkingConfig": table_of({"EndpointsConfig": _endpoints}),
+    "NetworkingConfig": table_of({"EndpointsConfig": endpoints}),
 }
 
 
@@ -365,7 +367,7 @@ _EXEC: dict[str, Check] = {
     "AttachStdin": a(bool),
     "AttachStdout": a(bool),
     "Cmd": words,
-    "ConsoleSize": each(a(int)),
+    "ConsoleSize": list_of(a(int)),
     "Container": unsent,  # docker-py's; the path says it
     "DetachKeys": text,
     "Env": environment,

@@ -2,8 +2,8 @@
 tools' own are, and written anew; what the engine answers goes back as it comes.
 
 A connection carries one request, so that nothing can hide behind the end of another; clients make a new one for the next. What
-a client sends after its request reaches an engine only once that has said that the connection is a stream now. It has a thread of its own and one more for what the client goes on to send, for what reaches an engine need not be a socket that
-an event loop knows.
+a client sends after its request reaches an engine only once that has said that the connection is a stream now. It has a thread of its own and one more for what the client goes on to
+send, for what reaches an engine need not be a socket that an event loop knows.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import re
 import secrets
 import select
 import socket
@@ -22,21 +21,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 import h11
 
 from manyoyo_mcp.dialled import Dial, SocketLike
 from manyoyo_mcp.errors import CapExceeded, EngineFailed, InvalidArgument, ManyoyoError, PolicyRefused, RequestError
-from manyoyo_mcp.policy import contexts
+from manyoyo_mcp.policy import contexts, wire
 from manyoyo_mcp.policy.base import Limits, Request
 from manyoyo_mcp.policy.rules import Endpoint, decide, endpoint
-from manyoyo_mcp.policy.transport import API_VERSION
 
 _log = logging.getLogger(__name__)
-_OLDEST, _NEWEST = (1, 24), (1, 45)
-"""Versions of Docker's Engine API that the rules know: newer clients agree on an older one with the engine."""
-_VERSION = re.compile(r"/v([0-9]{1,3})\.([0-9]{1,3})(?=/)")
 _MAX_HEAD = 256 << 10
 """Bytes of a request's head, credentials of all registries among it."""
 _MAX_JSON = 4 << 20
@@ -49,14 +44,8 @@ _CONTEXT_PATIENCE = 1800.0
 """The same for a build's context."""
 _CONTEXTS_EACH = 2
 """Contexts of one gate that are being received or sent at a time: each is a file of this machine's meanwhile."""
-_STREAM = re.compile(
-    rb"HTTP/1\.1 (?:101 |200 (?=.*^Content-Type: application/vnd\.docker\.(?:raw|multiplexed)-stream\r$))",
-    re.IGNORECASE | re.MULTILINE | re.DOTALL,
-)
-"""How an answer begins after which the connection is no longer HTTP."""
 _LINGER = 5.0
 """Seconds for a refused client to read why, before it is hung up on."""
-_FORWARDED = {b"accept", b"content-type", b"user-agent", b"x-registry-auth", b"x-registry-config"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +178,7 @@ class _Connection:
         with contextlib.suppress(OSError):
             self._client.settimeout(_LINGER)
             if not self._began:
-                self._client.sendall(_refusal(status, message))
+                self._client.sendall(wire.refusal(status, message))
             self._client.shutdown(socket.SHUT_WR)
             end = time.monotonic() + _LINGER
             while time.monotonic() < end and self._client.recv(_PIECE):
@@ -200,7 +189,7 @@ class _Connection:
         """Say why not, where that can be said at once, and hang up."""
         with contextlib.suppress(OSError):
             self._client.setblocking(False)
-            self._client.send(_refusal(503, message))
+            self._client.send(wire.refusal(503, message))
         self.end()
 
     def end(self) -> None:
@@ -236,8 +225,8 @@ class _Connection:
             yield bytes(event.data)
 
     def _forward(self, head: h11.Request) -> None:
-        prefix, path, query = _target(head)
-        method, length, known = head.method.decode(), _length(head), b""
+        prefix, path, query = wire.target(head)
+        method, length, known = head.method.decode(), wire.length(head), b""
         asked = endpoint(method, path)
         if path == "/build":
             if query.get("cgroupparent"):
@@ -254,11 +243,11 @@ class _Connection:
             self._engine = self._ways.dial()
             out = h11.Connection(h11.CLIENT)
             target = f"{prefix}{path}" + (f"?{urlencode(allowed.query, doseq=True)}" if allowed.query else "")
-            events: list[Any] = [h11.Request(method=method, target=target, headers=_headers(head, asked, length))]
+            events: list[Any] = [h11.Request(method=method, target=target, headers=wire.headers(head, asked, length))]
             if asked.takes != "archive":
                 events += [h11.Data(data=known), h11.EndOfMessage()]
             # In one go: who has answered a head may have hung up already.
-            self._engine.sendall(b"".join(_bytes(out.send(event)) for event in events))
+            self._engine.sendall(b"".join(wire.sent(out.send(event)) for event in events))
             self._deadline = None
             self._client.settimeout(None)
             rest = threading.Thread(target=self._send_rest, args=(asked, out), daemon=True, name="gate sending")
@@ -296,7 +285,7 @@ class _Connection:
         except BaseException:
             self._contexts.release()
             raise
-        contexts.copy(io.BufferedReader(_Given(self._data()), _PIECE), dockerfile, self._ways.context_max, spool)
+        contexts.copy(io.BufferedReader(wire.Body(self._data()), _PIECE), dockerfile, self._ways.context_max, spool)
         size = spool.seek(0, os.SEEK_END)
         spool.seek(0)
         return size
@@ -323,9 +312,9 @@ class _Connection:
         with contextlib.suppress(OSError, ValueError, h11.ProtocolError):  # the client has gone
             if asked.takes == "archive":
                 for piece in self._pieces():
-                    if not self._to_engine(_bytes(out.send(h11.Data(data=piece)))):
+                    if not self._to_engine(wire.sent(out.send(h11.Data(data=piece)))):
                         return
-                if not self._to_engine(_bytes(out.send(h11.EndOfMessage()))):
+                if not self._to_engine(wire.sent(out.send(h11.EndOfMessage()))):
                     return
             if asked.hijacks and self._becomes_a_stream():
                 piece = self._parser.trailing_data[0]
@@ -378,95 +367,6 @@ class _Connection:
                 self._began = True
                 self._client.sendall(piece)
                 if head is not None and b"\r\n\r\n" in (head := head + piece):
-                    if _STREAM.match(head[: head.index(b"\r\n\r\n") + 2]):
+                    if wire.STREAM.match(head[: head.index(b"\r\n\r\n") + 2]):
                         self._streams.set()
                     head = None
-
-
-class _Given(io.RawIOBase):
-    """A request's body as a file."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._left = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._left = piece
-        count = min(len(buffer), len(self._left))
-        buffer[:count], self._left = self._left[:count], self._left[count:]
-        return count
-
-
-def _target(head: h11.Request) -> tuple[str, str, dict[str, Any]]:
-    """A request's target: what goes before the path to the engine, the path without its version, the parameters."""
-    try:
-        path, _, raw = head.target.decode("ascii").partition("?")
-        query: dict[str, Any] = {}
-        for name, value in parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=500):
-            if name in query:
-                had = query[name]
-                query[name] = [*had, value] if isinstance(had, list) else [had, value]
-            else:
-                query[name] = value
-    except ValueError as error:
-        raise InvalidArgument("The request's target is not text in UTF-8.", "Encode it.") from error
-    prefix = f"/v{API_VERSION}"
-    if found := _VERSION.match(path):
-        version = (int(found[1]), int(found[2]))
-        if not _OLDEST <= version <= _NEWEST:
-            raise InvalidArgument(
-                f"client version {version[0]}.{version[1]} is not served: minimum supported API version is {_OLDEST[0]}.{_OLDEST[1]}, "
-                f"maximum supported API version is {_NEWEST[0]}.{_NEWEST[1]}.",
-                "Let the client negotiate, or set DOCKER_API_VERSION.",
-            )
-        prefix, path = found[0], path[found.end() :]
-    return prefix, path, query
-
-
-def _length(head: h11.Request) -> int | None:
-    """The body's, where it was told; h11 has read the number already. Raises InvalidArgument where its end is told in two ways."""
-    given = dict(head.headers)
-    told = given.get(b"content-length")
-    if told is not None and b"transfer-encoding" in given:
-        raise InvalidArgument("The request tells its length in two ways.", "Send Content-Length or Transfer-Encoding.")
-    return int(told) if told is not None else None
-
-
-def _headers(head: h11.Request, asked: Endpoint, length: int | None) -> list[tuple[bytes, bytes]]:
-    """Of a request's headers those that an engine knows, and our own: of the body's end, and of the connection's."""
-    given = dict(head.headers)
-    headers = [(name, value) for name, value in head.headers if name in _FORWARDED and name != b"content-type"]
-    kind = (
-        b"application/json" if asked.takes == "json" else b"application/x-tar"
-    )  # never a form's, which engines read as parameters
-    headers += [(b"host", b"docker"), (b"content-type", kind)]
-    if length is not None:
-        headers.append((b"content-length", str(length).encode()))
-    else:
-        headers.append(
-            (b"transfer-encoding", b"chunked") if b"transfer-encoding" in given else (b"content-length", b"0")
-        )
-    upgrades = asked.hijacks and given.get(b"upgrade", b"").lower() == b"tcp"
-    return [
-        *headers,
-        # Two: podman looks whether the first says Upgrade and nothing else, and Go hangs up where any says close.
-        *([(b"upgrade", b"tcp"), (b"connection", b"Upgrade")] if upgrades else []),
-        (b"connection", b"close"),
-    ]
-
-
-def _refusal(status: int, message: str) -> bytes:
-    body = json.dumps({"message": message.strip()}).encode()
-    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + body
-
-
-def _bytes(sent: bytes | None) -> bytes:
-    return sent or b""

@@ -1,7 +1,6 @@
 """What may be asked about images, networks and volumes. Docker's Engine API, up to v1.45."""
 
 import ipaddress
-import re
 from typing import Any
 
 from manyoyo_mcp.errors import PolicyRefused
@@ -12,6 +11,7 @@ from manyoyo_mcp.policy.base import (
     Limits,
     Request,
     a,
+    list_of,
     matching,
     named,
     off,
@@ -22,8 +22,7 @@ from manyoyo_mcp.policy.base import (
     table_of,
     text,
 )
-from manyoyo_mcp.policy.base import each as each_of
-from manyoyo_mcp.policy.containers import _endpoints
+from manyoyo_mcp.policy.containers import TMPFS, endpoints
 
 _NO_OPTIONS = "Leave it out."
 
@@ -37,16 +36,13 @@ def image_create(request: Request, limits: Limits) -> Allowed:
     return named(request, limits)
 
 
-_TMPFS = re.compile(r"(?:(?:size|mode|uid|gid|nr_inodes)=[0-9]+[kmg%]?|noexec|nosuid|nodev)(?:,(?!$)|$)")
-
-
 def _volume_options(place: str, value: Any) -> Any:
     """A volume in memory, or none: any other may be a path, a device or a server."""
     options = pairs(place, value)
     if options and not (
         options.keys() <= {"type", "device", "o"}
         and options.get("type") == options.get("device") == "tmpfs"
-        and re.fullmatch(rf"(?:{_TMPFS.pattern})*", options.get("o", ""))
+        and TMPFS.fullmatch(options.get("o", ""))
     ):
         raise PolicyRefused(
             f"{place} may not mount what lies outside the volume.",
@@ -109,7 +105,7 @@ _NETWORK: dict[str, Check] = {
     "IPAM": table_of(
         {
             "Driver": one_of("", "default"),
-            "Config": each_of(table_of(_SUBNET)),
+            "Config": list_of(table_of(_SUBNET)),
             "Options": off("an address manager's options may lead out of the sandbox", _NO_OPTIONS),
         }
     ),
@@ -123,7 +119,7 @@ def network_create(request: Request, limits: Limits) -> Allowed:
 
 
 def _endpoint(place: str, value: Any) -> Any:
-    return _endpoints(place, {"default": value})["default"]
+    return endpoints(place, {"default": value})["default"]
 
 
 _CONNECT: dict[str, Check] = {"Container": matching(NAME, "a container"), "EndpointConfig": _endpoint, "Force": a(bool)}

@@ -23,7 +23,7 @@ from manyoyo_mcp.hosts import lease
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import Progress, no_progress
-from manyoyo_mcp.sessions import endpoints, reaper, sweep
+from manyoyo_mcp.sessions import endpoints, granting, reaper, sweep
 from manyoyo_mcp.sessions.endpoints import Endpoints
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Jobs
@@ -178,7 +178,7 @@ class Manager:
         if wanted.isolation not in (None, self.settings.isolation):
             return None
         begun = time.monotonic()
-        caps = self._starter.caps(await self.host.info(), wanted.cpus, wanted.memory, wanted.pids)
+        caps = granting.caps(self.settings, await self.host.info(), wanted.cpus, wanted.memory, wanted.pids)
         sandbox = await self.warm.claim()
         if sandbox is None:
             return None

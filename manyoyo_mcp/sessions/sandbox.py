@@ -13,7 +13,6 @@ from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.policy.base import Limits
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.probe import Evidence
-from manyoyo_mcp.values import Caps
 
 KEEPS = "keep-alive"
 """The label of a nested container that keeps its sandbox while it runs, with "yes": every session that has the sandbox sees it."""
@@ -73,15 +72,6 @@ async def counters(host: Host, sandbox: Sandbox) -> dict[str, int]:
     completed = await host.maintain(sandbox.outer, "counters")
     pairs = (line.split("=", 1) for line in completed.output.splitlines() if "=" in line)
     return {key: int(value) for key, value in pairs if value.isdigit()}
-
-
-def nested_default(sandbox: Caps, cpus: float | None, memory: int | None, pids: int) -> Caps:
-    """The cap of a nested run or build that asks for none: the sandbox's CPUs, half its memory, unless configured."""
-    return Caps(
-        cpus=min(cpus or sandbox.cpus, sandbox.cpus),
-        memory=min(memory or sandbox.memory // 2, sandbox.memory),
-        pids=min(pids, sandbox.pids),
-    )
 
 
 def join(host: Host, outer: Outer, transport: str, dial: Dial, limits: Limits, spawn: Spawn, seconds: float) -> Sandbox:

@@ -5,13 +5,12 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import anyio
 
 from manyoyo_mcp.config import EngineName, Isolation, Settings
 from manyoyo_mcp.errors import (
-    CapExceeded,
     CapsUnenforced,
     EngineFailed,
     EngineUnreachable,
@@ -24,11 +23,11 @@ from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
 from manyoyo_mcp.policy.base import Limits
-from manyoyo_mcp.sessions import names, registries, trust
+from manyoyo_mcp.sessions import granting, names, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets, NoRoomNow, Place
 from manyoyo_mcp.sessions.identity import Identity, answers_for
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
-from manyoyo_mcp.sessions.sandbox import Sandbox, isolation_of, join, nested_default
+from manyoyo_mcp.sessions.sandbox import Sandbox, isolation_of, join
 from manyoyo_mcp.values import Caps, docker_size, format_bytes
 
 _STOPPING = 12.0
@@ -172,7 +171,7 @@ class Starter:
         engine: EngineName = wanted.engine or self._settings.engine
         isolation = wanted.isolation or self._settings.isolation
         info = await self._host.info()
-        caps = self.caps(info, wanted.cpus, wanted.memory, wanted.pids)
+        caps = granting.caps(self._settings, info, wanted.cpus, wanted.memory, wanted.pids)
         image = await outer_image.ensure(self._host, self._settings, progress)
         storage = await self._host.storage(image)
         disk = await self._disk(wanted, storage, there)
@@ -240,7 +239,7 @@ class Starter:
             return None
         if storage.kind != "pool":
             return wanted.disk
-        _check("disk", wanted.disk, storage.size, docker_size)
+        granting.check("disk", wanted.disk, storage.size, docker_size)
         had = int(wanted.origin.labels.get("disk", 0)) if wanted.origin is not None else 0
         disk = wanted.disk or min(had or self._settings.sandbox_disk, storage.size)
         return disk
@@ -270,36 +269,20 @@ class Starter:
     async def join(self, created: Outer, begun: float) -> Sandbox:
         """A sandbox of an outer container that runs. `begun`: since when, by time.monotonic, it is being waited for."""
         transport, dial = await self._host.dialer(created)
-        limits = Limits(self.nested_default(created.caps), created.caps)
+        limits = Limits(granting.nested_default(self._settings, created.caps), created.caps)
         sandbox = join(self._host, created, transport, dial, limits, self._spawn, 0)
         await sandbox.engine.ping()
         sandbox.start_seconds = round(time.monotonic() - begun, 3)
         return sandbox
-
-    def nested_default(self, caps: Caps) -> Caps:
-        """The caps of a run or build that asks for none."""
-        settings = self._settings
-        return nested_default(caps, settings.nested_cpus, settings.nested_memory, settings.nested_pids)
-
-    def caps(self, info: HostInfo, cpus: float | None, memory: int | None, pids: int | None) -> Caps:
-        """The caps of a sandbox: as asked, else the default. Raises CapExceeded."""
-        most_cpus = self._settings.max_sandbox_cpus or float(info.cpus)
-        most_memory = self._settings.max_sandbox_memory or info.memory
-        _check("cpus", cpus, most_cpus, "{:g}".format)
-        _check("memory", memory, most_memory, lambda size: docker_size(int(size) >> 20 << 20))
-        _check("pids_limit", pids, 1 << 22, str)
-        return Caps(
-            cpus=cpus or min(self._settings.sandbox_cpus or min(info.cpus / 2, 4.0), most_cpus),
-            memory=memory or min(self._settings.sandbox_memory or min(info.memory // 2, 8 << 30), most_memory),
-            pids=pids or self._settings.sandbox_pids,
-        )
 
     async def grow(
         self, sandbox: Sandbox, cpus: float | None, memory: int | None, pids: int | None, disk: int | None = None
     ) -> None:
         """Give a live sandbox larger caps, in place. Raises CapExceeded above the maximum, InvalidArgument below what it has."""
         old = sandbox.limits.largest
-        new = self.caps(await self._host.info(), cpus or old.cpus, memory or old.memory, pids or old.pids)
+        new = granting.caps(
+            self._settings, await self._host.info(), cpus or old.cpus, memory or old.memory, pids or old.pids
+        )
         shrunk = new.cpus < old.cpus or new.memory < old.memory or new.pids < old.pids
         if shrunk or (disk is not None and disk < (sandbox.disk or 0)):
             raise InvalidArgument(
@@ -312,7 +295,7 @@ class Starter:
         """Other caps for a live sandbox. Raises BudgetExceeded, NotSupported, CapExceeded."""
         storage = await self._host.storage(outer_image.reference(self._settings))
         if storage.kind == "pool":
-            _check("disk", disk, storage.size, docker_size)
+            granting.check("disk", disk, storage.size, docker_size)
         need = Amount(1, caps.cpus, caps.memory, disk or sandbox.disk or 0)
         async with self._budgets.room(sandbox.sandbox_id, need, storage.size, None):
             if disk is not None:
@@ -321,7 +304,7 @@ class Starter:
                 if sandbox.name:
                     self._budgets.note_disk(sandbox.sandbox_id, disk)
             sandbox.outer = await self._host.grow(sandbox.outer, caps)
-            sandbox.limits = Limits(self.nested_default(caps), caps)
+            sandbox.limits = Limits(granting.nested_default(self._settings, caps), caps)
             self._count(sandbox)
 
     def _count(self, sandbox: Sandbox) -> None:
@@ -390,14 +373,3 @@ def _as(wanted: Wanted, had: dict[str, str]) -> Wanted:
         pids=wanted.pids or int(had["pids"]),
         isolation=wanted.isolation or cast(Isolation | None, had.get("isolation")),
     )
-
-
-def _check(name: str, asked: Any, most: float, shown: Callable[[Any], str]) -> None:
-    if asked is not None and asked > most:
-        raise CapExceeded(
-            f"{name}={shown(asked)} is more than a sandbox may have here: the most is {shown(most)}.",
-            f"Ask for at most {shown(most)}; beyond the host's own it takes another host, below it the operator can raise it "
-            "(MANYOYO_MAX_SANDBOX_CPUS, MANYOYO_MAX_SANDBOX_MEMORY, MANYOYO_POOL_SIZE).",
-            cap=name,
-            maximum=most,
-        )

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -203,6 +204,22 @@ async def _own_part(bench: Bench, runs: int, tick: Tick) -> Measured:
     return Measured(calls, waits, median(call - wait for call, wait in zip(calls, waits, strict=True)))
 
 
+async def _bare_part(bench: Bench, runs: int, tick: Tick) -> Measured:
+    """Both in turn, in one engine: ours, and what a server of the packages that ours is bound to takes at least."""
+    ours, bare = [], []
+    with tempfile.TemporaryDirectory(prefix="manyoyo-bench-") as directory:
+        async with session(Path(directory), stopwatch=True) as measured:
+            await measured.import_image("podman", bench.rootfs)
+            async with measured.bare("podman") as bare_part:
+                for _ in range(runs + 1):
+                    for side, taken in ((partial(measured.own_part, "podman"), ours), (bare_part, bare)):
+                        await anyio.sleep(_REST)
+                        whole, waiting = await side()
+                        taken.append(whole - waiting)
+                    tick()
+    return Measured(ours[1:], bare[1:])
+
+
 async def _round_trip(bench: Bench, runs: int, tick: Tick) -> Measured:
     taken = []
     for _ in range(runs):
@@ -251,6 +268,9 @@ FIGURES = [
 
 EXTRAS = [
     Figure("round_trip", "a call that needs no engine", "", None, 31, _round_trip, "ms"),
+    Figure(
+        "bare_part", "nested_run, the server's own part", "of a server of mcp and docker alone", None, 21, _bare_part
+    ),
     Figure("run_kept", "nested_run", "docker run, not removed", None, 11, _run("podman", "default", "kept")),
     Figure("run_docker_py", "nested_run", "docker-py: run(remove=True)", None, 11, _run("podman", "default", "py")),
     Figure("exec_docker_py", "nested_exec", "docker-py: exec_run", None, 15, _exec("podman", "py")),

@@ -8,7 +8,7 @@ import base64
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,31 @@ class Session:
         await anyio.sleep(0.01)  # it notes that the answer went out once it did
         whole, waiting = watch.call(self._directory / "notes", began, began + spent / 1000)
         return whole * 1000, waiting * 1000
+
+    @asynccontextmanager
+    async def bare(self, engine: str) -> AsyncIterator[Callable[[], Awaitable[tuple[float, float]]]]:
+        """`own_part` of a run in the same engine by `bench.bare`, a server of the packages `mcp` and `docker` alone."""
+        socket = self._directory / "run" / "sandboxes" / await self.sandbox(engine) / "engine.sock"
+        notes = self._directory / "bare-notes"
+        parameters = StdioServerParameters(
+            command=sys.executable,
+            args=["-m", "bench.bare", str(socket)],
+            env={**os.environ, watch.NOTES: str(notes)},
+            cwd=ROOT,
+        )
+        async with Client(parameters, read_timeout_seconds=900) as client:
+
+            async def part() -> tuple[float, float]:
+                began = time.perf_counter()
+                result = await client.call_tool("run", {"image": IMAGE, "command": ["echo", "hi"]})
+                ended = time.perf_counter()
+                assert (result.structured_content or {}).get("output") == "hi\n", result
+                await anyio.sleep(0.01)
+                whole, waiting = watch.call(notes, began, ended)
+                await client.call_tool("remove", {})
+                return whole * 1000, waiting * 1000
+
+            yield part
 
     async def big(self, engine: str) -> str:
         """A sandbox with an image of 1 GB, and a checkpoint of it, BIG."""

@@ -56,8 +56,13 @@ def _timed(kind: str, function: Any, *arguments: Any) -> Any:
         _notes.append(f"{kind} {began} {time.perf_counter()}\n")
 
 
-if __name__ == "__main__":
-    _readinto = socket.SocketIO.readinto
-    socket.SocketIO.readinto = lambda *arguments: _timed("wait", _readinto, *arguments)  # type: ignore[method-assign]
+def install() -> None:
+    """Take the time of this process's reads and writes from here on."""
+    readinto = socket.SocketIO.readinto
+    socket.SocketIO.readinto = lambda *arguments: _timed("wait", readinto, *arguments)  # type: ignore[method-assign]
     stdio.read, stdio.write = (lambda *arguments: _timed("in", os.read, *arguments)), _write
+
+
+if __name__ == "__main__":
+    install()
     main()

@@ -47,6 +47,7 @@ Check = Callable[[str, Any], Any]
 
 GONE = object()
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+IMAGE = r"[A-Za-z0-9][A-Za-z0-9_.:/@-]*"
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,500}")
 _TRANSPORT = re.compile(
     r":/|//|^(?:dir|oci|oci-archive|docker-archive|docker-daemon|ostree|sif|tarball|containers-storage):"

@@ -3,6 +3,7 @@
 import json
 import posixpath
 import re
+from dataclasses import replace
 from typing import Any
 
 from manyoyo_mcp.errors import PolicyRefused
@@ -69,3 +70,50 @@ def _check_pairs(name: str, value: str) -> None:
         given = None
     if not isinstance(given, dict | None) or not all(isinstance(each, str | None) for each in (given or {}).values()):
         raise PolicyRefused(f"{name} is no mapping of texts.", 'Write {"NAME": "value"}.')
+
+
+_LIBPOD_CLIENTS: dict[str, frozenset[str]] = {
+    "compatvolumes": frozenset("0"),
+    "httpproxy": frozenset("01"),  # the sandbox hands its own on
+    "identitylabel": frozenset("01"),
+    "idmappingoptions": frozenset(),
+    "isolation": frozenset({"0", "1", "oci", "default"}),
+    "jobs": frozenset(),
+    "omithistory": frozenset("0"),
+    "outputformat": frozenset({"", "application/vnd.oci.image.manifest.v1+json"}),
+    "retry": frozenset(),
+    "retry-delay": frozenset(),
+    "seccomp": frozenset({"", "/usr/share/containers/seccomp.json"}),
+    "shmsize": frozenset({"", "0", "67108864"}),
+}
+"""What podman's own client always says, and what of it means nothing (an empty set: whatever it says): it is not sent on."""
+LIBPOD_QUERY = f"{QUERY} output pullpolicy {' '.join(sorted(_LIBPOD_CLIENTS))}"
+
+
+def libpod_build(request: Request, limits: Limits) -> Allowed:
+    """The same in podman's own dialect, which names the Dockerfile in a list, and the tag in two places."""
+    query = dict(request.query)
+    for name, nothing in _LIBPOD_CLIENTS.items():
+        value = query.pop(name, None)
+        if value is not None and nothing and value not in nothing:
+            raise PolicyRefused(f"a build may not set {name}.", "Leave it out.")
+    query.pop("nsoptions", None)  # said anew by `build`
+    mode = str(query.pop("networkmode", ""))
+    if mode not in ("", "0", "2"):  # default, disabled, enabled
+        query["networkmode"] = "NetworkDisabled" if mode == "1" else mode
+    if query.get("output"):
+        reference("a build's tag", query["output"])
+    if query.get("t") == "":
+        del query["t"]
+    if query.get("pullpolicy", "") not in ("", "always", "missing", "never", "newer"):
+        raise PolicyRefused("a build's pull policy may not be that.", "Allowed: always, missing, never, newer.")
+    named = str(query.get("dockerfile") or "")
+    if named.startswith("["):
+        try:
+            files = json.loads(named)
+        except ValueError:
+            files = []
+        if not isinstance(files, list) or len(files) != 1 or not isinstance(files[0], str):
+            raise PolicyRefused("a build takes one Dockerfile.", "Name one, in its context.")
+        query["dockerfile"] = files[0]
+    return build(replace(request, query=query), limits)

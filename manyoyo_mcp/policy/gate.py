@@ -1,4 +1,4 @@
-"""The gate: a unix socket that speaks Docker's API to clients that we don't trust. Every request is read, judged by `rules` as the
+"""The gate: a unix socket that speaks Docker's API, and podman's own, to clients that we don't trust. Every request is read, judged by `rules` as the
 tools' own are, and written anew; what the engine answers goes back as it comes.
 
 A connection carries one request, so that nothing can hide behind the end of another; clients make a new one for the next. What
@@ -29,7 +29,8 @@ from manyoyo_mcp.dialled import Dial, SocketLike
 from manyoyo_mcp.errors import CapExceeded, EngineFailed, InvalidArgument, ManyoyoError, PolicyRefused, RequestError
 from manyoyo_mcp.policy import contexts, wire
 from manyoyo_mcp.policy.base import Limits, Request
-from manyoyo_mcp.policy.rules import Endpoint, decide, endpoint
+from manyoyo_mcp.policy.rules import decide, endpoint
+from manyoyo_mcp.policy.table import Endpoint
 
 _log = logging.getLogger(__name__)
 _MAX_HEAD = 256 << 10
@@ -228,14 +229,15 @@ class _Connection:
         prefix, path, query = wire.target(head)
         method, length, known = head.method.decode(), wire.length(head), b""
         asked = endpoint(method, path)
-        if path == "/build":
+        builds = path in ("/build", "/libpod/build")
+        if builds:
             if query.get("cgroupparent"):
                 raise PolicyRefused("a build may not choose its cgroup.", "Leave cgroup-parent out.")
             self._build = query["cgroupparent"] = f"/manyoyo-builds/{secrets.token_hex(8)}"
         body = self._json(asked)
         allowed = decide(Request(method, path, query, body), self._ways.limits())
         try:
-            if path == "/build":
+            if builds:
                 length = self._receive_context(str(allowed.query["dockerfile"]))
             elif asked.takes != "archive":
                 known = json.dumps(allowed.body).encode() if allowed.body is not None else b""

@@ -22,7 +22,8 @@ from manyoyo_mcp.policy.base import (
     table_of,
     text,
 )
-from manyoyo_mcp.policy.containers import TMPFS, endpoints
+from manyoyo_mcp.policy.containers import endpoints
+from manyoyo_mcp.policy.fields import TMPFS
 
 _NO_OPTIONS = "Leave it out."
 
@@ -36,7 +37,7 @@ def image_create(request: Request, limits: Limits) -> Allowed:
     return named(request, limits)
 
 
-def _volume_options(place: str, value: Any) -> Any:
+def volume_options(place: str, value: Any) -> Any:
     """A volume in memory, or none: any other may be a path, a device or a server."""
     options = pairs(place, value)
     if options and not (
@@ -51,31 +52,31 @@ def _volume_options(place: str, value: Any) -> Any:
     return value
 
 
-_VOLUME: dict[str, Check] = {
+VOLUME: dict[str, Check] = {
     "Name": matching(rf"|{NAME}", "letters, digits, _ . -"),
     "Driver": one_of("", "local"),
-    "DriverOpts": _volume_options,
+    "DriverOpts": volume_options,
     "Labels": pairs,
     "ClusterVolumeSpec": off("there is no cluster", _NO_OPTIONS),
 }
 
 
 def volume_create(request: Request, limits: Limits) -> Allowed:
-    return Allowed(request.query, only("a volume", request.body or {}, _VOLUME))
+    return Allowed(request.query, only("a volume", request.body or {}, VOLUME))
 
 
 _NETWORK_OPTIONS = frozenset({"com.docker.network.driver.mtu", "com.docker.network.bridge.enable_icc", "mtu"})
 """Not the bridge's name: the sandbox's firewall knows bridges by theirs."""
 
 
-def _network_options(place: str, value: Any) -> Any:
+def network_options(place: str, value: Any) -> Any:
     for name in pairs(place, value):
         if name not in _NETWORK_OPTIONS:
             raise PolicyRefused(f"{place} may not set {name[:60]}.", f"Allowed: {', '.join(sorted(_NETWORK_OPTIONS))}.")
     return value
 
 
-def _network_address(place: str, value: Any) -> Any:
+def network_address(place: str, value: Any) -> Any:
     try:
         ipaddress.ip_network(text(place, value), strict=False)
     except ValueError as error:
@@ -84,9 +85,9 @@ def _network_address(place: str, value: Any) -> Any:
 
 
 _SUBNET: dict[str, Check] = {
-    "Subnet": _network_address,
-    "IPRange": _network_address,
-    "Gateway": _network_address,
+    "Subnet": network_address,
+    "IPRange": network_address,
+    "Gateway": network_address,
     "AuxiliaryAddresses": pairs,
     "AuxAddress": pairs,
 }
@@ -109,7 +110,7 @@ _NETWORK: dict[str, Check] = {
             "Options": off("an address manager's options may lead out of the sandbox", _NO_OPTIONS),
         }
     ),
-    "Options": _network_options,
+    "Options": network_options,
     "Labels": pairs,
 }
 

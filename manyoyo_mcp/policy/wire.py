@@ -10,12 +10,16 @@ from urllib.parse import parse_qsl
 import h11
 
 from manyoyo_mcp.errors import InvalidArgument
-from manyoyo_mcp.policy.rules import Endpoint
+from manyoyo_mcp.policy.table import Endpoint
 from manyoyo_mcp.policy.transport import API_VERSION
 
 _OLDEST, _NEWEST = (1, 24), (1, 45)
 """Versions of Docker's Engine API that the rules know: newer clients agree on an older one with the engine."""
-_VERSION = re.compile(r"/v([0-9]{1,3})\.([0-9]{1,3})(?=/)")
+_LIBPOD_OLDEST, _LIBPOD_NEWEST = (4, 0, 0), (5, 4, 2)
+"""The same of podman's own."""
+_VERSION = re.compile(r"/v([0-9]{1,3})\.([0-9]{1,3})(?:\.([0-9]{1,3}))?(?=/)")
+_ESCAPED = {"%2F": "/", "%2f": "/", "%3A": ":", "%3a": ":", "%40": "@"}
+"""What an image's name holds, as podman's client writes it in a path; anything else that is escaped is refused."""
 STREAM = re.compile(
     rb"HTTP/1\.1 (?:101 |200 (?=.*^Content-Type: application/vnd\.docker\.(?:raw|multiplexed)-stream\r$))",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
@@ -60,15 +64,36 @@ def target(head: h11.Request) -> tuple[str, str, dict[str, Any]]:
         raise InvalidArgument("The request's target is not text in UTF-8.", "Encode it.") from error
     prefix = f"/v{API_VERSION}"
     if found := _VERSION.match(path):
-        version = (int(found[1]), int(found[2]))
-        if not _OLDEST <= version <= _NEWEST:
-            raise InvalidArgument(
-                f"client version {version[0]}.{version[1]} is not served: minimum supported API version is {_OLDEST[0]}.{_OLDEST[1]}, "
-                f"maximum supported API version is {_NEWEST[0]}.{_NEWEST[1]}.",
-                "Let the client negotiate, or set DOCKER_API_VERSION.",
-            )
-        prefix, path = found[0], path[found.end() :]
+        path = path[found.end() :]
+        prefix = _libpod_prefix(found) if path.startswith("/libpod/") else _docker_prefix(found)
+    elif path.startswith("/libpod/"):
+        prefix = _prefix(_LIBPOD_NEWEST)
+    for escaped, plain in _ESCAPED.items():
+        path = path.replace(escaped, plain)
     return prefix, path, query
+
+
+def _docker_prefix(found: re.Match[str]) -> str:
+    version = (int(found[1]), int(found[2]))
+    if not _OLDEST <= version <= _NEWEST or found[3]:
+        raise InvalidArgument(
+            f"client version {version[0]}.{version[1]} is not served: minimum supported API version is {_OLDEST[0]}.{_OLDEST[1]}, "
+            f"maximum supported API version is {_NEWEST[0]}.{_NEWEST[1]}.",
+            "Let the client negotiate, or set DOCKER_API_VERSION.",
+        )
+    return found[0]
+
+
+def _libpod_prefix(found: re.Match[str]) -> str:
+    """A newer client's requests go on as the newest that the rules know: it does not negotiate, and says no more than older ones."""
+    version = (int(found[1]), int(found[2]), int(found[3] or 0))
+    if version < _LIBPOD_OLDEST:
+        raise InvalidArgument(f"podman {found[1]}.{found[2]} is not served, 4.0 and later are.", "Use a newer podman.")
+    return _prefix(min(version, _LIBPOD_NEWEST))
+
+
+def _prefix(version: tuple[int, ...]) -> str:
+    return "/v" + ".".join(map(str, version))
 
 
 def length(head: h11.Request) -> int | None:

@@ -14,11 +14,16 @@ class EndpointOutput(ToolOutput):
     sandbox_id: str
     engine: str
     docker_host: str = Field(description="What a Docker client takes as DOCKER_HOST.")
+    container_host: str | None = Field(
+        None, description="What podman's own client takes as CONTAINER_HOST; null where the engine is not podman."
+    )
     note: str | None = None
 
     def words(self) -> str:
         return (
-            f"DOCKER_HOST={self.docker_host}\nA Docker client of this user, on this machine, works in {self.sandbox_id} with it, under the "
+            f"DOCKER_HOST={self.docker_host}\n"
+            + (f"CONTAINER_HOST={self.container_host}  (podman --remote)\n" if self.container_host else "")
+            + f"A Docker client of this user, on this machine, works in {self.sandbox_id} with it, under the "
             "same policy and caps as the tools: builds with DOCKER_BUILDKIT=0, named volumes but no paths, no published ports. It "
             "is there as long as this session has the sandbox." + (f"\n{self.note}" if self.note else "")
         )
@@ -29,7 +34,7 @@ class EndpointOutput(ToolOutput):
     "A sandbox's Docker endpoint",
     """
 A DOCKER_HOST that leads into the sandbox, for programs on the user's machine that speak to Docker themselves: the docker command line,
-SDKs, test suites. Policy and caps are those of the tools. For what a tool does, use the tool.
+SDKs, test suites; for podman's own client (podman --remote) a CONTAINER_HOST. Policy and caps are those of the tools. For what a tool does, use the tool.
 """,
     SandboxArgument,
     EndpointOutput,
@@ -42,6 +47,7 @@ async def sandbox_endpoint(call: Call, arguments: SandboxArgument) -> ToolOutput
         sandbox_id=sandbox.sandbox_id,
         engine=sandbox.engine_name,
         docker_host=f"unix://{path}",
+        container_host=f"unix://{path}" if sandbox.engine_name == "podman" else None,
         note=_PODMAN if sandbox.engine_name == "podman" else None,
     )
 

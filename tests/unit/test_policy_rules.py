@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from manyoyo_mcp.errors import CapExceeded, InvalidArgument, PolicyRefused
-from manyoyo_mcp.policy import building, containers, rules, things
+from manyoyo_mcp.policy import building, containers, libpod, libpod_things, rules, things
 from manyoyo_mcp.policy.base import Limits, Request, unsent
 from manyoyo_mcp.policy.rules import decide
 from manyoyo_mcp.values import Caps
@@ -19,6 +19,7 @@ REFUSED = (PolicyRefused, CapExceeded, InvalidArgument)
 ODD = {"odd": {"odd": 1}}
 """What no field takes."""
 
+_LIBPOD = ("POST", "/libpod/containers/create")
 TABLES: dict[str, tuple[dict[str, Any], tuple[str, str], tuple[str, ...]]] = {
     "create": (containers._CREATE, ("POST", "/containers/create"), ()),
     "HostConfig": (containers._HOST_CONFIG, ("POST", "/containers/create"), ("HostConfig",)),
@@ -32,11 +33,26 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, str], tuple[str, ...]]] = {
     "update": (containers._UPDATE, ("POST", "/containers/abc/update"), ()),
     "exec": (containers._EXEC, ("POST", "/containers/abc/exec"), ()),
     "commit": (containers._CONFIG, ("POST", "/commit"), ()),
-    "volume": (things._VOLUME, ("POST", "/volumes/create"), ()),
+    "volume": (things.VOLUME, ("POST", "/volumes/create"), ()),
     "network": (things._NETWORK, ("POST", "/networks/create"), ()),
     "subnet": (things._SUBNET, ("POST", "/networks/create"), ("IPAM", "Config", "[]")),
     "connect": (things._CONNECT, ("POST", "/networks/x/connect"), ()),
     "auth": (things._AUTH, ("POST", "/auth"), ()),
+    "spec": (libpod._SPEC, _LIBPOD, ()),
+    "spec's mount": (libpod._MOUNT, _LIBPOD, ("mounts", "[]")),
+    "spec's volume": (libpod._VOLUME, _LIBPOD, ("volumes", "[]")),
+    "spec's network": (libpod.NETWORK, _LIBPOD, ("Networks", "x")),
+    "spec's log": (libpod._LOG, _LIBPOD, ("log_configuration",)),
+    "spec's health": (libpod._HEALTH, _LIBPOD, ("healthconfig",)),
+    "spec's rlimit": (libpod._RLIMIT, _LIBPOD, ("r_limits", "[]")),
+    "spec's resources": (libpod._RESOURCES, _LIBPOD, ("resource_limits",)),
+    "spec's memory": (libpod._MEMORY, _LIBPOD, ("resource_limits", "memory")),
+    "spec's cpu": (libpod._CPU, _LIBPOD, ("resource_limits", "cpu")),
+    "exec start": (libpod._START, ("POST", "/libpod/exec/abc/start"), ()),
+    "libpod volume": (libpod_things._VOLUME, ("POST", "/libpod/volumes/create"), ()),
+    "libpod network": (libpod_things._NETWORK, ("POST", "/libpod/networks/create"), ()),
+    "libpod subnet": (libpod_things._SUBNET, ("POST", "/libpod/networks/create"), ("subnets", "[]")),
+    "libpod connect": (libpod_things._CONNECT, ("POST", "/libpod/networks/x/connect"), ()),
 }  # fmt: skip
 """Where each table of checks is asked, and at which place of a body."""
 
@@ -149,6 +165,72 @@ EVIL: dict[str, dict[str, list[Any]]] = {
         "IPAM": [{"Driver": "x"}, {"Options": {"x": "y"}}, {"Driver": "dhcp"}],
     },
     "connect": {"Container": ["../x", ""], "EndpointConfig": [{"DriverOpts": {"x": "y"}}]},
+    "spec": {
+        "name": ["../x", "-x"],
+        "image": ["dir:/etc", "docker://x", "-x"],
+        "env": [{"*": "x"}, {"": "x"}, {"a=b": "x"}],
+        "env_host": [True],
+        "annotations": [{"run.oci.handler": "krun"}],
+        "restart_policy": ["weird"],
+        "hostname": ["x\ny"],
+        "domainname": ["x y"],
+        "timezone": ["../../etc/shadow", "/etc/shadow", "a/../b"],
+        "umask": ["x", "99"],
+        "user": ["a b"],
+        "groups": [["keep-groups"]],
+        "cap_add": [["SYS_ADMIN"], ["all"]],
+        "sysctl": [{"kernel.core_pattern": "x"}],
+        "mounts": [[{"destination": "/x", "source": "/", "type": "bind"}], [{"destination": "/x", "source": "/"}]],
+        "volumes_from": [["x:rw,exec"], ["/x"]],
+        "image_volume_mode": ["bind"],
+        **{name: [{"nsmode": "host"}, {"nsmode": "path", "value": "/proc/1/ns/x"}, {"nsmode": "private", "value": "x"},
+                  {"nsmode": "pod"}, {"nsmode": "container", "value": "/x"}, {"nsmode": "container"}]
+           for name in ("pidns", "ipcns", "utsns", "cgroupns", "netns")},
+        "userns": [{"nsmode": "host"}, {"nsmode": "keep-id"}, {"nsmode": "auto"}, {"nsmode": "path", "value": "/x"}],
+        "Networks": [{"host": {}}, {"ns": {}}, {"x": {"Tomorrow": 1}}],
+        "dns_server": [["$(x)"]],
+        "dns_search": [["a\nb"]],
+        "dns_option": [["a b"]],
+        "hostadd": [["a\nb:1.2.3.4"]],
+        "healthLogDestination": ["/etc", "../x"],
+        "systemd": ["always"],
+        "sdnotifyMode": ["weird"],
+        "cgroups_mode": ["disabled", "no-conmon", "split"],
+        "seccomp_policy": ["image", "empty"],
+        "init_container_type": ["always"],
+        "privileged": [True, 1],
+        "resource_limits": [{"memory": {"limit": 2 << 30}}, {"cpu": {"quota": 300_000}}, {"pids": {"limit": 201}}],
+        **{name: ["/etc/x"] for name in ("rootfs", "conmon_pid_file", "init_path", "base_hosts_file", "cgroup_parent", "oci_runtime",
+           "rootfs_propagation", "apparmor_profile", "seccomp_profile_path", "group_entry", "passwd_entry", "namespace", "pod")},
+        **{name: [[{"x": "y"}]] for name in ("overlay_volumes", "image_volumes", "artifact_volumes", "secrets", "devices",
+           "device_cgroup_rule", "host_device_list", "portmappings")},
+        **{name: [["x"]] for name in ("devices_from", "selinux_opts", "unmask", "procfs_opts", "chroot_directories", "host_users",
+           "cni_networks")},
+        **{name: [{"x": "y"}] for name in ("secret_env", "personality", "intelRdt", "network_options", "unified", "storage_opts",
+           "weightDevice", "throttleReadBpsDevice", "throttleWriteBpsDevice", "throttleReadIOPSDevice", "throttleWriteIOPSDevice")},
+        **{name: [True] for name in ("rootfs_overlay", "label_nested", "publish_image_ports")},
+        "rootfs_mapping": ["uids=0-1-10"],
+        "oom_score_adj": [-500],
+    },
+    "spec's mount": {"destination": ["/proc", "x", "/x:y"], "type": ["bind", "devpts", "cgroup"], "source": ["/", "/etc"],
+                     "options": [["bind"], ["rw,bind"], ["dev"], ["suid"], ["upperdir=/x"]],
+                     "uidMappings": [[{"x": 1}]], "gidMappings": [[{"x": 1}]]},
+    "spec's volume": {"Name": ["/", "../x"], "Dest": ["/proc", "x"], "Options": [["U"], ["O"], ["upperdir=/x"], ["idmap"], ["dev"]],
+                      "SubPath": ["x"]},
+    "spec's network": {"aliases": [["a b"]], "interface_name": ["../x"], "static_ips": [["x y"]], "static_mac": ["x"],
+                       "options": [{"x": "y"}]},
+    "spec's log": {"driver": ["journald", "passthrough"], "path": ["/etc/x"], "options": [{"path": "/x"}, {"tag": "x"}]},
+    "spec's rlimit": {"type": ["RLIMIT_RTPRIO", "rtprio"]},
+    "spec's resources": {"devices": [[{"allow": True}]], "blockIO": [{"weight": 1}], "hugepageLimits": [[{"x": 1}]],
+                         "network": [{"classID": 1}], "rdma": [{"x": {}}], "unified": [{"memory.max": "max"}],
+                         "memory": [{"Tomorrow": 1}], "cpu": [{"Tomorrow": 1}], "pids": [{"Tomorrow": 1}]},
+    "spec's memory": {"limit": [2 << 30], "kernel": [1], "kernelTCP": [1], "disableOOMKiller": [True]},
+    "spec's cpu": {"quota": [300_000], "cpus": ["0;x"], "mems": ["x"], "burst": [1], "realtimeRuntime": [1], "realtimePeriod": [1]},
+    "libpod volume": {"Name": ["../x"], "Driver": ["nfs", "image"], "Options": [{"type": "none", "device": "/", "o": "bind"}]},
+    "libpod network": {"name": ["../x"], "driver": ["macvlan"], "network_interface": ["x0"], "routes": [[{"destination": "0.0.0.0/0"}]],
+                       "network_dns_servers": [["x y"]], "options": [{"parent": "eth0"}], "ipam_options": [{"driver": "dhcp"}]},
+    "libpod subnet": {"subnet": ["x"], "gateway": ["1.2.3.4 x"], "lease_range": [{"start_ip": "x"}]},
+    "libpod connect": {"container": ["../x"], "options": [{"x": "y"}]},
 }  # fmt: skip
 
 
@@ -157,6 +239,8 @@ def body_of(place: tuple[str, ...], name: str, value: Any) -> dict[str, Any]:
     for index, step in reversed(list(enumerate(place))):
         if step == "[]" and place[index - 1] == "Mounts":
             built = {"Type": "volume", "Source": "v", "Target": "/x"} | built
+        if step == "[]" and place[index - 1] == "mounts":
+            built = {"type": "tmpfs", "destination": "/x"} | built
         built = [built] if step == "[]" else {step: built}
     return dict(built)
 
@@ -178,7 +262,7 @@ def cases() -> Iterator[tuple[str, str, Any]]:
 
 
 CASES = list(cases())
-GRANTED = {"Memory", "NanoCpus", "PidsLimit", "CpuQuota", "CpuPeriod", "MemorySwap"}
+GRANTED = {"Memory", "NanoCpus", "PidsLimit", "CpuQuota", "CpuPeriod", "MemorySwap", "limit", "quota", "period", "swap"}
 """Caps, which are held against the sandbox's whatever else is judged."""
 
 
@@ -213,7 +297,7 @@ def test_nothing_is_judged_by_nobody() -> None:
 
 
 def test_every_endpoint_names_its_parameters() -> None:
-    paths = {each: _example(each.path.pattern) for each in rules._ENDPOINTS}
+    paths = {each: _example(each.path.pattern) for each in rules.ENDPOINTS}
     for each, path in paths.items():
         for method in each.methods:
             assert rules.endpoint(method, path) is each, path

@@ -1,0 +1,63 @@
+"""Docker's Engine API, up to v1.45: what of it is offered. Both engines speak it."""
+
+from manyoyo_mcp.policy import building, containers, things
+from manyoyo_mcp.policy.base import IMAGE, NAME, named
+from manyoyo_mcp.policy.table import row
+
+ENDPOINTS = (
+    row("GET HEAD", r"/_ping"),
+    row("GET", r"/version|/info"),
+    row("GET", r"/system/df", "type+"),
+    row("GET", r"/events", "since until filters"),
+    row("POST", r"/auth", takes="json", rule=things.login),
+    # containers
+    row("GET", r"/containers/json", "all limit size filters trunc_cmd since before"),
+    row("POST", r"/containers/create", "name platform", "json", containers.create),
+    row("GET", rf"/containers/{NAME}/json", "size"),
+    row("GET", rf"/containers/{NAME}/logs", "follow stdout stderr since until timestamps tail details"),
+    row("GET", rf"/containers/{NAME}/top"),
+    row("GET", rf"/containers/{NAME}/stats", "stream one-shot"),
+    row("GET", rf"/containers/{NAME}/(?:changes|export)"),
+    row("POST", rf"/containers/{NAME}/start", "detachKeys"),
+    row("POST", rf"/containers/{NAME}/(?:stop|restart)", "t signal"),
+    row("POST", rf"/containers/{NAME}/kill", "signal"),
+    row("POST", rf"/containers/{NAME}/(?:pause|unpause)"),
+    row("POST", rf"/containers/{NAME}/wait", "condition"),
+    row("POST", rf"/containers/{NAME}/attach", "detachKeys logs stream stdin stdout stderr", hijacks=True),
+    row("POST", rf"/containers/{NAME}/resize", "h w"),
+    row("POST", rf"/containers/{NAME}/rename", "name"),
+    row("POST", rf"/containers/{NAME}/update", "", "json", containers.update),
+    row("DELETE", rf"/containers/{NAME}", "v force link"),
+    row("GET HEAD", rf"/containers/{NAME}/archive", "path"),
+    row("PUT", rf"/containers/{NAME}/archive", "path noOverwriteDirNonDir copyUIDGID", "archive"),
+    row("POST", r"/containers/prune", "filters"),
+    row("POST", rf"/containers/{NAME}/exec", "", "json", containers.execute),
+    row("POST", rf"/exec/{NAME}/start", "", "json", containers.execute, hijacks=True),
+    row("POST", rf"/exec/{NAME}/resize", "h w"),
+    row("GET", rf"/exec/{NAME}/json"),
+    # images
+    row("POST", r"/build", building.QUERY, "archive", building.build),
+    row("POST", r"/build/prune", "all keep-storage filters"),
+    row("GET", r"/images/json", "all filters filter digests shared-size only_ids"),
+    row("GET", rf"/images/{IMAGE}/(?:json|history|get)"),
+    row("GET", r"/images/get", "names+"),
+    row("POST", r"/images/create", "fromImage tag platform fromSrc repo message", "archive", things.image_create),
+    row("POST", r"/images/load", "quiet", "archive"),
+    row("POST", r"/images/prune", "filters"),
+    row("POST", rf"/images/{IMAGE}/tag", "repo tag force", rule=named),
+    row("DELETE", rf"/images/{IMAGE}", "force noprune"),
+    row("GET", rf"/distribution/{IMAGE}/json"),
+    row("POST", r"/commit", "container repo tag comment author pause changes+", "json", containers.commit),
+    # networks and volumes
+    row("GET", r"/networks", "filters"),
+    row("GET", rf"/networks/{NAME}", "verbose scope"),
+    row("POST", r"/networks/create", "", "json", things.network_create),
+    row("POST", rf"/networks/{NAME}/(?:connect|disconnect)", "", "json", things.network_connect),
+    row("POST", r"/networks/prune", "filters"),
+    row("DELETE", rf"/networks/{NAME}"),
+    row("GET", r"/volumes", "filters"),
+    row("GET", rf"/volumes/{NAME}"),
+    row("POST", r"/volumes/create", "", "json", things.volume_create),
+    row("POST", r"/volumes/prune", "filters all"),
+    row("DELETE", rf"/volumes/{NAME}", "force"),
+)

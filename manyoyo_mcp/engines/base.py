@@ -18,7 +18,8 @@ Maintain = Callable[..., Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """A nested container to be run. `files` maps absolute paths to content; `outputs` are absolute paths to bring out."""
+    """A nested container to be run. `files` maps absolute paths to content; `outputs` are absolute paths to bring out.
+    `docker_socket`: it gets the gate that its sandbox has for nested containers."""
 
     image: str
     command: list[str]
@@ -37,6 +38,7 @@ class RunSpec:
     timeout_s: float | None = None
     labels: dict[str, str] = field(default_factory=dict)
     pull: Literal["missing", "never", "always"] = "missing"
+    docker_socket: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,16 @@ _LONGEST = 107
 def remove(path: Path) -> None:
     """Only what we put there: the path comes from a container's configuration, which others may have written."""
     with contextlib.suppress(OSError):
-        for name in ("engine.sock", "execs.sock", "execs.sock.new", "lease", "lease.new", "ending"):
+        for name in (
+            "engine.sock",
+            "execs.sock",
+            "execs.sock.new",
+            "lease",
+            "lease.new",
+            "ending",
+            "gate.sock",
+            "gate.new",
+        ):
             (path / name).unlink(missing_ok=True)
         if (path / "files").is_dir() and not (path / "files").is_symlink():
             shutil.rmtree(path / "files")

@@ -41,6 +41,7 @@ from manyoyo_mcp.policy.fields import (
 from manyoyo_mcp.values import Caps
 
 _VOLUME = re.compile(rf"({NAME}):(/[^:]*)(?::([a-zA-Z,]*))?")
+_SOCKET = re.compile(rf"({'|'.join(sorted(fields.SOCKETS))}):(/[^:]*)(:(?:r[ow]|z|Z|,)*)?")
 _VOLUME_OPTIONS = frozenset({"", "ro", "rw", "nocopy", "z", "Z"})
 
 
@@ -50,6 +51,9 @@ def _joined(*own: str) -> Check:
 
 
 def _bind(place: str, value: Any) -> Any:
+    if found := _SOCKET.fullmatch(text(place, value)):
+        fields.target(place, found[2])
+        return value
     found = _VOLUME.fullmatch(text(place, value))
     if not found or not set((found[3] or "").split(",")) <= _VOLUME_OPTIONS:
         raise PolicyRefused(f"{place}: {value[:60]!r} is no named volume.", NO_PATHS)
@@ -81,7 +85,17 @@ _MOUNT: dict[str, Check] = {
 }
 
 
+_SOCKET_MOUNT: dict[str, Check] = {
+    **{name: _MOUNT[name] for name in ("Target", "ReadOnly", "Consistency")},
+    "Type": one_of("bind"),
+    "Source": one_of(*sorted(fields.SOCKETS)),
+    "BindOptions": off("a socket has none", "Leave it out."),
+}
+
+
 def _mount(place: str, value: Any) -> Any:
+    if isinstance(value, dict) and value.get("Type") == "bind" and value.get("Source") in fields.SOCKETS:
+        return only(place, value, _SOCKET_MOUNT)
     if isinstance(value, dict) and value.get("Type") == "bind":
         raise PolicyRefused(f"{place}: {str(value.get('Source'))[:60]!r} may not be mounted.", NO_PATHS)
     kept = only(place, a(dict)(place, value), _MOUNT)
@@ -249,12 +263,26 @@ _CREATE: dict[str, Check] = _CONFIG | {
 def create(request: Request, limits: Limits) -> Allowed:
     body = only("a nested container", request.body or {}, _CREATE)
     host = body.get("HostConfig") or {}
-    body["HostConfig"] = host | _grant(host, limits)
+    body["HostConfig"] = host | _grant(host, limits) | _sockets(host, limits)
     for name in ("CpuPeriod", "CpuQuota"):
         body["HostConfig"].pop(name, None)
     if not request.ours:
         body["Labels"] = fields.labels("a nested container's Labels", body.get("Labels") or {})
     return Allowed(request.query, body)
+
+
+def _sockets(host: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """HostConfig's binds and mounts, with the gate's socket in place of an engine's. Raises PolicyRefused where there is none."""
+    given: dict[str, Any] = {}
+    binds, mounts = host.get("Binds") or [], host.get("Mounts") or []
+    if any(_SOCKET.fullmatch(each) for each in binds):
+        given["Binds"] = [_SOCKET.sub(rf"{fields.given_socket(limits)}:\2\3", each) for each in binds]
+    if any(each.get("Source") in fields.SOCKETS for each in mounts):
+        given["Mounts"] = [
+            each | {"Source": fields.given_socket(limits)} if each.get("Source") in fields.SOCKETS else each
+            for each in mounts
+        ]
+    return given
 
 
 def _grant(host: Mapping[str, Any], limits: Limits) -> dict[str, int]:

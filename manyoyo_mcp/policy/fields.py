@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from manyoyo_mcp.errors import PolicyRefused
-from manyoyo_mcp.policy.base import NAME, a, matching, off, pairs, text
+from manyoyo_mcp.policy.base import NAME, Limits, a, matching, off, pairs, text
 
 _CAPABILITIES = frozenset(
     {
@@ -34,6 +34,10 @@ UNTOLD = {f"{OURS}server-pid": "", f"{OURS}keep-alive": ""}
 """Said of a container that is not the server's, or its image could say otherwise."""
 _KERNELS = re.compile(r"/(?:proc|sys|dev)(?:/(?!shm(?:/|$)).*)?")
 NO_PATHS = "Paths would be the outer container's. Use a named volume (-v NAME:/path), docker cp, or COPY in a build."
+SOCKETS = frozenset(
+    {"/var/run/docker.sock", "/run/docker.sock", "/run/podman/podman.sock", "/var/run/podman/podman.sock"}
+)
+"""Where an engine's socket is on any host. Mounted into a nested container it is a gate of its sandbox."""
 OWN_NAMESPACE = "Leave it out: a nested container has a namespace of its own."
 
 
@@ -108,3 +112,13 @@ def labels(place: str, value: Any) -> Any:
     if any(name.startswith(OURS) for name in value):
         raise PolicyRefused(f"{place}: what begins with {OURS} is the server's own.", "Leave them out.")
     return value | UNTOLD
+
+
+def given_socket(limits: Limits) -> str:
+    """The socket that is mounted in place of an engine's. Raises PolicyRefused where there is none."""
+    if not limits.socket:
+        raise PolicyRefused(
+            "there is no Docker socket that a nested container could have here.",
+            "nested_run with docker_socket=true says why, or sandbox_endpoint; a sandbox that is reached through a relay has none.",
+        )
+    return limits.socket

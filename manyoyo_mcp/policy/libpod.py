@@ -95,7 +95,17 @@ _MOUNT: dict[str, Check] = {
 }
 
 
+_SOCKET_MOUNT: dict[str, Check] = {
+    "destination": fields.target,
+    "type": one_of("bind"),
+    "source": one_of(*sorted(fields.SOCKETS)),
+    "options": list_of(one_of("rw", "ro", "bind", "rbind", "private", "rprivate", "nosuid", "nodev", "noexec")),
+}
+
+
 def _mount(place: str, value: Any) -> Any:
+    if isinstance(value, dict) and value.get("type") == "bind" and value.get("source") in fields.SOCKETS:
+        return only(place, value, _SOCKET_MOUNT)
     if isinstance(value, dict) and value.get("type") in ("bind", None):
         raise PolicyRefused(f"{place}: {str(value.get('source'))[:60]!r} may not be mounted.", NO_PATHS)
     return only(place, a(dict)(place, value), _MOUNT)
@@ -308,6 +318,11 @@ def create(request: Request, limits: Limits) -> Allowed:
     spec["resource_limits"] = _grant(spec.get("resource_limits") or {}, limits)
     # Systemd's mode makes the container's own cgroups writable; a notification's socket would be the outer container's.
     spec |= {"systemd": "false", "sdnotifyMode": "ignore"}
+    if any(each.get("source") in fields.SOCKETS for each in spec.get("mounts") or []):
+        spec["mounts"] = [
+            each | {"source": fields.given_socket(limits)} if each.get("source") in fields.SOCKETS else each
+            for each in spec["mounts"]
+        ]
     if (spec.get("netns") or {}).get("nsmode") == "private":
         spec["netns"] = {"nsmode": "bridge"}
     if not request.ours:

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -11,12 +12,14 @@ import anyio.from_thread
 from anyio.lowlevel import current_token
 
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.errors import InvalidArgument, NotSupported
 from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import Host
 from manyoyo_mcp.policy.gate import Gate, Ways
 from manyoyo_mcp.sessions.sandbox import Sandbox
 
+_INSIDE = "/run/manyoyo/gate.sock"
+"""Where the outer container has the gate for nested ones: in the directory that it shares with the server."""
 _ROUNDS, _PAUSE = 20, 0.1
 """How often, and after how many seconds again, a build is ended whose client has gone: its engine may begin the step after."""
 _MOST = 64
@@ -37,12 +40,36 @@ class Endpoints:
         self._host = host
         self._directory = _root(settings) / session
         self._spawn = spawn
-        self._gates: dict[str, Gate] = {}
+        self._gates: dict[Path, Gate] = {}
 
     def open(self, sandbox: Sandbox) -> Path:
-        """The sandbox's gate: a unix socket, made where it is not there. Raises InvalidArgument where its path is too long."""
-        if sandbox.sandbox_id in self._gates:
-            return self._gates[sandbox.sandbox_id].path
+        """The sandbox's gate for the user's own clients: a unix socket, made where it is not there. Raises InvalidArgument where its path
+        is too long."""
+        if self._inside(sandbox) is not None:
+            self.open_inside(sandbox)  # a client may mount it
+        return self._open(sandbox, self._directory / f"{sandbox.sandbox_id}.sock")
+
+    def open_inside(self, sandbox: Sandbox) -> None:
+        """The sandbox's gate for its own nested containers, apart from the user's: they could take every connection. Raises NotSupported
+        where host and sandbox share no directory."""
+        path = self._inside(sandbox)
+        if path is None:
+            raise NotSupported(
+                "Nested containers can have no Docker socket in this sandbox: it is reached through a relay, and shares no directory with "
+                "the server.",
+                "Leave docker_socket out: build and run with the tools. Sandboxes on this machine's own engine have it.",
+            )
+        self._open(sandbox, path)
+        sandbox.limits = replace(sandbox.limits, socket=_INSIDE)
+
+    def _inside(self, sandbox: Sandbox) -> Path | None:
+        if sandbox.transport != "socket" or sandbox.outer.socket_dir is None:
+            return None
+        return Path(sandbox.outer.socket_dir) / _INSIDE.rpartition("/")[2]
+
+    def _open(self, sandbox: Sandbox, path: Path) -> Path:
+        if path in self._gates:
+            return path
         token = current_token()
 
         def used() -> None:
@@ -74,8 +101,8 @@ class Endpoints:
                 anyio.from_thread.run_sync(begin, cgroup.rpartition("/")[2], token=token)
 
         ways = Ways(sandbox.dial, lambda: sandbox.limits, self._settings.context_max_bytes, used, hung_up)
-        gate = Gate(self._directory / f"{sandbox.sandbox_id}.sock", ways)
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        gate = Gate(path, ways)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             gate.open()
         except OSError as error:
@@ -83,14 +110,13 @@ class Endpoints:
                 f"The socket {gate.path} can't be made: {error}.",
                 "Set MANYOYO_RUNTIME_DIR to a shorter path that is yours.",
             ) from error
-        self._gates[sandbox.sandbox_id] = gate
-        return gate.path
+        self._gates[path] = gate
+        return path
 
     def close(self, sandbox_id: str) -> None:
-        """End a sandbox's gate, where it has one, and all that goes through it."""
-        gate = self._gates.pop(sandbox_id, None)
-        if gate is not None:
-            gate.close()
+        """End a sandbox's gates, where it has some, and all that goes through them."""
+        for path in [each for each in self._gates if sandbox_id in (each.stem, each.parent.name)]:
+            self._gates.pop(path).close()
         if not self._gates:
             with contextlib.suppress(OSError):
                 self._directory.rmdir()

@@ -304,7 +304,9 @@ class Starter:
                 if sandbox.name:
                     self._budgets.note_disk(sandbox.sandbox_id, disk)
             sandbox.outer = await self._host.grow(sandbox.outer, caps)
-            sandbox.limits = Limits(granting.nested_default(self._settings, caps), caps)
+            sandbox.limits = replace(
+                sandbox.limits, default=granting.nested_default(self._settings, caps), largest=caps
+            )
             self._count(sandbox)
 
     def _count(self, sandbox: Sandbox) -> None:

@@ -57,6 +57,9 @@ class RunInput(CapArguments):
     detach: bool = Field(False, description="Start a service and return; it runs until nested_stop.")
     name: Name | None = Field(None, description="Container name, for detach.")
     keep_alive: bool = Field(False, description="With detach: the sandbox is not idle while this service runs.")
+    docker_socket: bool = Field(
+        False, description="Give it /var/run/docker.sock: this sandbox's engine, under the same policy and caps."
+    )
     files: Files = Field(
         default_factory=dict, description='Files to put in: path → text or {"base64": …}. Relative: to workdir.'
     )
@@ -156,6 +159,8 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
             "Only a detached run keeps its container, so only it has a name.", "Set detach=true, or leave name out."
         )
     sandbox, started = await call.sandbox(arguments.sandbox_id)
+    if arguments.docker_socket:
+        manager.endpoints.open_inside(sandbox)
     spec = RunSpec(
         image=arguments.image,
         command=arguments.command,
@@ -173,6 +178,7 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
         outputs=outputs,
         timeout_s=arguments.timeout_s,
         pull=arguments.pull,
+        docker_socket=arguments.docker_socket,
     )
     if arguments.detach:
         return await _detached(call, sandbox, spec, arguments, started)

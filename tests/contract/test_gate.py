@@ -462,7 +462,7 @@ def attached(cli: Docker, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 async def test_a_client_that_goes_lets_its_connections_go(cli: Docker, box: Box, service: str) -> None:
-    gate = box.manager.endpoints._gates[box.sandbox.sandbox_id]
+    gate = box.manager.endpoints._gates[cli.path]
     before = len(gate._connections)
     with (
         attached(cli, "exec", "-i", service, "cat") as quiet,

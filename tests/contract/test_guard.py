@@ -186,3 +186,18 @@ async def test_nothing_outside_the_sandbox_reaches_a_nested_service(box: Box) ->
         await box.engine.remove(service)
         host.close()
     assert b"routed" in told and b"guest" not in told, told
+
+
+@pytest.mark.smoke
+async def test_what_is_called_as_systemd_is_can_not_write_its_cgroups(box: Box) -> None:
+    """Podman would let it: it could raise its own caps."""
+    tag = "localhost/manyoyo-test/init"
+    script = b"#!/bin/sh\ngrep cgroup /proc/mounts\necho done\n"
+    dockerfile = (
+        f"FROM {BUSYBOX}\nCOPY init /init\nRUN mkdir -p /sbin && mv -f /init /sbin/init && chmod 755 /sbin/init\n"
+    )
+    built = await box.build(files={"Dockerfile": dockerfile.encode(), "init": script}, tags=[tag])
+    assert built.image_id, built
+    said = await box.output("/sbin/init", image=tag)
+    mounts = [line.split() for line in said.splitlines() if line.split()[2:3] in (["cgroup"], ["cgroup2"])]
+    assert said.endswith("done\n") and mounts and all("ro" in fields[3].split(",") for fields in mounts), said

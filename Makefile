@@ -1,6 +1,6 @@
 # The scripts by name; each says more about itself at its top.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fresh cgroup2 bench faults
+.PHONY: help demo test lint fresh cgroup2 bench faults escape
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,3 +25,6 @@ bench: ## measure against the host's own Docker; writes bench/results/latest.jso
 
 faults: ## kill servers and engines at work, look at what is left: make faults ROUNDS=1000 SEED=1
 	scripts/faults $(or $(ROUNDS),30) $(or $(SEED),1)
+
+escape: ## try to break out of sandboxes, in every tier and engine
+	scripts/escape

@@ -6,7 +6,7 @@ from typing import Any
 from manyoyo_mcp.errors import PolicyRefused
 from manyoyo_mcp.policy.base import NAME, Limits, a, matching, off, pairs, text
 
-_CAPABILITIES = frozenset(
+CAPABILITIES = frozenset(
     {
         "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP",
         "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
@@ -77,10 +77,10 @@ def tmpfs(place: str, value: Any) -> Any:
 
 
 def capability(place: str, value: Any) -> Any:
-    if not isinstance(value, str) or value.upper().removeprefix("CAP_") not in _CAPABILITIES:
+    if not isinstance(value, str) or value.upper().removeprefix("CAP_") not in CAPABILITIES:
         raise PolicyRefused(
             f"{place}: the capability {str(value)[:40]!r} is not given.",
-            f"Allowed: {', '.join(sorted(_CAPABILITIES))}.",
+            f"Allowed: {', '.join(sorted(CAPABILITIES))}.",
         )
     return value
 

@@ -1,0 +1,89 @@
+"""One sandbox a tier and engine. `scripts/escape` asks for all of it; the suite as a whole for a few vectors in one tier."""
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.sessions.manager import Manager, open_manager
+from tests.escape.vectors import ENGINES, ROADS, VECTORS
+from tests.escape.world import Neighbour, World, outer_address, world
+from tests.support import BUSYBOX, Box, busybox_context
+
+ASKED = [tier for tier in os.environ.get("MANYOYO_ESCAPE", "").split(",") if tier]
+"""Tiers of which everything is tried."""
+REPORT = os.environ.get("MANYOYO_ESCAPE_REPORT")
+_SMOKE = ("hardened", "podman")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "escape_world" not in metafunc.fixturenames:
+        return
+    from tests.escape import test_escape  # noqa: F401 - the vectors are there
+
+    worlds = [(tier, engine) for tier in ASKED for engine in ENGINES] or [_SMOKE]
+    tries = [
+        (vector, road)
+        for vector in sorted(VECTORS.values(), key=lambda each: each.last)
+        for road in ROADS
+        if road in vector.roads and (ASKED or vector.smoke)
+    ]
+    metafunc.parametrize(("vector", "road"), [pytest.param(*each, id=f"{each[0].name}-{each[1]}") for each in tries])
+    metafunc.parametrize("escape_world", worlds, ids="-".join, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+async def neighbour(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Neighbour]:
+    """Another user's sandbox, with a service in it."""
+    secret = "neighbours-secret-8d1f"
+    settings = Settings(state_dir=tmp_path_factory.mktemp("state"), runtime_dir=tmp_path_factory.mktemp("run"))
+    async with open_manager(settings) as manager:
+        object.__setattr__(manager.identity, "owner", "another@machine")
+        box = Box(manager, await manager.start("podman", memory=512 << 20))
+        assert (await box.build(files=busybox_context(), tags=[BUSYBOX])).image_id
+        script = f"mkdir /tmp/w && echo {secret} > /tmp/w/secret && exec httpd -f -p 8765 -h /tmp/w"
+        service = await box.service("sh", "-c", script)
+        address = next(row.address for row in await box.engine.containers() if row.container_id == service)
+        yield Neighbour(box, service, address, outer_address(box), secret)
+
+
+@pytest.fixture(scope="session")
+async def escape_manager(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Manager]:
+    """A session whose tools may read one directory of this machine."""
+    settings = Settings(
+        state_dir=tmp_path_factory.mktemp("state"),
+        runtime_dir=tmp_path_factory.mktemp("run"),
+        roots=[tmp_path_factory.mktemp("roots")],
+        context_max_bytes=128 << 20,
+    )
+    async with open_manager(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+async def escape_world(
+    request: pytest.FixtureRequest,
+    escape_manager: Manager,
+    neighbour: Neighbour,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[World]:
+    tier, engine = request.param
+    async with world(escape_manager, tier, engine, neighbour, tmp_path_factory.mktemp("host")) as opened:
+        yield opened
+        assert not (changed := await opened.changed()), f"at the end of all attempts: {changed}"
+
+
+@pytest.fixture
+def report() -> Callable[[dict[str, Any]], None]:
+    """Keeps what came of an attempt, a line each."""
+
+    def write(result: dict[str, Any]) -> None:
+        if REPORT:
+            with Path(REPORT).open("a") as file:
+                file.write(json.dumps(result) + "\n")
+
+    return write

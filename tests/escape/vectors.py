@@ -1,0 +1,101 @@
+"""What an escape attempt is: a name, a source, and a function that tries it over a road and says how it ended."""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.escape.roads import Answer, Road
+    from tests.escape.world import World
+
+OWN = "own"
+TIERS = ("privileged", "hardened")
+ENGINES = ("podman", "docker")
+ROADS = ("tool", "gate")
+
+
+class Out(AssertionError):
+    """An attempt got out, or was let through where it should have been refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`refused`, with the code; or `contained`, with what held it. `asked`: an engine or the kernel was reached, so that it takes a
+    look at the canaries to know."""
+
+    kind: str
+    why: str
+    asked: bool = True
+
+
+Attempt = Callable[["World", "Road"], Awaitable[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """`roads`: where it makes sense. `last`: it leaves a sandbox tired, so it comes after the others."""
+
+    name: str
+    source: str
+    theme: str
+    attempt: Attempt
+    roads: Sequence[str] = ROADS
+    last: bool = False
+    smoke: bool = False
+
+
+VECTORS: dict[str, Vector] = {}
+
+
+def add(vector: Vector) -> None:
+    assert vector.name not in VECTORS, vector.name
+    VECTORS[vector.name] = vector
+
+
+def vector(
+    name: str,
+    source: str,
+    *,
+    roads: Sequence[str] = ROADS,
+    last: bool = False,
+    smoke: bool = False,
+) -> Callable[[Attempt], Attempt]:
+    """Its function is `attempt`; the theme is the module's name."""
+
+    def register(attempt: Attempt) -> Attempt:
+        theme = attempt.__module__.rpartition(".")[2]
+        add(Vector(name, source, theme, attempt, roads, last, smoke))
+        return attempt
+
+    return register
+
+
+_STATUS = {"POLICY_REFUSED": "403", "CAP_EXCEEDED": "403"}
+"""What a gate answers where the tools raise that; 400 for every other refusal of a request."""
+
+
+def refused(answer: "Answer", code: str = "POLICY_REFUSED", words: str = "") -> Outcome:
+    """Refused on the way to the engine, with this very code and, where given, these words. Raises Out where it was let through."""
+    if answer.ok:
+        raise Out(f"let through: {answer.text[:500]}")
+    wanted = (code, _STATUS.get(code, "400"))
+    assert answer.code in wanted, f"refused with {answer.code}, not {' or '.join(wanted)}: {answer.text[:500]}"
+    assert words in answer.text, f"refused, but not for that: {answer.text[:500]}"
+    return Outcome("refused", code, asked=False)
+
+
+_BROKEN = re.compile(r"@INC|at -e line|[Ss]yntax error|: not found|unterminated")
+"""What a script says that was not tried at all."""
+
+
+def contained(why: str) -> Outcome:
+    return Outcome("contained", why)
+
+
+def nothing_out(text: str) -> str:
+    """The text of an attempt that says OUT where it got out, and TRIED where it came to its end. Raises Out."""
+    if "OUT " in text:
+        raise Out(text[-2000:])
+    assert "TRIED" in text and not _BROKEN.search(text), f"the attempt did not come to its end: {text[-1000:]!r}"
+    return text

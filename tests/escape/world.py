@@ -1,0 +1,137 @@
+"""A sandbox to be broken out of, with canaries in and around it, and another beside it."""
+
+import io
+import tarfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import docker
+
+from manyoyo_mcp.config import Isolation, Settings
+from manyoyo_mcp.image import outer
+from manyoyo_mcp.sessions.manager import Manager
+from tests.escape.canaries import SYSCALLS, Canaries
+from tests.escape.roads import IMAGE, Road, ToolRoad, gate, unguarded
+from tests.support import Box, busybox_context
+
+MEMORY, PIDS, DISK = 768 << 20, 512, 1 << 30
+"""Of a sandbox: small, so that bombs are."""
+
+
+@dataclass(slots=True)
+class World:
+    """`roads` by their names; `control` leads straight to the engine. `kept` is what attempts of one batch share. `image` is the
+    context of the attempts' image."""
+
+    tier: str
+    box: Box
+    canaries: Canaries
+    neighbour: "Neighbour"
+    roads: dict[str, Road]
+    control: Road
+    directory: Path
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        return self.box.sandbox.engine_name
+
+    @property
+    def tool(self) -> ToolRoad:
+        road = self.roads["tool"]
+        assert isinstance(road, ToolRoad)
+        return road
+
+    async def outer(self, script: str) -> str:
+        return await anyio.to_thread.run_sync(self.canaries.outer, script)
+
+    async def changed(self) -> str:
+        return await anyio.to_thread.run_sync(self.canaries.changed)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another user's sandbox, with a service in it that tells `secret`. `outer`: its outer container's address."""
+
+    box: Box
+    service: str
+    address: str
+    outer: str
+    secret: str
+
+
+def outer_address(box: Box) -> str:
+    host = docker.from_env()
+    try:
+        networks = host.containers.get(box.sandbox.outer.container_id).attrs["NetworkSettings"]["Networks"]
+    finally:
+        host.close()
+    return str(next(iter(networks.values()))["IPAddress"])
+
+
+@asynccontextmanager
+async def world(
+    manager: Manager, tier: Isolation, engine: Any, neighbour: Neighbour, directory: Path
+) -> AsyncIterator[World]:
+    host = docker.from_env()
+    sandbox = await manager.start(
+        engine, memory=MEMORY, pids=PIDS, isolation=tier, disk=DISK if neighbour.box.sandbox.disk else None
+    )
+    try:
+        box = Box(manager, sandbox)
+        built = await box.build(files=context(), tags=[IMAGE])
+        assert built.image_id, built
+        container = host.containers.get(sandbox.outer.container_id)
+        canaries = await anyio.to_thread.run_sync(partial(Canaries, container, directory))
+        roads: list[Road] = [ToolRoad(box), gate(manager.endpoints.open(sandbox))]
+        yield World(
+            tier, box, canaries, neighbour, {road.name: road for road in roads}, unguarded(sandbox.dial), directory
+        )
+    finally:
+        with anyio.CancelScope(shield=True):
+            await manager.remove(sandbox)
+        host.close()
+
+
+@cache
+def context() -> dict[str, bytes]:
+    """Of an image with busybox, and perl, which can make any call of the kernel's."""
+    return {
+        "Dockerfile": b'FROM scratch\nADD root.tar perl.tar /\nCOPY syscall.pl inside.sh /\nENV PATH=/usr/bin:/bin\nCMD ["sh"]\n',
+        "root.tar": busybox_context()["root.tar"],
+        "perl.tar": _perl(),
+        "syscall.pl": SYSCALLS.encode(),
+        "inside.sh": inside_script().encode(),
+    }
+
+
+def inside_script() -> str:
+    from tests.escape.inside import SCRIPT
+
+    return SCRIPT
+
+
+def _perl() -> bytes:
+    """The outer image's perl with its libraries, as a tar."""
+    host = docker.from_env()
+    script = "tar -C / -chf /tmp/perl.tar usr/bin/perl $(ldd /usr/bin/perl | grep -o '/[^ ]*' | sed 's,^/,,')"
+    container = host.containers.create(
+        outer.reference(Settings()), ["-c", script], entrypoint=["sh"], network_mode="none"
+    )
+    try:
+        container.start()
+        assert container.wait()["StatusCode"] == 0, container.logs()
+        stream, _ = container.get_archive("/tmp/perl.tar")
+        raw = b"".join(stream)
+    finally:
+        container.remove(v=True)
+        host.close()
+    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+        file = archive.extractfile("perl.tar")
+        assert file is not None
+        return file.read()

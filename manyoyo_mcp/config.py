@@ -43,6 +43,7 @@ def _runtime_dir() -> Path:
 
 EngineName = Literal["podman", "docker"]
 Isolation = Literal["privileged", "hardened"]
+NetworkMode = Literal["none", "allowlist", "log", "open"]
 
 
 def _memory(value: str | int) -> int:
@@ -68,6 +69,14 @@ class Settings(BaseSettings):
     )
     engine: EngineName = Field("podman", description="The nested engine where start_sandbox names none.")
     isolation: Isolation = Field("privileged", description="The wall around a sandbox where start_sandbox names none.")
+    network_policy: NetworkMode = Field(
+        "open", description="What sandboxes may reach at most; start_sandbox can ask for less."
+    )
+    network_allow: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="With allowlist the most that sandboxes may reach; else what of the private addresses is open to them. "
+        "Names, *.names, addresses and CIDRs, with :PORT for one port, with commas between.",
+    )
     transport: Literal["auto", "socket", "relay"] = Field("auto", description="How the nested engine is reached.")
     outer_image: str | None = Field(None, description="Image of the outer container; default: built by this version.")
 
@@ -142,7 +151,7 @@ class Settings(BaseSettings):
             return json.loads(roots) if roots.startswith("[") else [each for each in roots.split(os.pathsep) if each]
         return roots
 
-    @field_validator("mirrors", "insecure_registries", mode="before")
+    @field_validator("mirrors", "insecure_registries", "network_allow", mode="before")
     @classmethod
     def _separated(cls, given: Any) -> Any:
         if isinstance(given, str):

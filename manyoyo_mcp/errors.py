@@ -19,6 +19,7 @@
         ├── HostUnavailable     HOST_UNAVAILABLE
         ├── ImageUnavailable    OUTER_IMAGE_UNAVAILABLE, BASE_IMAGE_UNAVAILABLE
         ├── CapsUnenforced      CAPS_UNENFORCED
+        ├── EgressUnenforced    EGRESS_UNENFORCED   the rules of the network policy can't be made
         └── DiskFull            DISK_FULL           the sandbox's disk has no room for what was asked
 
 How a command that *did* run ended is no exception but a `Reason` in its result (see `Reason`).
@@ -132,6 +133,10 @@ class ImageUnavailable(SandboxError):
 
 class CapsUnenforced(SandboxError):
     code = "CAPS_UNENFORCED"
+
+
+class EgressUnenforced(SandboxError):
+    code = "EGRESS_UNENFORCED"
 
 
 class DiskFull(SandboxError):

@@ -35,7 +35,7 @@ _LAST = (
 """What takes minutes comes after what takes seconds; the cgroup v2 guest, which runs beside it, is asked at the end."""
 
 
-_BESIDE = ("clients", "contract", "unit")
+_BESIDE = ("clients", "contract", "escape", "unit")
 _BESIDE_FILES = (
     "test_bad_input.py",
     "test_main_job.py",
@@ -44,6 +44,10 @@ _BESIDE_FILES = (
     "test_base_images.py",
     "test_build_causes.py",
     "test_example_apps.py",
+    "test_registry.py",
+    "test_podman_remote.py",
+    "test_nested_socket.py",
+    "test_egress.py",
 )
 """Directories and files whose tests form a lane of their own, beside the others, where `scripts/test` runs everything: each lane is
 a worker with an engine to itself. What these take is mostly work, what the others take is mostly waiting."""

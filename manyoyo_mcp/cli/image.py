@@ -132,7 +132,8 @@ async def make_bases(
 async def _maintenance(settings: Settings) -> "AsyncIterator[Maintenance]":
     """This process as the one that answers for what it makes; should it be killed, the reaper removes that."""
     from manyoyo_mcp.image.bases import Maintenance
-    from manyoyo_mcp.sessions import reaper, trust
+    from manyoyo_mcp.policy.egress import Policy
+    from manyoyo_mcp.sessions import reach, reaper, trust
     from manyoyo_mcp.sessions.identity import Identity
     from manyoyo_mcp.sessions.sweep import sweep
 
@@ -140,7 +141,8 @@ async def _maintenance(settings: Settings) -> "AsyncIterator[Maintenance]":
     watcher = reaper.spawn(identity.session)
     try:
         async with open_host(settings) as host:
-            yield Maintenance(identity.labels(), trust.files(settings), lambda: sweep(host, settings))
+            rules = await reach.files(settings, host, Policy("open"), "podman")  # what is made there is the user's own
+            yield Maintenance(identity.labels(), trust.files(settings) | rules, lambda: sweep(host, settings))
     finally:
         watcher.terminate()
         watcher.wait()

@@ -3,6 +3,7 @@
 import http.client
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import anyio
@@ -11,11 +12,13 @@ import urllib3
 
 from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.base import Maintain, Sink
-from manyoyo_mcp.engines.failures import from_answer
+from manyoyo_mcp.engines.failures import Verdict, from_answer
 from manyoyo_mcp.errors import (
     DiskFull,
     EngineUnreachable,
+    Reason,
 )
+from manyoyo_mcp.policy.refusals import read_report, refusal, speaks_of_network
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.workers import in_thread, wait_in_thread
@@ -86,6 +89,18 @@ class Asking:
         """The kernel's record, but for what was evidence of something before."""
         seen = self._seen_records.get(cgroup, "")
         return "\n".join(line for line in (await self._record(cgroup)).splitlines() if line not in seen)
+
+    async def _refused(self, seconds: float, output_end: bytes) -> str:
+        """What the sandbox's network policy refused in the last `seconds`, with what to do; nothing where the output's end does not
+        speak of the network."""
+        if not speaks_of_network(output_end):
+            return ""
+        return refusal(read_report(str((await self._maintain("egress-report")).output)), seconds)
+
+    async def _with_refusals(self, told: Verdict, seconds: float, output_end: bytes) -> Verdict:
+        """The same, with what was refused beside, where that may be why a command failed."""
+        refused = await self._refused(seconds, output_end) if told.reason is Reason.EXIT_NONZERO else ""
+        return replace(told, hint=refused, evidence="the record of the network policy") if refused else told
 
     def _later(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._pending += 1

@@ -35,6 +35,9 @@ from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.values import format_bytes
 
+_UNREACHED = ("PROXY_FAILED", "NAME_RESOLUTION_FAILED", "CONNECTION_FAILED", "IMAGE_NOT_FOUND", "PIP_PACKAGE_NOT_FOUND")
+"""Causes that may be a refusal of the network policy's: pip, for one, says that there is no such package."""
+
 
 class Building(Asking):
     """What an engine builds."""
@@ -151,6 +154,10 @@ class Building(Asking):
         cause: Cause | None = Cause(reason, told.explanation, hint)
         if reason is Reason.BUILD_FAILED:
             cause = diagnose(output, sanitise(log.error), instruction, code, network=spec.network)
+            unreached = cause is None or cause.code in _UNREACHED
+            if unreached and spec.network != "none" and (refused := await self._refused(seconds, output_end)):
+                what, _, mend = refused.partition(". ")
+                cause = Cause("NETWORK_REFUSED", f"{what}.", mend)
         return Built(reason, seconds, log.steps, failed_step=step, exit_code=code, error=sanitise(log.error),
                      cause_code=cause.code if cause else "", cause=cause.cause if cause else "",
                      mend=cause.mend if cause else "", evidence=told.evidence)  # fmt: skip

@@ -145,4 +145,5 @@ class Entering(Asking):
         )
         if code == 0:
             return ended_well(told, cap, seconds, container=spec.container)
+        told = await self._with_refusals(told, seconds, output_end)
         return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, container=spec.container)

@@ -2,12 +2,13 @@
 
 import difflib
 import re
+import time
 
 import anyio
 import docker
 
 from manyoyo_mcp.engines.asking import Asking
-from manyoyo_mcp.engines.streams import Streaming, json_lines
+from manyoyo_mcp.engines.streams import Streaming, json_lines, since
 from manyoyo_mcp.errors import EngineFailed, NotFound
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.text import sanitise
@@ -41,6 +42,7 @@ class Pulling(Asking):
                     if event.get("error"):
                         raise docker.errors.ImageNotFound(str(event["error"]))
 
+        begun = time.monotonic()
         try:
             await self._await(pull)
         except anyio.get_cancelled_exc_class():
@@ -49,7 +51,7 @@ class Pulling(Asking):
         except (NotFound, EngineFailed) as error:
             raise NotFound(
                 f"The image {image} is not in the sandbox, and it could not be pulled: {sanitise(error.message)[:600]}",
-                await self._image_hint(image),
+                await self._refused(since(begun), b"") or await self._image_hint(image),
                 code="IMAGE_NOT_FOUND",
             ) from error
 

@@ -116,6 +116,7 @@ class Running(Pulling):
             told = await self._explain(container, code, end.tail, spec.caps)
             if code == 0:
                 return ended_well(told, format_bytes(spec.caps.memory), seconds, outputs, container)
+            told = await self._with_refusals(told, seconds, end.tail)
             return Ended(code, told.reason, seconds, told.explanation, told.hint, told.evidence, outputs, container)
         except BaseException:
             await made.give_up()

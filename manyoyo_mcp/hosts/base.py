@@ -202,6 +202,12 @@ class Host(Protocol):
         """Run `ctl argv…` in the outer container. Never with a value that a client chose.
         Raises EngineUnreachable where it does not answer for `timeout` seconds and a few."""
 
+    async def lay(self, outer: Outer, files: dict[str, bytes]) -> None:
+        """Put files (absolute path → content) into an outer container that runs. Raises EngineUnreachable where it does not."""
+
+    async def addresses(self) -> list[str]:
+        """The host's own addresses, as far as they are known here."""
+
     async def renew(self, outer: Outer, patience: float = 30) -> None:
         """Begin its lease anew, or give up after `patience` seconds. Without that it ends itself after the seconds of its
         `OuterSpec.lease`. Raises EngineUnreachable, with the code ENDING where it is ending already."""

@@ -16,6 +16,7 @@ from manyoyo_mcp.archive import tar
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.dialled import Dial
 from manyoyo_mcp.errors import (
+    EgressUnenforced,
     EngineFailed,
     EngineUnreachable,
     HostUnavailable,
@@ -25,7 +26,7 @@ from manyoyo_mcp.errors import (
     SandboxError,
 )
 from manyoyo_mcp.hosts import mirror as mirroring
-from manyoyo_mcp.hosts import sharing
+from manyoyo_mcp.hosts import own, sharing
 from manyoyo_mcp.hosts.base import ENDING, LABEL, Completed, Mirror, Outer, OuterSpec, store_of
 from manyoyo_mcp.hosts.execs import execute
 from manyoyo_mcp.hosts.isolation import TIERS
@@ -44,6 +45,8 @@ _LOOK_INTERVAL = 0.5
 _SOCKET_PATIENCE = 2.0
 """Seconds after which an engine that listens, yet not at our end of the shared directory, is asked through the relay."""
 
+_NO_RULES = "no engine without rules"
+"""The entrypoint's words."""
 _ENDING = 3
 """Exit code of `ctl renew` where it is too late."""
 _FORGOTTEN_AFTER = 10
@@ -203,6 +206,11 @@ class DockerHost(Looking):
                 if now is None or not now.running:
                     break
         words = await self.last_words(outer)
+        if _NO_RULES in words:
+            raise EgressUnenforced(
+                f"The rules of the sandbox's network policy could not be made, and without them no engine is started:\n{words}",
+                "The host's kernel needs nftables (nf_tables, nft_nat, nft_reject_inet, nft_fib_inet, nf_conntrack): load the modules.",
+            )
         raise EngineFailed(
             f"The nested {engine} engine did not start. Its last words:\n{words}",
             "Try engine='docker'." if engine == "podman" else "Try engine='podman'.",
@@ -218,6 +226,20 @@ class DockerHost(Looking):
             return await self._call(lambda client: execute(client, outer.container_id, command, timeout))
         except docker.errors.APIError as error:
             return Completed(125, str(error.explanation or error))
+
+    async def lay(self, outer: Outer, files: dict[str, bytes]) -> None:
+        archive = tar(files)
+        try:
+            await self._call(lambda client: client.put_archive(outer.container_id, "/", archive))
+        except docker.errors.APIError as error:
+            raise EngineUnreachable(
+                f"{outer.sandbox_id} takes no files: {error.explanation or error}",
+                "sandbox_status says whether it runs.",
+            ) from error
+
+    async def addresses(self) -> list[str]:
+        local = self._may_share() or self._by_unix_socket
+        return await in_thread(own.addresses, None if local else self._host_name())
 
     async def renew(self, outer: Outer, patience: float = 30) -> None:
         if outer.socket_dir is not None:

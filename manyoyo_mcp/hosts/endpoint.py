@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import docker
 import requests
@@ -45,6 +46,13 @@ class Endpoint:
     @property
     def _by_unix_socket(self) -> bool:
         return str(self.client.base_url) == "http+docker://localhost" and not isinstance(self.client, DialledClient)
+
+    def _host_name(self) -> str | None:
+        """The machine of an endpoint that is reached over a network, as it is written."""
+        kwargs = docker.utils.kwargs_from_env()
+        context = ContextAPI.get_current_context() if not (self._address or os.environ.get("DOCKER_HOST")) else None
+        address = self._address or (context.Host if context is not None else None) or kwargs.get("base_url")
+        return urlsplit(str(address)).hostname if address else None
 
     async def _call(self, fn: Callable[[docker.APIClient], T]) -> T:
         def call() -> T:

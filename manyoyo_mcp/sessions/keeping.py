@@ -57,6 +57,7 @@ class Keeping:
         labels = {
             **{key: value for key, value in sandbox.outer.labels.items() if key in kept},
             **({"disk": str(sandbox.disk)} if sandbox.disk else {}),
+            "network": sandbox.network.label,
             "used": str(used),
             "owner": self._owner,
             "kind": "checkpoint",

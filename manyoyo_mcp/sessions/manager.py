@@ -5,7 +5,7 @@ import logging
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar, cast
 
@@ -13,7 +13,7 @@ import anyio
 import anyio.from_thread
 from anyio.abc import TaskGroup
 
-from manyoyo_mcp.config import EngineName, Isolation, Settings
+from manyoyo_mcp.config import EngineName, Isolation, NetworkMode, Settings
 from manyoyo_mcp.errors import (
     NotFound,
     SandboxAmbiguous,
@@ -23,7 +23,7 @@ from manyoyo_mcp.hosts import lease
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import Progress, no_progress
-from manyoyo_mcp.sessions import endpoints, granting, reaper, sweep
+from manyoyo_mcp.sessions import endpoints, granting, reach, reaper, sweep
 from manyoyo_mcp.sessions.endpoints import Endpoints
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Jobs
@@ -129,23 +129,36 @@ class Manager:
         from_checkpoint: str | None = None,
         wait_s: float = 0,
         isolation: Isolation | None = None,
+        network_policy: NetworkMode | None = None,
+        network_allow: Sequence[str] | None = None,
     ) -> Sandbox:
         """Start a new sandbox, or the one of that name, which may be there and even run already.
 
-        Raises InvalidArgument, NotFound (CHECKPOINT_NOT_FOUND), CapExceeded, BudgetExceeded, NotSupported (DISK_CAP_UNAVAILABLE),
-        HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced.
+        Raises InvalidArgument, NotFound (CHECKPOINT_NOT_FOUND), CapExceeded, PolicyRefused, BudgetExceeded, NotSupported
+        (DISK_CAP_UNAVAILABLE), HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced, EgressUnenforced.
         """
+        network = await reach.granted(self.settings, self.host, network_policy, network_allow)
         origin = None
         if from_checkpoint is not None:
             origin = await checkpoint_of(self.host, self.identity.owner, from_checkpoint)
         sandbox = await self._counted(
-            Wanted(engine, cpus, memory, pids, disk, name, origin, wait_s, isolation), progress
+            Wanted(engine, cpus, memory, pids, disk, name, origin, wait_s, isolation, network), progress
         )
         if sandbox.resumed == "running" and (cpus, memory, pids, disk) != (None, None, None, None):
             await self.grow(
                 sandbox, cpus, memory, pids, disk
             )  # what was asked for is granted, or refused with the reason
+        if network not in (None, sandbox.network):
+            await self._starter.networks.set(sandbox, network)
         return sandbox
+
+    async def change_network(
+        self, sandbox: Sandbox, network_policy: NetworkMode | None, network_allow: Sequence[str] | None
+    ) -> None:
+        """Another network policy for a live sandbox. Raises InvalidArgument, PolicyRefused, EgressUnenforced."""
+        network = await reach.granted(self.settings, self.host, network_policy, network_allow)
+        if network is not None:
+            await self._starter.networks.set(sandbox, network)
 
     async def _counted(self, wanted: Wanted, progress: Progress) -> Sandbox:
         self._starting += 1
@@ -188,6 +201,12 @@ class Manager:
             except BaseException:
                 await self._discard(sandbox)
                 raise
+        if wanted.network not in (None, sandbox.network):
+            try:
+                await self._starter.networks.set(sandbox, wanted.network)
+            except BaseException:
+                await self._discard(sandbox)
+                raise
         sandbox.begun = sandbox.used = time.monotonic()
         sandbox.started = time.time()
         sandbox.start_seconds = round(time.monotonic() - begun, 3)
@@ -200,7 +219,9 @@ class Manager:
         await settled(sandbox)
         caps = sandbox.limits.largest
         tier = cast(Isolation, sandbox.isolation)
-        wanted = Wanted(None, caps.cpus, caps.memory, caps.pids, sandbox.disk, None, store, isolation=tier)
+        wanted = Wanted(
+            None, caps.cpus, caps.memory, caps.pids, sandbox.disk, None, store, isolation=tier, network=sandbox.network
+        )
         try:
             for number in range(count):
                 progress(number, count, f"fork {number + 1} of {count}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.hosts.base import Host
 
 DOCKER_IO = "docker.io"
 
@@ -31,6 +32,12 @@ def sources(settings: Settings) -> list[Source]:
             )
         found.append(Source(registry, address, scheme == "http"))
     return found
+
+
+async def mirrors(settings: Settings, host: Host) -> list[Source]:
+    """The user's mirrors, then the host's own."""
+    own = await host.mirror()
+    return sources(settings) + ([Source(own.registry, own.address, plain=True)] if own is not None else [])
 
 
 def files(settings: Settings, mirrors: list[Source]) -> dict[str, bytes]:

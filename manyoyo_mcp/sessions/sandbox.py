@@ -11,6 +11,7 @@ from manyoyo_mcp.engines.asking import Spawn
 from manyoyo_mcp.engines.base import Engine
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.policy.base import Limits
+from manyoyo_mcp.policy.egress import Policy
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.probe import Evidence
 
@@ -21,7 +22,7 @@ KEEPS = "keep-alive"
 @dataclass(slots=True)
 class Sandbox:
     """What the session knows of a sandbox. `limits` says what its policy grants, `disk` the cap of its disk in bytes, where it
-    has one, `dial` connects to its engine: they change when the sandbox grows, the labels of `outer` do not. `resumed`: how it was found, where it was there
+    has one, `dial` connects to its engine, `network` says what it may reach: they change when the sandbox grows, the labels of `outer` do not. `resumed`: how it was found, where it was there
     before. `copied`: began as a copy of another.
     `begun` and `used`, by time.monotonic: since when it is here, when it was last of use; `keeps`: a service of this session's was
     started to keep it."""
@@ -34,6 +35,7 @@ class Sandbox:
     start_seconds: float
     disk: int | None
     dial: Dial
+    network: Policy
     evidence: Evidence | None = None
     resumed: Literal["running", "stopped"] | None = None
     copied: bool = False
@@ -89,6 +91,14 @@ def join(host: Host, outer: Outer, transport: str, dial: Dial, limits: Limits, s
         execs=GuardedClient(execs, current) if execs else None,
     )
     sandbox = Sandbox(
-        outer.sandbox_id, outer, engine, transport, limits, seconds, int(outer.labels.get("disk", 0)) or None, dial
+        outer.sandbox_id,
+        outer,
+        engine,
+        transport,
+        limits,
+        seconds,
+        int(outer.labels.get("disk", 0)) or None,
+        dial,
+        Policy.of_label(outer.labels.get("network", "")),
     )
     return sandbox

@@ -23,7 +23,8 @@ from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
 from manyoyo_mcp.policy.base import Limits
-from manyoyo_mcp.sessions import granting, names, registries, trust
+from manyoyo_mcp.policy.egress import Policy
+from manyoyo_mcp.sessions import granting, names, reach, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets, NoRoomNow, Place
 from manyoyo_mcp.sessions.identity import Identity, answers_for
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
@@ -49,6 +50,7 @@ class Wanted:
     origin: Store | None = None
     wait_s: float = 0
     isolation: Isolation | None = None
+    network: Policy | None = None
 
 
 Hold = Callable[[Outer], None]
@@ -74,6 +76,7 @@ class Starter:
         self._hold = hold
         self._let_go = let_go
         self._budgets = Budgets(settings, host, identity.owner)
+        self.networks = reach.Networks(settings, host)
         self._probes = Remembered(settings.state_dir / "probes.json")
 
     async def start(self, wanted: Wanted, progress: Progress) -> Sandbox:
@@ -110,7 +113,8 @@ class Starter:
             progress(0, None, "its last end is being tidied up")
             await self._host.remove(found, keep_store=True)
         disk = self._budgets.disk_of(sandbox_id) or int(had.get("disk", 0))
-        wanted = replace(_as(wanted, had), disk=wanted.disk or disk or None)
+        network = wanted.network or await self.networks.kept(sandbox_id, had)
+        wanted = replace(_as(wanted, had), disk=wanted.disk or disk or None, network=network)
         sandbox = await self._new(wanted, sandbox_id, {"name": wanted.name or ""}, place, progress, there)
         sandbox.resumed = "stopped"
         return sandbox
@@ -136,6 +140,7 @@ class Starter:
         try:
             try:
                 sandbox = await self.join(found, begun)
+                await self.networks.narrow(sandbox)
             except (EngineFailed, EngineUnreachable):
                 self._let_go(found)
                 return None
@@ -167,14 +172,17 @@ class Starter:
                 raise InvalidArgument(
                     f"What it begins with was made by the engine {had['engine']}.", "Leave engine out."
                 )
-            wanted = _as(wanted, had)
+            network = wanted.network or await self.networks.kept("", had)
+            wanted = replace(_as(wanted, had), network=network)
         engine: EngineName = wanted.engine or self._settings.engine
         isolation = wanted.isolation or self._settings.isolation
+        network = wanted.network or reach.configured(self._settings)
         info = await self._host.info()
         caps = granting.caps(self._settings, info, wanted.cpus, wanted.memory, wanted.pids)
         image = await outer_image.ensure(self._host, self._settings, progress)
         storage = await self._host.storage(image)
         disk = await self._disk(wanted, storage, there)
+        mirrors = await registries.mirrors(self._settings, self._host)
         spec = OuterSpec(
             sandbox_id=sandbox_id,
             image=image,
@@ -192,9 +200,12 @@ class Starter:
                 "memory": str(caps.memory),
                 "pids": str(caps.pids),
                 "isolation": isolation,
+                "network": network.label,
                 **({"disk": str(disk)} if disk else {}),
             },
-            files=trust.files(self._settings) | registries.files(self._settings, await self._mirrors()),
+            files=trust.files(self._settings)
+            | registries.files(self._settings, mirrors)
+            | await reach.files(self._settings, self._host, network, engine, mirrors),
             bases_volume=await bases.volume(self._host),
             disk=disk,
             origin=wanted.origin.name if wanted.origin is not None else None,
@@ -206,10 +217,12 @@ class Starter:
             progress(0, None, f"starting a {engine} sandbox ({caps.describe()})")
             if "name" in labels:
                 await self._keep_disk(sandbox_id, disk, there)
+                self.networks.note(sandbox_id, network if there is not None else None)
             created = await self._host.create(spec)
         self._hold(created)
         try:
             sandbox = await self.join(created, begun)
+            sandbox.network = network
             sandbox.copied = wanted.origin is not None
             if there is not None or sandbox.copied:
                 await _clear(sandbox, every=True)
@@ -259,12 +272,6 @@ class Starter:
                 )
             await self._host.cap_store(there.name, disk)
             self._budgets.note_disk(sandbox_id, disk)
-
-    async def _mirrors(self) -> list[registries.Source]:
-        """The user's mirrors, then the host's own."""
-        found = registries.sources(self._settings)
-        own = await self._host.mirror()
-        return found + ([registries.Source(own.registry, own.address, plain=True)] if own is not None else [])
 
     async def join(self, created: Outer, begun: float) -> Sandbox:
         """A sandbox of an outer container that runs. `begun`: since when, by time.monotonic, it is being waited for."""

@@ -57,9 +57,7 @@ class RunInput(CapArguments):
     detach: bool = Field(False, description="Start a service and return; it runs until nested_stop.")
     name: Name | None = Field(None, description="Container name, for detach.")
     keep_alive: bool = Field(False, description="With detach: the sandbox is not idle while this service runs.")
-    docker_socket: bool = Field(
-        False, description="Give it /var/run/docker.sock: this sandbox's engine, under the same policy and caps."
-    )
+    docker_socket: bool = Field(False, description="Give it /var/run/docker.sock, of this sandbox.")
     files: Files = Field(
         default_factory=dict, description='Files to put in: path → text or {"base64": …}. Relative: to workdir.'
     )

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from manyoyo_mcp.config import EngineName, Isolation
+from manyoyo_mcp.config import EngineName, Isolation, NetworkMode
 from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.hosts.isolation import TIERS
 from manyoyo_mcp.sessions.manager import Manager
@@ -37,12 +37,16 @@ class StartInput(ToolInput):
         None,
         description='The wall around the sandbox: "privileged", or "hardened": no devices of the host\'s, named capabilities.',
     )
+    network_policy: NetworkMode | None = Field(
+        None, description='What it may reach: "open" (the internet), "log" (recorded), "allowlist", "none".'
+    )
+    network_allow: list[Text] | None = Field(
+        None, max_length=200, description='For "allowlist": ["*.example.org:443", "203.0.113.0/24"].'
+    )
     wait_s: float = Field(
         0, ge=0, le=3600, description="Seconds to wait in the queue where the budget has no room; 0: refuse at once."
     )
-    sandbox_id: Text | None = Field(
-        None, description="A live sandbox to grow in place, with the larger caps given here."
-    )
+    sandbox_id: Text | None = Field(None, description="A live sandbox to change: larger caps, network_policy.")
 
 
 class SandboxInfo(BaseModel):
@@ -53,11 +57,12 @@ class SandboxInfo(BaseModel):
     caps_enforced: Literal["enforced", "unenforced"]
     evidence: str
     isolation: str
+    network: str
     transport: str
-    images: list[str] = Field(description="Images that are there already.")
+    images: list[str] = Field(description="Images there already.")
     name: str | None = None
-    disk_bytes: int | None = Field(None, description="Cap of its disk; none where this host can't cap disks.")
-    containers: list[str] = Field(default_factory=list, description="Containers that are there already.")
+    disk_bytes: int | None = Field(None, description="Cap of its disk, where it has one.")
+    containers: list[str] = Field(default_factory=list, description="Containers there already.")
 
     @classmethod
     async def of(cls, sandbox: Sandbox) -> "SandboxInfo":
@@ -71,6 +76,7 @@ class SandboxInfo(BaseModel):
             caps_enforced="enforced" if sandbox.evidence and sandbox.evidence.enforced else "unenforced",
             evidence=sandbox.evidence.words if sandbox.evidence else "not probed",
             isolation=TIERS[sandbox.isolation].words(sandbox.isolation),
+            network=sandbox.network.words(),
             transport=sandbox.transport,
             images=[tag for image in images for tag in image.tags][:30],
             name=sandbox.name,
@@ -97,14 +103,14 @@ class StartOutput(ToolOutput):
     resumed: Literal["running", "stopped"] | None = Field(None, description="How a named sandbox was found.")
 
     def words(self) -> str:
-        what = "grown" if self.grown else f"started in {self.seconds:.2f} s"
+        what = "changed" if self.grown else f"started in {self.seconds:.2f} s"
         if self.resumed == "running":
             what = f"was running, and is yours to use: {self.sandbox.name}"
         elif self.sandbox.name:
             what += f" as {self.sandbox.name}" + (
                 ", with all that it held; its containers have stopped" if self.resumed else ""
             )
-        return f"{self.sandbox.sandbox_id} ({self.sandbox.engine}) {what}.\n{self.sandbox.describe()}\nIsolation: {self.sandbox.isolation}"
+        return f"{self.sandbox.sandbox_id} ({self.sandbox.engine}) {what}.\n{self.sandbox.describe()}\nIsolation: {self.sandbox.isolation}\nNetwork: {self.sandbox.network}"
 
 
 @tool(
@@ -114,7 +120,7 @@ class StartOutput(ToolOutput):
 Start a container host of your own: a sandbox with its own engine and image store, apart from the user's Docker. Build and
 run in it as freely as on a throw-away machine. Returns sandbox_id, the caps that bind, and the images that are there.
 It lives until cleanup or until this server ends; with a name it is kept. You need not call this first: the first nested_build or nested_run starts
-one with the defaults. Call it to choose engine or caps, for a second sandbox, or with sandbox_id and larger caps to grow a live one.
+one with the defaults. Call it to choose engine or caps, for a second sandbox, or with sandbox_id to change a live one.
 """,
     StartInput,
     StartOutput,
@@ -132,11 +138,15 @@ async def start_sandbox(call: Call, arguments: StartInput) -> ToolOutput:
             )
         if arguments.isolation not in (None, sandbox.isolation):
             raise InvalidArgument("A live sandbox keeps its isolation.", "Leave sandbox_id out to start a new one.")
-        if (*caps, arguments.disk) == (None, None, None, None):
+        wanted = (*caps, arguments.disk)
+        if (*wanted, arguments.network_policy, arguments.network_allow) == (None,) * 6:
             raise InvalidArgument(
-                "There is nothing to change.", "Give larger cpus, memory, pids_limit or disk; or sandbox_status."
+                "There is nothing to change.",
+                "Give larger cpus, memory, pids_limit or disk, or another network_policy; or sandbox_status.",
             )
-        await manager.grow(sandbox, *caps, arguments.disk)
+        await manager.change_network(sandbox, arguments.network_policy, arguments.network_allow)
+        if wanted != (None,) * 4:
+            await manager.grow(sandbox, *wanted)
         return StartOutput(sandbox=await SandboxInfo.of(sandbox), seconds=0, grown=True)
     async with call.progress_sink() as progress:
         sandbox = await manager.start(
@@ -148,6 +158,8 @@ async def start_sandbox(call: Call, arguments: StartInput) -> ToolOutput:
             from_checkpoint=arguments.from_checkpoint,
             wait_s=arguments.wait_s,
             isolation=arguments.isolation,
+            network_policy=arguments.network_policy,
+            network_allow=arguments.network_allow,
         )
     return StartOutput(sandbox=await SandboxInfo.of(sandbox), seconds=sandbox.start_seconds, resumed=sandbox.resumed)
 

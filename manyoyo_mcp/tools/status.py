@@ -7,11 +7,17 @@ from pydantic import BaseModel, Field
 
 from manyoyo_mcp.errors import EngineUnreachable, SandboxError
 from manyoyo_mcp.hosts.base import Store
+from manyoyo_mcp.policy.refusals import Met
+from manyoyo_mcp.sessions import reach
 from manyoyo_mcp.sessions.sandbox import Sandbox, counters
 from manyoyo_mcp.text import fence, sanitise
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
 from manyoyo_mcp.tools.common import GrantedCaps, SandboxArgument
 from manyoyo_mcp.values import format_bytes
+
+
+def _shown(met: list[Met], most: int = 20) -> list[str]:
+    return [f"{sanitise(each.what)} ({each.count} times, {each.age:.0f} s ago)" for each in met[:most]]
 
 
 class StatusItem(BaseModel):
@@ -22,6 +28,7 @@ class StatusItem(BaseModel):
     caps_enforced: str
     evidence: str
     isolation: str
+    network: str
     transport: str
     age_seconds: float
     memory_used_bytes: int | None = None
@@ -36,6 +43,8 @@ class StatusItem(BaseModel):
     running: int | None = None
     images: int | None = None
     jobs: list[str] = Field(default_factory=list, description="Jobs that run now.")
+    refused: list[str] = Field(default_factory=list, description="By the network policy.")
+    reached: list[str] = Field(default_factory=list)
     engine_log: str | None = Field(None, description="The engine's last words, where it does not answer.")
 
     def describe(self) -> str:
@@ -56,6 +65,10 @@ class StatusItem(BaseModel):
             else:
                 free += f", disk {format_bytes(self.disk_used_bytes or 0)} of {format_bytes(self.disk_cap_bytes)}"
             lines.append(f"  {self.running} of {self.containers} containers running, {self.images} images{free}")
+        lines.append(f"  network: {self.network}")
+        for what, met in (("refused", self.refused), ("reached", self.reached)):
+            if met:
+                lines.append(f"  {what}: " + ", ".join(met))
         if self.will:
             lines.append(f"  {self.will}")
         if self.jobs:
@@ -145,6 +158,7 @@ async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
         caps_enforced="enforced" if sandbox.evidence and sandbox.evidence.enforced else "unenforced",
         evidence=sandbox.evidence.words if sandbox.evidence else "not probed",
         isolation=sandbox.isolation,
+        network=sandbox.network.words(),
         transport=sandbox.transport,
         name=sandbox.name,
         age_seconds=sandbox.age,
@@ -153,6 +167,8 @@ async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
     if item.state == "running":
         outlook = await manager.life.outlook(sandbox)
         item.will, item.ends_in_seconds = outlook.words, outlook.ends_in
+        told = await reach.report(manager.host, sandbox.outer)
+        item.refused, item.reached = _shown(told.refused), _shown(told.reached)
         used = await counters(manager.host, sandbox)
         item.memory_used_bytes = used.get("memory_used")
         item.processes = used.get("pids_used")

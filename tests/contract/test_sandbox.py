@@ -9,6 +9,8 @@ import pytest
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import CapExceeded, EngineUnreachable, InvalidArgument, NotFound, Reason
+from manyoyo_mcp.policy.egress import Policy, entries
+from manyoyo_mcp.sessions import reach
 from manyoyo_mcp.sessions.manager import Manager, open_manager
 from tests.support import BUSYBOX, MIB, Box, busybox_context
 
@@ -67,7 +69,10 @@ async def test_dockerds_networks_are_apart(box: Box) -> None:
     outer = docker.from_env().containers.get(box.sandbox.outer.container_id)
     (network,) = outer.attrs["NetworkSettings"]["Networks"].values()
     script = _APART.replace("IMAGE", BUSYBOX).replace("GATEWAY", network["Gateway"])
+    reached = box.manager.settings, box.manager.host, box.sandbox.outer
+    await reach.change(*reached, Policy("open", entries([network["Gateway"]])))  # what is out there is the host here
     said = await anyio.to_thread.run_sync(lambda: outer.exec_run(["sh", "-c", script]).output.decode())
+    await reach.change(*reached, Policy("open"))
     told = dict(line.partition(": ")[::2] for line in said.splitlines())
     assert told == {
         "named": "yes", "same": "yes", "other": "no", "inner": "yes", "inner-other": "no", "out": "yes", "inner-out": "no",

@@ -599,10 +599,11 @@ def test_doctor(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert done.returncode == 0 and result["ok"] is True, result
     checks = {each["name"]: each for each in result["checks"]}
-    assert {"python", "mcp", "host engine", "api version", "access", "cgroups", "capabilities", "isolation", "sandbox image", "base images",
+    assert {"python", "mcp", "host engine", "api version", "access", "cgroups", "capabilities", "isolation", "network", "sandbox image", "base images",
             "disk", "overlay", "runtime directory", "orphans", "registry", "certificates", "proxy"} <= set(checks)  # fmt: skip
     assert all(each["state"] in ("ok", "warn") and each["found"] for each in result["checks"])
     assert all(bool(each["mend"]) == (each["state"] == "warn") for each in result["checks"])
+    assert checks["network"]["found"].startswith("the rules can be made; open.")
     assert "privileged can be had, hardened can be had" in checks["isolation"]["found"]
     shown = cli("doctor", env={"http_proxy": "http://localhost:1"}).stdout
     assert "warn  proxy: " in shown and "→ " in shown

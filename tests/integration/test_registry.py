@@ -42,6 +42,11 @@ class Registry:
     def __init__(self, local: str, remote: str, bundle: Path) -> None:
         self.local, self.remote, self.bundle = local, remote, bundle
 
+    @property
+    def known(self) -> dict[str, str]:
+        """Settings with which sandboxes reach it: it is the host's own address, which is closed unless it is named."""
+        return {"MANYOYO_CA_BUNDLE": str(self.bundle), "MANYOYO_NETWORK_ALLOW": self.remote}
+
     def push(self, host: docker.DockerClient, image: str, name: str) -> None:
         target = f"{self.local}/{name}"
         assert host.images.get(image).tag(target)
@@ -140,7 +145,7 @@ async def test_nested_images_are_pulled(
     registry.push(host, f"localhost/manyoyo-test/pushed:{engine}", f"team/app:{engine}")
     host.images.remove(f"localhost/manyoyo-test/pushed:{engine}")
     app = f"{registry.remote}/team/app:{engine}"
-    async with Client(server_parameters(tmp_path, MANYOYO_CA_BUNDLE=str(registry.bundle))) as client:
+    async with Client(server_parameters(tmp_path, **registry.known)) as client:
         await call(client, "start_sandbox", engine=engine)
         run = await call(client, "nested_run", image=app, command=["echo", "from the registry"])
         assert run["reason"] == "OK" and "from the registry" in run["output"], run
@@ -173,7 +178,7 @@ async def test_an_images_annotations_give_no_orders(
     manifest["config"]["mediaType"] = "application/vnd.oci.image.config.v1+json"
     for layer in manifest["layers"]:
         layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip"
-    async with Client(server_parameters(tmp_path, MANYOYO_CA_BUNDLE=str(registry.bundle))) as client:
+    async with Client(server_parameters(tmp_path, **registry.known)) as client:
         evil = json.dumps(manifest | {"annotations": {"run.oci.seccomp_bpf_data": "AAAA"}})
         put = session.put(f"{manifests}/evil", data=evil, headers={"Content-Type": oci})
         assert put.status_code == 201, put.text
@@ -190,7 +195,7 @@ async def test_a_cancelled_pull_hangs_up(tmp_path: Path, registry: Registry) -> 
     with socket.create_server((registry.remote.split(":")[0], 0)) as silent:
         silent.settimeout(20)
         image = f"{registry.remote.split(':')[0]}:{silent.getsockname()[1]}/never/answers"
-        async with Client(server_parameters(tmp_path)) as client:
+        async with Client(server_parameters(tmp_path, MANYOYO_NETWORK_ALLOW=image.partition("/")[0])) as client:
             run = await call(client, "nested_run", image=image, command=["true"], wait_s=0)
             asked, _ = await anyio.to_thread.run_sync(silent.accept)
             with asked:

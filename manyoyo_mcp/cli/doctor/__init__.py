@@ -11,6 +11,7 @@ from rich.text import Text
 from manyoyo_mcp.cli.connect import load_settings
 from manyoyo_mcp.cli.doctor import host, machine
 from manyoyo_mcp.cli.doctor.check import Check, State, fail
+from manyoyo_mcp.cli.doctor.network import network
 from manyoyo_mcp.cli.doctor.trial import trial
 from manyoyo_mcp.cli.exits import Exit
 from manyoyo_mcp.cli.screen import Screen
@@ -56,7 +57,7 @@ async def _examine(try_sandboxes: bool, screen: Screen) -> AsyncGenerator[Check]
         yield check
         if facts is None:
             return
-        for question in host.CHECKS:
+        for question in (*host.CHECKS, network):
             with screen.working(question.__name__.replace("_", " ")):
                 check = await question(facts)
             yield check

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.escape.canaries import CANARY
 from tests.escape.roads import Road, tar
-from tests.escape.vectors import OWN, Out, Outcome, Vector, add, contained, refused, vector
+from tests.escape.vectors import OWN, ROADS, Out, Outcome, Vector, add, contained, refused, vector
 from tests.escape.world import World
 
 _CIS = "CIS Docker Benchmark 5"
@@ -90,7 +90,7 @@ _create("image-by-transport", "podman's transports", unasked=["docker", "podman"
 
 def _ask(
     name: str, source: str, method: str, path: str, query: dict[str, Any] | None = None, body: Any = None, *,
-    data: bytes | None = None, code: str = "POLICY_REFUSED", words: str = "", smoke: bool = False,
+    data: bytes | None = None, code: str = "POLICY_REFUSED", words: str = "", smoke: bool = False, roads: Sequence[str] = ROADS,
 ) -> None:  # fmt: skip
     """Any other request that is refused."""
 
@@ -100,7 +100,7 @@ def _ask(
             given = road.build_query() | given
         return refused(await road.request(method, path, given, body, data), code, words)
 
-    add(Vector(name, source, "requests", attempt, smoke=smoke))
+    add(Vector(name, source, "requests", attempt, roads, smoke=smoke))
 
 
 _ask(
@@ -146,7 +146,9 @@ _ask("pull-by-transport", "podman's transports", "POST", "/images/create", {"fro
 _ask("push", OWN, "POST", "/images/localhost/manyoyo-test/escape/push", {"tag": "latest"})
 _ask("plugin", OWN, "POST", "/plugins/pull", {"remote": "x"}, [])
 _ask("swarm", OWN, "POST", "/swarm/init", body={"ListenAddr": "0.0.0.0"})
-_ask("libpod-api", OWN, "POST", "/libpod/containers/create", body={"image": "x", "privileged": True})
+_ask(
+    "libpod-api", OWN, "POST", "/libpod/play/kube", code="INVALID_ARGUMENT", roads=("gate",)
+)  # at a version of Docker's
 _ask("path-with-dots", OWN, "GET", "/containers/../libpod/info")
 _ask("path-encoded", "CVE-2014-9358's kin", "GET", "/containers/%2e%2e/json")
 _ask("update-devices", OWN, "POST", "/containers/x/update", body={"Devices": [{"PathOnHost": "/dev/mem"}]})

@@ -347,7 +347,7 @@ def _grant(resources: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def update(request: Request, limits: Limits) -> Allowed:
-    body = only("an update", request.body or {}, _RESOURCES | {"Restart": unsent})
+    body = only("an update", request.body or {}, _RESOURCES)
     return Allowed(request.query, _grant(body, limits))
 
 

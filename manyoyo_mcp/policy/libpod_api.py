@@ -1,6 +1,8 @@
 """Podman's own API (libpod), up to v5.4: what of it is offered. `podman --remote` speaks it, to a podman engine. Podman
 reads the names of parameters in whatever case they come; here they are in lower case, as `rules` makes them."""
 
+import json
+import re
 from typing import Any
 
 from manyoyo_mcp.errors import PolicyRefused
@@ -27,12 +29,62 @@ def _load(request: Request, limits: Limits) -> Allowed:
     return passed(request, limits)
 
 
-def _words(request: Request, limits: Limits) -> Allowed:
-    """Podman joins them to a command line of ps, in the outer container where the container has none."""
+_COLUMNS = frozenset(
+    [
+        "args",
+        "capamb",
+        "capbnd",
+        "capeff",
+        "capinh",
+        "capprm",
+        "comm",
+        "etime",
+        "gid",
+        "group",
+        "groups",
+        "nice",
+        "pcpu",
+        "pgid",
+        "pid",
+        "ppid",
+        "rgroup",
+        "rss",
+        "ruser",
+        "seccomp",
+        "state",
+        "stime",
+        "time",
+        "tty",
+        "uid",
+        "user",
+        "vsz",
+    ]
+)
+"""Of podman-top(1), but those that tell the outer container's own users and processes."""
+
+
+def _columns(request: Request, limits: Limits) -> Allowed:
+    """Podman takes what is no column of its own for arguments of ps, which it runs itself."""
     given: Any = request.query.get("ps_args", [])
     for each in given if isinstance(given, list) else [given]:
-        if not all(part.isalpha() for part in each.split(",")):
-            raise PolicyRefused("top may be asked for podman's own columns alone.", "Write them as pid,user,args.")
+        if not _COLUMNS.issuperset(each.split(",")):
+            raise PolicyRefused(
+                f"top may not be asked for {each[:60]!r}, which is no column of podman's.",
+                f"Allowed: {', '.join(sorted(_COLUMNS))}.",
+            )
+    return passed(request, limits)
+
+
+def _unpack(request: Request, limits: Limits) -> Allowed:
+    """An archive into a container; what is renamed of it stays in its place."""
+    try:
+        renamed = json.loads(str(request.query.get("rename") or "{}"))
+    except ValueError:
+        renamed = None
+    if not isinstance(renamed, dict) or not all(
+        isinstance(new, str) and re.fullmatch(r"[^/\0]+", new) and new not in (".", "..") for new in renamed.values()
+    ):
+        raise PolicyRefused("rename is no mapping of names to names.", 'Write {"name": "other"}, without / and "..".')
     return passed(request, limits)
 
 
@@ -49,7 +101,7 @@ ENDPOINTS = (
     row("GET", rf"{_C}/{NAME}/(?:exists|changes|export)", "external difftype"),
     row("POST", rf"{_C}/{NAME}/shouldrestart"),
     row("GET", rf"{_C}/{NAME}/logs", "follow stdout stderr since until timestamps tail details"),
-    row("GET", rf"{_C}/{NAME}/top", "ps_args+ stream delay", rule=_words),
+    row("GET", rf"{_C}/{NAME}/top", "ps_args+ stream delay", rule=_columns),
     row("GET", rf"{_C}/stats", "containers+ stream interval all"),
     row("POST", rf"{_C}/{NAME}/init"),
     row("POST", rf"{_C}/{NAME}/start", "detachkeys recursive filters"),
@@ -64,7 +116,7 @@ ENDPOINTS = (
     row("POST", rf"{_C}/{NAME}/update", "restartpolicy restartretries", "json", libpod.update),
     row("DELETE", rf"{_C}/{NAME}", "v volumes force timeout ignore depend"),
     row("GET HEAD", rf"{_C}/{NAME}/archive", "path"),
-    row("PUT", rf"{_C}/{NAME}/archive", "path pause rename copyuidgid nooverwritedirnondir chown", "archive"),
+    row("PUT", rf"{_C}/{NAME}/archive", "path pause rename copyuidgid nooverwritedirnondir chown", "archive", _unpack),
     row("POST", rf"{_C}/prune", "filters"),
     row("POST", rf"{_C}/{NAME}/exec", "", "json", containers.execute),
     row("POST", rf"/libpod/exec/{NAME}/start", "", "json", libpod.start_exec, hijacks=True),

@@ -406,3 +406,30 @@ def test_an_engines_socket_is_the_gates(path: str, body: dict[str, Any], place: 
     for step in place.split("."):
         found = found[int(step)] if step.isdigit() else found[step]
     assert found.removesuffix(":/x:ro") == "/run/manyoyo/gate.sock"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query"),
+    [
+        ("GET", "/libpod/containers/x/top", {"ps_args": "aux"}),
+        ("GET", "/libpod/containers/x/top", {"ps_args": ["pid,user", "-o"]}),
+        ("GET", "/libpod/containers/x/top", {"ps_args": "hpid"}),
+        ("PUT", "/libpod/containers/x/archive", {"path": "/", "rename": '{"a": "../b"}'}),
+        ("PUT", "/libpod/containers/x/archive", {"path": "/", "rename": '{"a": ".."}'}),
+        ("PUT", "/libpod/containers/x/archive", {"path": "/", "rename": '["a"]'}),
+        ("POST", "/libpod/build", {"cgroupparent": "/manyoyo-builds/0123456789abcdef", "seccomp": "unconfined"}),
+        ("POST", "/libpod/build", {"cgroupparent": "/manyoyo-builds/0123456789abcdef", "isolation": "chroot"}),
+        ("POST", "/libpod/build", {"cgroupparent": "/manyoyo-builds/0123456789abcdef", "output": "dir:/x"}),
+        ("POST", "/libpod/containers/x/start", {"detachKeys": "a", "detachkeys": "b"}),
+    ],
+)
+def test_parameters_of_podmans_own(method: str, path: str, query: dict[str, Any]) -> None:
+    with pytest.raises(PolicyRefused):
+        decide(Request(method, path, query), LIMITS)
+
+
+def test_parameters_of_podmans_own_that_pass() -> None:
+    assert decide(Request("GET", "/libpod/containers/x/top", {"ps_args": "pid,user"}), LIMITS)
+    assert decide(Request("PUT", "/libpod/containers/x/archive", {"path": "/", "rename": '{"a": "b"}'}), LIMITS)
+    query = decide(Request("POST", "/libpod/containers/x/start", {"detachKeys": "a", "detachkeys": "a"}), LIMITS).query
+    assert query == {"detachkeys": "a"}

@@ -24,45 +24,50 @@ from tests.guest import Guest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-_LAST = (
-    "test_registry.py",
-    "test_engine_script.py",
-    "test_base_images.py",
-    "test_build_causes.py",
-    "test_example_apps.py",
-    "test_cgroup2.py",
-)
-"""What takes minutes comes after what takes seconds; the cgroup v2 guest, which runs beside it, is asked at the end."""
-
-
-_BESIDE = ("clients", "contract", "escape", "unit")
-_BESIDE_FILES = (
-    "test_bad_input.py",
-    "test_main_job.py",
-    "test_services.py",
-    "test_isolation.py",
-    "test_base_images.py",
-    "test_build_causes.py",
-    "test_example_apps.py",
-    "test_registry.py",
-    "test_podman_remote.py",
-    "test_nested_socket.py",
+_UNITS: dict[str, tuple[str, ...]] = {
+    "guest": ("test_life.py", "test_storage.py", "test_engine_script.py", "test_cgroup2.py"),
+    "bases": (
+        "test_bad_input.py",
+        "test_registry.py",
+        "test_nested_socket.py",
+        "test_base_images.py",
+        "test_build_causes.py",
+        "test_example_apps.py",
+    ),
+}
+"""Files that stay together, in this order: the guest boots, and the base images are made, while the first of them run."""
+_LONG = (
+    "guest",
+    "bases",
+    "test_cli.py",
+    "clients",
+    "test_endpoints.py",
+    "contract",
+    "test_lifecycle.py",
     "test_egress.py",
 )
-"""Directories and files whose tests form a lane of their own, beside the others, where `scripts/test` runs everything: each lane is
-a worker with an engine to itself. What these take is mostly work, what the others take is mostly waiting."""
+"""What takes longest comes first, so that those who share the work end at about the same time."""
 
 
-def _lane(nodeid: str) -> str:
+def _unit(nodeid: str) -> str:
+    """What of the suite belongs together, because it shares what is costly to make."""
     *_, directory, file = nodeid.partition("::")[0].split("/")
-    return "beside" if directory in _BESIDE or file in _BESIDE_FILES else "first"
+    if directory != "integration":
+        return directory
+    return next((unit for unit, files in _UNITS.items() if file in files), file)
+
+
+def _place(nodeid: str) -> tuple[int, int]:
+    unit, file = _unit(nodeid), nodeid.partition("::")[0].rpartition("/")[2]
+    files = _UNITS.get(unit, ())
+    return _LONG.index(unit) if unit in _LONG else len(_LONG), files.index(file) if file in files else 0
 
 
 class _Lanes(LoadScopeScheduling):
-    """A worker for each lane."""
+    """A unit goes whole to the worker that is free first."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return _lane(nodeid)
+        return _unit(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Lanes:
@@ -71,16 +76,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Lanes:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _LAST.index(item.path.name) + 1 if item.path.name in _LAST else 0)
+    items.sort(key=lambda item: _place(item.nodeid))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A worker learns its lane, and with it its engine, from the first test that it gets."""
-    if "PYTEST_XDIST_WORKER" in os.environ and "MANYOYO_TEST_LANE" not in os.environ:
-        os.environ["MANYOYO_TEST_LANE"] = _lane(item.nodeid)
-        if _lane(item.nodeid) == "beside":
-            os.environ["DOCKER_HOST"] = os.environ["MANYOYO_TEST_BESIDE"]
+def pytest_configure(config: pytest.Config) -> None:
+    """Each worker has an engine to itself: the first the one that all of them are started with."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    engines = os.environ.get("MANYOYO_TEST_BESIDE", "").split()
+    if 0 < number <= len(engines):
+        os.environ["DOCKER_HOST"] = engines[number - 1]
 
 
 @pytest.fixture(scope="session")
@@ -185,12 +189,10 @@ def guest(tmp_path_factory: pytest.TempPathFactory, nothing_left_behind: None) -
     started.stop()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def guest_begun(request: pytest.FixtureRequest) -> None:
-    """Where the guest is to be asked, it runs from the beginning on."""
-    if os.environ.get("MANYOYO_TEST_LANE") != "beside" and any(
-        item.path.name == "test_cgroup2.py" for item in request.session.items
-    ):
+    """Where the guest is to be asked, it runs meanwhile."""
+    if any(item.path.name == "test_cgroup2.py" for item in request.session.items):
         request.getfixturevalue("guest")
 
 

@@ -18,7 +18,7 @@ from tests.conftest import server_parameters
 from tests.integration.test_storage import build, call, containers, refused, run, start
 from tests.support import MIB
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240), pytest.mark.usefixtures("guest_begun")]
 IDLE = 6
 
 

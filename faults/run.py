@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ import typer
 from mcp import Client
 
 from faults.world import LABEL, LEASE, World, kill, until
+from manyoyo_mcp import __version__
 from tests.support import busybox_context
 
 IMAGE = "localhost/manyoyo-faults/busybox:latest"
@@ -337,6 +339,14 @@ def _bystander(host: docker.DockerClient) -> None:
         host.volumes.create("faults-bystander", labels=labels)
 
 
+def _revision() -> str:
+    """What is tried: rounds of other code don't count for it."""
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return asked.stdout.strip() or __version__
+
+
 def main(
     rounds: Annotated[int, typer.Argument(min=1)] = 30,
     seed: Annotated[int, typer.Argument()] = 1,
@@ -347,7 +357,7 @@ def main(
     only: Annotated[int | None, typer.Option(help="This round alone, again.")] = None,
 ) -> None:
     """Kill, and look at what is left. Goes on where it was ended; exit code 1 where a round failed."""
-    results = directory / f"seed-{seed}.jsonl"
+    results = directory / f"seed-{seed}-{_revision()}.jsonl"
     directory.mkdir(parents=True, exist_ok=True)
     played = {}
     if results.exists():
@@ -385,7 +395,7 @@ def main(
     leaks = sum("left behind" in row["failure"] for row in failed)
     hurt = sum("bystanders" in row["failure"] for row in failed)
     lost = sum("lost" in row["failure"] for row in failed)
-    print(f"{len(rows)} rounds: {leaks} leaks, {hurt} bystanders hurt, {lost} named sandboxes lost, "
+    print(f"{_revision()}, seed {seed}, {len(rows)} rounds: {leaks} leaks, {hurt} bystanders hurt, {lost} named sandboxes lost, "
           f"{len(failed) - leaks - hurt - lost} other failures")  # fmt: skip
     for container in host.containers.list(filters={"label": f"{LABEL}faults=bystander"}):
         container.remove(force=True)

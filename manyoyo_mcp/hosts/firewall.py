@@ -9,6 +9,8 @@ from string import ascii_lowercase, digits
 from manyoyo_mcp.policy.egress import CLOSED, Entry, Network, Policy
 
 DIRECTORY = "/etc/manyoyo/egress"
+NEXT = f"{DIRECTORY}.next"
+"""Where those of a change lie until they are in force."""
 DNS_PORT = 1053
 """Where dnsmasq listens, so that aardvark's port stays free; whatever asks any name server is led there."""
 _BRIDGES = {"podman": ("podman*",), "docker": ("docker0", "br-*")}

@@ -303,11 +303,17 @@ _UPDATE: dict[str, Check] = _MEMORY | {"RestartPolicy": table_of(_RESTART)}
 
 
 def update(request: Request, limits: Limits) -> Allowed:
+    """What is not named, or is 0 in Docker's way of saying so, stays as it is."""
     body = only("an update", request.body or {}, _UPDATE)
-    granted = body | _grant(body, limits)
-    for name in ("CpuPeriod", "CpuQuota"):
-        granted.pop(name, None)
-    return Allowed(request.query, granted)
+    granted = _grant(body, limits)
+    if not body.get("Memory"):
+        del granted["Memory"], granted["MemorySwap"]
+    if not (body.get("NanoCpus") or body.get("CpuQuota")):
+        del granted["NanoCpus"]
+    if body.get("PidsLimit") is None:
+        del granted["PidsLimit"]
+    dropped = ("CpuPeriod", "CpuQuota", "NanoCpus", "Memory", "MemorySwap", "PidsLimit")
+    return Allowed(request.query, {name: value for name, value in body.items() if name not in dropped} | granted)
 
 
 _EXEC: dict[str, Check] = {

@@ -347,8 +347,17 @@ def _grant(resources: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def update(request: Request, limits: Limits) -> Allowed:
+    """What is not named stays as it is."""
     body = only("an update", request.body or {}, _RESOURCES)
-    return Allowed(request.query, _grant(body, limits))
+    granted = _grant(body, limits)
+    for kind, naming, caps in (
+        ("memory", "limit", ("limit", "swap")),
+        ("cpu", "quota", ("quota", "period")),
+        ("pids", "limit", ("limit",)),
+    ):
+        if not (body.get(kind) or {}).get(naming):
+            granted[kind] = {name: value for name, value in granted[kind].items() if name not in caps}
+    return Allowed(request.query, {kind: value for kind, value in granted.items() if value})
 
 
 _START: dict[str, Check] = {

@@ -20,6 +20,8 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _PORTS = {"http": 80, "https": 443, "socks4": 1080, "socks5": 1080, "socks5h": 1080}
 _REMEMBERED = 60.0
 """Seconds for which the addresses of a name are not asked for again."""
+_UNKNOWN_WORD = 2
+"""`ctl`'s exit code for what it does not know."""
 _known: dict[str, tuple[float, list[str]]] = {}
 
 
@@ -108,8 +110,11 @@ async def files(
 
 async def change(settings: Settings, host: Host, outer: Outer, policy: Policy) -> None:
     """Put another policy into force in a sandbox that runs, also for what is under way. Raises EgressUnenforced; the old one holds then."""
-    await host.lay(outer, await files(settings, host, policy, outer.labels["engine"]))
-    completed = await host.maintain(outer, "egress")
+    wanted = await files(settings, host, policy, outer.labels["engine"])
+    await host.lay(
+        outer, {f"{firewall.NEXT}{path.removeprefix(firewall.DIRECTORY)}": each for path, each in wanted.items()}
+    )
+    completed = await host.maintain(outer, "egress-change")
     if completed.exit_code != 0:
         raise EgressUnenforced(
             f"{outer.sandbox_id} could not be given another network policy: {completed.output[-400:].strip()}",
@@ -118,9 +123,16 @@ async def change(settings: Settings, host: Host, outer: Outer, policy: Policy) -
 
 
 async def policy_of(host: Host, outer: Outer) -> Policy:
-    """The policy that holds in a sandbox that runs, whoever gave it."""
+    """The policy that holds in a sandbox that runs, whoever gave it. Raises EgressUnenforced where it can't be told."""
     completed = await host.maintain(outer, "egress-policy")
-    return Policy.of_label(completed.output) if completed.exit_code == 0 else Policy("open")
+    if completed.exit_code == _UNKNOWN_WORD:
+        return Policy("open")  # of a version that had no other
+    if completed.exit_code != 0:
+        raise EgressUnenforced(
+            f"{outer.sandbox_id} does not tell its network policy: {completed.output[-400:].strip()}",
+            "End it with cleanup (keep_data for a named one, which then keeps what it holds) and start it anew.",
+        )
+    return Policy.of_label(completed.output)
 
 
 class Networks:

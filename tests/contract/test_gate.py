@@ -107,6 +107,34 @@ async def test_caps_are_the_sandboxes(cli: Docker, box: Box) -> None:
     assert refused.returncode == 125 and "more than the sandbox itself has" in refused.stderr
 
 
+async def test_an_update_changes_what_it_names(cli: Docker, box: Box) -> None:
+    name = f"gated-{secrets.token_hex(4)}"
+    await cli("run", "-d", "--name", name, "--memory", "96m", "--cpus", "0.5", "--pids-limit", "50", BUSYBOX, *SERVICE)
+
+    async def caps() -> list[str]:
+        """As the kernel has them (cgroup v1 or v2), for whoever asks from within."""
+        files = ("memory/memory.limit_in_bytes memory.max", "cpu/cpu.cfs_quota_us cpu.max", "pids/pids.max pids.max")
+        asked = "; ".join(f"cat {each} 2>/dev/null" for each in files)
+        memory, quota, *_, pids = (
+            await cli("exec", "-w", "/sys/fs/cgroup", name, "sh", "-c", f"{asked}; true")
+        ).stdout.split()
+        return [memory, quota, pids]
+
+    try:
+        assert await caps() == [str(96 << 20), "50000", "50"]
+        for change, expected in (
+            (("--memory", "64m"), [str(64 << 20), "50000", "50"]),
+            (("--cpus", "0.25"), [str(64 << 20), "25000", "50"]),
+            (("--pids-limit", "40"), [str(64 << 20), "25000", "40"]),
+            (("--restart", "no"), [str(64 << 20), "25000", "40"]),
+            (("--pids-limit", "-1"), [str(64 << 20), "25000", str(box.sandbox.limits.default.pids)]),
+        ):
+            await cli("update", *change, name)
+            assert await caps() == expected, change
+    finally:
+        await cli("rm", "-f", name)
+
+
 async def test_exec_with_a_terminal(cli: Docker, service: str) -> None:
     ours, theirs = pty.openpty()
     process = cli.popen(

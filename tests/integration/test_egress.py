@@ -10,9 +10,11 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import docker
 import pytest
 from mcp import Client
 
+from manyoyo_mcp.archive import tar
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import EgressUnenforced
 from manyoyo_mcp.hosts import firewall
@@ -217,6 +219,28 @@ async def test_no_more_than_is_configured(tmp_path: Path) -> None:
         again = (await call(client, "start_sandbox", name="narrow"))["sandbox"]
         assert again["network"].startswith("none"), "a name keeps what it was given last"
         await call(client, "cleanup", sandbox_id="narrow")
+
+
+@on_both
+async def test_a_change_that_fails_leaves_what_held(client: Client, engine: str) -> None:
+    sandbox = (await call(client, "start_sandbox", engine=engine, network_policy="none"))["sandbox"]["sandbox_id"]
+    host = docker.from_env()
+    try:
+        (outer,) = host.containers.list(filters={"label": f"org.manyoyo.sandbox={sandbox}"})
+        once = "#!/bin/sh\nrm /usr/local/sbin/nft\necho no room for rules\nexit 1\n"
+        assert outer.put_archive("/usr/local/sbin", tar({"nft": once.encode()}))
+        error = await refused(client, "start_sandbox", sandbox_id=sandbox, network_policy="log")
+        assert error["code"] == "EGRESS_UNENFORCED" and "no room for rules" in error["message"], error
+        rules, policy = (
+            outer.exec_run(words).output.decode()
+            for words in (["nft", "list", "chain", "inet", "manyoyo", "judge"], ["cat", f"{firewall.DIRECTORY}/policy"])
+        )
+        assert policy.strip() == "none" and "goto refuse" in rules, (policy, rules)
+    finally:
+        host.close()
+    assert (await call(client, "sandbox_status", sandbox_id=sandbox))["sandboxes"][0]["network"].startswith("none")
+    changed = await call(client, "start_sandbox", sandbox_id=sandbox, network_policy="log")
+    assert changed["sandbox"]["network"].startswith("log"), "and the next one is taken"
 
 
 @on_both

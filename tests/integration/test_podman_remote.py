@@ -106,6 +106,28 @@ async def test_what_a_service_is_asked(podman: Podman, service: str) -> None:
     assert (await podman("inspect", "--format", "{{.HostConfig.Memory}}", service)).stdout.strip() == str(32 << 20)
 
 
+async def test_an_update_changes_what_it_names(podman: Podman, box: Box) -> None:
+    name = f"gated-{secrets.token_hex(4)}"
+    await podman(
+        "run", "-d", "--name", name, "--memory", "96m", "--cpus", "0.5", "--pids-limit", "50", BUSYBOX, "sleep", "1000"
+    )
+
+    async def caps() -> str:
+        host = json.loads((await podman("inspect", "--format", "{{json .HostConfig}}", name)).stdout)
+        return f"{host['Memory'] >> 20}m {host['CpuQuota'] / host['CpuPeriod']} {host['PidsLimit']}"
+
+    assert await caps() == "96m 0.5 50"
+    for change, expected in (
+        (("--memory", "64m"), "64m 0.5 50"),
+        (("--cpus", "0.25"), "64m 0.25 50"),
+        (("--pids-limit", "40"), "64m 0.25 40"),
+        (("--pids-limit", "-1"), f"64m 0.25 {box.sandbox.limits.default.pids}"),
+    ):
+        await podman("update", *change, name)
+        assert await caps() == expected, change
+    await podman("rm", "-f", "-t", "0", name)
+
+
 async def test_logs_and_events(podman: Podman) -> None:
     name = f"gated-{secrets.token_hex(4)}"
     await podman("run", "-d", "--name", name, BUSYBOX, "sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.2; done")

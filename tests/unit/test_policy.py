@@ -246,8 +246,18 @@ def test_parameters_that_are_not_named_are_refused(path: str, query: dict[str, s
 
 
 def test_an_update_has_the_same_limits() -> None:
-    body = decide(Request("POST", "/containers/abc/update", {}, {"Memory": -1}), LIMITS).body
-    assert body == LIMITS.default.host_config()
+    default = LIMITS.default.host_config()
+    for asked, names in (
+        ({"Memory": -1, "PidsLimit": -1, "CpuQuota": -1}, default.keys()),
+        ({"Memory": -1, "MemorySwap": -1}, {"Memory", "MemorySwap"}),
+        ({"NanoCpus": -1, "Memory": 0}, {"NanoCpus"}),
+        ({"PidsLimit": 0}, {"PidsLimit"}),
+        ({"Memory": 0, "NanoCpus": 0, "PidsLimit": None, "MemorySwap": -1, "CpuPeriod": 5}, ()),
+    ):
+        body = decide(Request("POST", "/containers/abc/update", {}, asked), LIMITS).body
+        assert body == {name: default[name] for name in names}, (
+            "no more than the default, and nothing that is not named"
+        )
     with pytest.raises(CapExceeded):
         decide(Request("POST", "/containers/abc/update", {}, {"Memory": 2 << 30}), LIMITS)
 

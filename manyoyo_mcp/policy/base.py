@@ -12,11 +12,13 @@ from manyoyo_mcp.values import Caps, docker_size, format_bytes
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one sandbox grants: `default` where a request names no cap, `largest` (the sandbox's own size) at most. `socket`: where in
-    the outer container the socket of a gate is that nested containers may have as their Docker socket, "" where there is none."""
+    the outer container the socket of a gate is that nested containers may have as their Docker socket, "" where there is none.
+    `by_quota`: whether the engine takes a change of CPUs as a quota alone, as podman does, and not as NanoCpus."""
 
     default: Caps
     largest: Caps
     socket: str = ""
+    by_quota: bool = False
 
 
 Query = Mapping[str, str | list[str]]

@@ -116,7 +116,11 @@ _PORTS = off(
     "ports are not published",
     "Another nested container reaches a service at its address or name, exec at localhost.",
 )
-_MEMORY: dict[str, Check] = {
+_RESOURCES: dict[str, Check] = {
+    "CgroupParent": off("its cgroup must lie below the sandbox's caps", "Leave it out."),
+    "DeviceCgroupRules": NEVER_DEVICES,
+    "DeviceRequests": NEVER_DEVICES,
+    "Devices": NEVER_DEVICES,
     "Memory": a(int),
     "MemorySwap": a(int),
     "MemoryReservation": a(int),
@@ -147,20 +151,16 @@ _MEMORY: dict[str, Check] = {
 _RESTART: dict[str, Check] = {"Name": one_of(*RESTARTS), "MaximumRetryCount": a(int)}
 _LOG: dict[str, Check] = {"Type": one_of(*LOG_DRIVERS), "Config": table_of({"max-size": text, "max-file": text})}
 """No path among a log driver's options: it would be one in the outer container."""
-_HOST_CONFIG: dict[str, Check] = _MEMORY | {
+_HOST_CONFIG: dict[str, Check] = _RESOURCES | {
     "Annotations": off("OCI runtimes take annotations for orders", "Use labels."),
     "AutoRemove": a(bool),
     "Binds": list_of(_bind),
     "CapAdd": list_of(fields.capability),
     "CapDrop": texts,
     "Cgroup": off("a nested container has cgroups of its own", "Leave it out."),
-    "CgroupParent": off("its cgroup must lie below the sandbox's caps", "Leave it out."),
     "CgroupnsMode": off("it would see the outer container's cgroups", OWN_NAMESPACE, "private"),
     "ConsoleSize": unsent,
     "ContainerIDFile": unsent,
-    "DeviceCgroupRules": NEVER_DEVICES,
-    "DeviceRequests": NEVER_DEVICES,
-    "Devices": NEVER_DEVICES,
     "Dns": list_of(fields.address),
     "DnsOptions": list_of(fields.resolver_option),
     "DnsSearch": list_of(fields.domain),
@@ -299,7 +299,10 @@ def _grant(host: Mapping[str, Any], limits: Limits) -> dict[str, int]:
     return Caps(cpus=cpus, memory=memory, pids=pids).host_config()
 
 
-_UPDATE: dict[str, Check] = _MEMORY | {"RestartPolicy": table_of(_RESTART)}
+_UPDATE: dict[str, Check] = _RESOURCES | {
+    "RestartPolicy": table_of(_RESTART),
+    "Ulimits": off("engines set them when they make a container", "Make another with --ulimit."),
+}
 
 
 def update(request: Request, limits: Limits) -> Allowed:
@@ -308,8 +311,9 @@ def update(request: Request, limits: Limits) -> Allowed:
     granted = _grant(body, limits)
     if not body.get("Memory"):
         del granted["Memory"], granted["MemorySwap"]
-    if not (body.get("NanoCpus") or body.get("CpuQuota")):
-        del granted["NanoCpus"]
+    nano = granted.pop("NanoCpus")
+    if body.get("NanoCpus") or body.get("CpuQuota"):
+        granted |= {"CpuPeriod": 100_000, "CpuQuota": nano // 10_000} if limits.by_quota else {"NanoCpus": nano}
     if body.get("PidsLimit") is None:
         del granted["PidsLimit"]
     dropped = ("CpuPeriod", "CpuQuota", "NanoCpus", "Memory", "MemorySwap", "PidsLimit")

@@ -276,7 +276,11 @@ class Starter:
     async def join(self, created: Outer, begun: float) -> Sandbox:
         """A sandbox of an outer container that runs. `begun`: since when, by time.monotonic, it is being waited for."""
         transport, dial = await self._host.dialer(created)
-        limits = Limits(granting.nested_default(self._settings, created.caps), created.caps)
+        limits = Limits(
+            granting.nested_default(self._settings, created.caps),
+            created.caps,
+            by_quota=created.labels["engine"] == "podman",
+        )
         sandbox = join(self._host, created, transport, dial, limits, self._spawn, 0)
         await sandbox.engine.ping()
         sandbox.start_seconds = round(time.monotonic() - begun, 3)

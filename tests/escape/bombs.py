@@ -7,7 +7,7 @@ import time
 import anyio
 
 from tests.escape.roads import Road, entry
-from tests.escape.vectors import OWN, Out, Outcome, contained, vector
+from tests.escape.vectors import GATES, OWN, Out, Outcome, contained, vector
 from tests.escape.world import DISK, World
 
 _LATE = 5.0
@@ -154,7 +154,7 @@ async def cpu_bomb(world: World, road: Road) -> Outcome:
     return contained(f"{used:.1f} s of CPU in 4 s at a cap of a half")
 
 
-@vector("archive-bomb", "zip bomb", roads=("gate",), last=True)
+@vector("archive-bomb", "zip bomb", roads=GATES, last=True)
 async def archive_bomb(world: World, road: Road) -> Outcome:
     """A context of a few megabytes that unpacks to more than may be."""
 

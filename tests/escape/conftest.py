@@ -20,6 +20,7 @@ REPORT = os.environ.get("MANYOYO_ESCAPE_REPORT")
 _SMOKE = ("hardened", "podman")
 
 
+# A bomb takes what the nested road itself needs, which is an exec in that sandbox.
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "escape_world" not in metafunc.fixturenames:
         return
@@ -30,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         (vector, road)
         for vector in sorted(VECTORS.values(), key=lambda each: each.last)
         for road in ROADS
-        if road in vector.roads and (ASKED or vector.smoke)
+        if road in vector.roads and (ASKED or vector.smoke) and not (vector.last and road == "nested")
     ]
     metafunc.parametrize(("vector", "road"), [pytest.param(*each, id=f"{each[0].name}-{each[1]}") for each in tries])
     metafunc.parametrize("escape_world", worlds, ids="-".join, indirect=True, scope="session")

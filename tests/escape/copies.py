@@ -8,7 +8,7 @@ import anyio
 
 from tests.escape.canaries import CANARY
 from tests.escape.roads import Road, entry, tar
-from tests.escape.vectors import OWN, Out, Outcome, Vector, add, contained, vector
+from tests.escape.vectors import GATES, OWN, Out, Outcome, Vector, add, contained, vector
 from tests.escape.world import World
 
 _SLEEP = ("sh", "-c", "trap 'exit 0' TERM; sleep 300 & wait")
@@ -130,7 +130,7 @@ async def cp_loads_no_library(world: World, road: Road) -> Outcome:
     return contained("nothing of the container's is loaded")
 
 
-@vector("load-with-dots", "CVE-2014-9358, CVE-2014-9357", roads=("gate",))
+@vector("load-with-dots", "CVE-2014-9358, CVE-2014-9357", roads=GATES)
 async def load_with_dots(world: World, road: Road) -> Outcome:
     """An image archive whose layer is said to lie elsewhere."""
     manifest = f'[{{"Config": "config.json", "RepoTags": ["localhost/x:1"], "Layers": ["../../../../../../..{CANARY}/secret"]}}]'
@@ -147,7 +147,7 @@ async def load_with_dots(world: World, road: Road) -> Outcome:
     return contained("no image comes of it")
 
 
-@vector("load-below-a-link", "CVE-2014-6407, CVE-2015-3629", roads=("gate",))
+@vector("load-below-a-link", "CVE-2014-6407, CVE-2015-3629", roads=GATES)
 async def load_below_a_link(world: World, road: Road) -> Outcome:
     """A layer with a link, and a file below it."""
     layer = tar({}, entry("l", tarfile.SYMTYPE, "/run"), _FILE, entry("h", tarfile.LNKTYPE, f"{CANARY}/secret"))

@@ -10,7 +10,7 @@ from manyoyo_mcp.errors import ContextRefused, InvalidArgument
 from manyoyo_mcp.sessions import context as contexts
 from tests.escape.canaries import CANARY
 from tests.escape.roads import IMAGE, Road, entry, tar
-from tests.escape.vectors import OWN, Out, Outcome, Vector, add, contained, refused, vector
+from tests.escape.vectors import GATES, OWN, Out, Outcome, Vector, add, contained, refused, vector
 from tests.escape.world import World
 
 _DOCKERFILE = {"Dockerfile": f"FROM {IMAGE}\nCOPY . /all\n".encode()}
@@ -24,7 +24,7 @@ def _context(name: str, source: str, archive: bytes, code: str, words: str) -> N
     async def attempt(world: World, road: Road) -> Outcome:
         return refused(await road.request("POST", "/build", road.build_query(), data=archive), code, words)
 
-    add(Vector(name, source, "files", attempt, roads=("gate",)))
+    add(Vector(name, source, "files", attempt, roads=GATES))
 
 
 _context(
@@ -89,7 +89,7 @@ _context(
 )
 
 
-@vector("context-absolute", "Zip Slip (Snyk, 2018)", roads=("gate",))
+@vector("context-absolute", "Zip Slip (Snyk, 2018)", roads=GATES)
 async def context_absolute(world: World, road: Road) -> Outcome:
     """A name that begins with a slash is one in the context."""
     archive = tar({**_DOCKERFILE, f"{CANARY}/empty": b"pwned"})

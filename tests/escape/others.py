@@ -9,7 +9,7 @@ import anyio
 from manyoyo_mcp.errors import ManyoyoError
 from tests.escape.canaries import CANARY
 from tests.escape.roads import IMAGE, Road
-from tests.escape.vectors import OWN, Out, Outcome, Vector, add, contained, nothing_out, refused, vector
+from tests.escape.vectors import GATES, OWN, Out, Outcome, Vector, add, contained, nothing_out, refused, vector
 from tests.escape.world import World
 
 _SLEEP = ("sh", "-c", "trap 'exit 0' TERM; sleep 300 & wait")
@@ -155,7 +155,9 @@ print "saw ", join(", ", sort keys %seen), "\nTRIED\n"' 3 2>&1"""
 """Lies in wait for the runtime that execs come by, and writes its own first bytes over it, which would show in its time of change."""
 
 
-@vector("overwrite-the-runtime", "CVE-2019-5736, CVE-2016-9962")
+@vector(
+    "overwrite-the-runtime", "CVE-2019-5736, CVE-2016-9962", roads=("tool", "gate")
+)  # hundreds of execs: the nested road is made of them
 async def overwrite_the_runtime(world: World, road: Road) -> Outcome:
     async with road.service("sh", "-c", f"cp /bin/busybox /tmp/b; {_WATCH}") as container:
         with anyio.move_on_after(8):
@@ -257,7 +259,7 @@ async def container_of_the_outer_engine(world: World, road: Road) -> Outcome:
 # -- the server's own signs
 
 
-@vector("forge-our-label", OWN, roads=("gate",))
+@vector("forge-our-label", OWN, roads=GATES)
 async def forge_our_label(world: World, road: Road) -> Outcome:
     return refused(await road.create(Labels={"org.manyoyo.keep-alive": "yes"}), words="the server's own")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.escape.canaries import CANARY
 from tests.escape.roads import Road, tar
-from tests.escape.vectors import OWN, ROADS, Out, Outcome, Vector, add, contained, refused, vector
+from tests.escape.vectors import GATES, OWN, ROADS, Out, Outcome, Vector, add, contained, refused, vector
 from tests.escape.world import World
 
 _CIS = "CIS Docker Benchmark 5"
@@ -146,9 +146,7 @@ _ask("pull-by-transport", "podman's transports", "POST", "/images/create", {"fro
 _ask("push", OWN, "POST", "/images/localhost/manyoyo-test/escape/push", {"tag": "latest"})
 _ask("plugin", OWN, "POST", "/plugins/pull", {"remote": "x"}, [])
 _ask("swarm", OWN, "POST", "/swarm/init", body={"ListenAddr": "0.0.0.0"})
-_ask(
-    "libpod-api", OWN, "POST", "/libpod/play/kube", code="INVALID_ARGUMENT", roads=("gate",)
-)  # at a version of Docker's
+_ask("libpod-api", OWN, "POST", "/libpod/play/kube", code="INVALID_ARGUMENT", roads=GATES)  # at a version of Docker's
 _ask("path-with-dots", OWN, "GET", "/containers/../libpod/info")
 _ask("path-encoded", "CVE-2014-9358's kin", "GET", "/containers/%2e%2e/json")
 _ask("update-devices", OWN, "POST", "/containers/x/update", body={"Devices": [{"PathOnHost": "/dev/mem"}]})
@@ -209,7 +207,7 @@ async def sysctl_with_a_plus(world: World, road: Road) -> Outcome:
     return contained(f"it does not start: exit code {code}")
 
 
-@vector("repeated-keys", "CVE-2019-14271's time: Go merges repeated keys", roads=("gate",))
+@vector("repeated-keys", "CVE-2019-14271's time: Go merges repeated keys", roads=GATES)
 async def repeated_keys(world: World, road: Road) -> Outcome:
     raw = b'{"Image": "localhost/manyoyo-test/escape:latest", "HostConfig": {"Privileged": true}, "HostConfig": {"Memory": 67108864}}'
     answer = await road.request("POST", "/containers/create", data=raw)

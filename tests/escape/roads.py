@@ -18,8 +18,9 @@ import docker
 from mcp import Client
 from mcp.server import MCPServer
 
-from manyoyo_mcp.dialled import Dial, DialledClient
+from manyoyo_mcp.dialled import Dial, DialledClient, SocketLike
 from manyoyo_mcp.errors import ManyoyoError
+from manyoyo_mcp.hosts.relay import RelaySocket
 from manyoyo_mcp.policy.transport import API_VERSION
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.tools import TOOLS
@@ -215,6 +216,53 @@ def gate(path: Path) -> Road:
         return connection
 
     return Road("gate", DialledClient(dial, API_VERSION))
+
+
+_JOIN = """
+my $s; socket($s, 1, 1, 0) && connect($s, pack("S Z*", 1, "/var/run/docker.sock")) or die "no socket: $!\\n";
+my %to = (fileno($s) => 1, 0 => fileno($s));
+open(my $in, "<&=", 0); open(my $out, ">&=", 1);
+my %file = (fileno($s) => $s, 0 => $in);
+while (%to) {
+    my $ready = "";
+    vec($ready, $_, 1) = 1 for keys %to;
+    select($ready, undef, undef, undef);
+    for my $from (grep { vec($ready, $_, 1) } keys %to) {
+        my $count = sysread $file{$from}, my $data, 65536;
+        if (!$count) { exit if $from; delete $to{0}; shutdown $s, 1; next }
+        my $to = $from ? $out : $s;
+        for (my $at = 0; $at < length $data;) { $at += syswrite($to, $data, length($data) - $at, $at) // exit }
+    }
+}
+"""
+"""Joins a program's own input and output to the Docker socket that its container was given."""
+
+
+def nested(control: Road) -> Road:
+    """The socket that a nested container has, as a program in it sees it: every connection is one that an exec makes there. Attempts
+    may end that container, or all there are; then another is made."""
+    client = control._client
+    container = ""
+
+    def dial() -> SocketLike:
+        nonlocal container
+        try:
+            running = bool(container) and client.inspect_container(container)["State"]["Running"]
+        except docker.errors.NotFound:
+            running = False
+        if not running:
+            body = {
+                "Image": IMAGE,
+                "Cmd": ["sleep", "100000"],
+                "HostConfig": {"Binds": ["/run/manyoyo/gate.sock:/var/run/docker.sock"], "NetworkMode": "none"},
+            }
+            container = str(client.create_container_from_config(body)["Id"])
+            client.start(container)
+        exec_id = client.exec_create(container, ["perl", "-e", _JOIN], stdin=True)["Id"]
+        stream = client.exec_start(exec_id, socket=True)
+        return RelaySocket(getattr(stream, "_sock", stream), stream._response)
+
+    return Road("nested", DialledClient(dial, API_VERSION))
 
 
 def unguarded(dial: Dial) -> Road:

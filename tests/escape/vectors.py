@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 OWN = "own"
 TIERS = ("privileged", "hardened")
 ENGINES = ("podman", "docker")
-ROADS = ("tool", "gate")
+ROADS = ("tool", "gate", "nested")
+GATES = ("gate", "nested")
+"""Where requests come from programs that we don't trust."""
 
 
 class Out(AssertionError):

@@ -16,7 +16,7 @@ from manyoyo_mcp.config import Isolation, Settings
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.manager import Manager
 from tests.escape.canaries import SYSCALLS, Canaries
-from tests.escape.roads import IMAGE, Road, ToolRoad, gate, unguarded
+from tests.escape.roads import IMAGE, Road, ToolRoad, gate, nested, unguarded
 from tests.support import Box, busybox_context
 
 MEMORY, PIDS, DISK = 768 << 20, 512, 1 << 30
@@ -88,10 +88,10 @@ async def world(
         assert built.image_id, built
         container = host.containers.get(sandbox.outer.container_id)
         canaries = await anyio.to_thread.run_sync(partial(Canaries, container, directory))
-        roads: list[Road] = [ToolRoad(box), gate(manager.endpoints.open(sandbox))]
-        yield World(
-            tier, box, canaries, neighbour, {road.name: road for road in roads}, unguarded(sandbox.dial), directory
-        )
+        control = unguarded(sandbox.dial)
+        path = manager.endpoints.open(sandbox)
+        roads: list[Road] = [ToolRoad(box), gate(path), nested(control)]
+        yield World(tier, box, canaries, neighbour, {road.name: road for road in roads}, control, directory)
     finally:
         with anyio.CancelScope(shield=True):
             await manager.remove(sandbox)

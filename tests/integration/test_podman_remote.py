@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import docker
 import pytest
@@ -126,6 +127,28 @@ async def test_an_update_changes_what_it_names(podman: Podman, box: Box) -> None
         await podman("update", *change, name)
         assert await caps() == expected, change
     await podman("rm", "-f", "-t", "0", name)
+
+
+async def test_execs_leave_no_processes(podman: Podman, box: Box, service: str) -> None:
+    for _ in range(3):
+        await podman("exec", service, "true")
+    outer_container = box.sandbox.outer.container_id
+
+    def monitors() -> int:
+        """Podman's processes beside containers and execs: one each."""
+        host = docker.from_env()
+        try:
+            return sum(
+                "conmon" in each[-1]
+                for each in host.containers.get(outer_container).top(ps_args="-o pid,comm")["Processes"]
+            )
+        finally:
+            host.close()
+
+    running = len((await podman("ps", "-q")).stdout.split())
+    with anyio.fail_after(60):
+        while await anyio.to_thread.run_sync(monitors) > running:
+            await anyio.sleep(1)
 
 
 async def test_logs_and_events(podman: Podman) -> None:

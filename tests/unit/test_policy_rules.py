@@ -141,7 +141,8 @@ EVIL: dict[str, dict[str, list[Any]]] = {
     "driver": {"Name": ["nfs"], "Options": [{"type": "none", "device": "/", "o": "bind"}]},
     "endpoint": {"DriverOpts": [{"x": "y"}], "Links": [["x"]], "IPAMConfig": [{"Tomorrow": "x"}], "Aliases": [["a\n10.0.0.1 b"]],
                  "MacAddress": ["x"]},
-    "update": {"Memory": [2 << 30], "RestartPolicy": [{"Name": "weird"}], "BlkioWeight": [1]},
+    "update": {"Memory": [2 << 30], "RestartPolicy": [{"Name": "weird"}], "BlkioWeight": [1], "CgroupParent": ["/"],
+               "Ulimits": [[{"Name": "nofile", "Soft": 1, "Hard": 1}]], "Devices": [[{"PathOnHost": "/dev/sda"}]]},
     "exec": {"Privileged": [True], "Env": [["*"]], "User": ["a b"]},
     "subnet": {name: ["x", "10.0.0.0/99", "1.2.3.4 x"] for name in ("Subnet", "IPRange", "Gateway")},
     "volume": {

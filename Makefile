@@ -1,6 +1,6 @@
 # The scripts by name; each says more about itself at its top.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fresh cgroup2 bench faults escape
+.PHONY: help demo test lint fresh cgroup2 bench faults escape fuzz
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,3 +28,6 @@ faults: ## kill servers and engines at work, look at what is left: make faults R
 
 escape: ## try to break out of sandboxes, in every tier and engine
 	scripts/escape
+
+fuzz: ## generated tool calls and gate requests: make fuzz NUMBER=20000 SEED=1
+	scripts/fuzz $(or $(NUMBER),1000) $(or $(SEED),1)

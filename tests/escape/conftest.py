@@ -10,9 +10,9 @@ import pytest
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.sessions.manager import Manager, open_manager
+from tests.escape import world as worlds
 from tests.escape.vectors import ENGINES, ROADS, VECTORS
-from tests.escape.world import Neighbour, World, outer_address, world
-from tests.support import BUSYBOX, Box, busybox_context
+from tests.escape.world import Neighbour, World, world
 
 ASKED = [tier for tier in os.environ.get("MANYOYO_ESCAPE", "").split(",") if tier]
 """Tiers of which everything is tried."""
@@ -39,17 +39,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 async def neighbour(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Neighbour]:
-    """Another user's sandbox, with a service in it."""
-    secret = "neighbours-secret-8d1f"
-    settings = Settings(state_dir=tmp_path_factory.mktemp("state"), runtime_dir=tmp_path_factory.mktemp("run"))
-    async with open_manager(settings) as manager:
-        object.__setattr__(manager.identity, "owner", "another@machine")
-        box = Box(manager, await manager.start("podman", memory=512 << 20))
-        assert (await box.build(files=busybox_context(), tags=[BUSYBOX])).image_id
-        script = f"mkdir /tmp/w && echo {secret} > /tmp/w/secret && exec httpd -f -p 8765 -h /tmp/w"
-        service = await box.service("sh", "-c", script)
-        address = next(row.address for row in await box.engine.containers() if row.container_id == service)
-        yield Neighbour(box, service, address, outer_address(box), secret)
+    async with worlds.neighbour(tmp_path_factory.mktemp("state"), tmp_path_factory.mktemp("run")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -167,7 +167,7 @@ class ToolRoad(Road):
     def __init__(self, box: Box) -> None:
         super().__init__("tool", box.engine._client)
         self._box = box
-        self._server = _server(box.manager)
+        self._server = server(box.manager)
 
     def build_query(self) -> dict[str, str]:
         return {"cgroupparent": f"/manyoyo-builds/{secrets.token_hex(8)}"}
@@ -270,7 +270,7 @@ def unguarded(dial: Dial) -> Road:
     return Road("unguarded", DialledClient(dial, API_VERSION))
 
 
-def _server(manager: Manager) -> MCPServer[Manager]:
+def server(manager: Manager) -> MCPServer[Manager]:
     """A server with all tools, over a manager that is there already."""
 
     @asynccontextmanager

@@ -14,10 +14,10 @@ import docker
 
 from manyoyo_mcp.config import Isolation, Settings
 from manyoyo_mcp.image import outer
-from manyoyo_mcp.sessions.manager import Manager
+from manyoyo_mcp.sessions.manager import Manager, open_manager
 from tests.escape.canaries import SYSCALLS, Canaries
 from tests.escape.roads import IMAGE, Road, ToolRoad, gate, nested, unguarded
-from tests.support import Box, busybox_context
+from tests.support import BUSYBOX, Box, busybox_context
 
 MEMORY, PIDS, DISK = 768 << 20, 512, 1 << 30
 """Of a sandbox: small, so that bombs are."""
@@ -72,6 +72,20 @@ def outer_address(box: Box) -> str:
     finally:
         host.close()
     return str(next(iter(networks.values()))["IPAddress"])
+
+
+@asynccontextmanager
+async def neighbour(state: Path, run: Path) -> AsyncIterator[Neighbour]:
+    """Another user's sandbox, with a service in it. `state`, `run`: directories of that user's server."""
+    secret = "neighbours-secret-8d1f"
+    async with open_manager(Settings(state_dir=state, runtime_dir=run)) as manager:
+        object.__setattr__(manager.identity, "owner", "another@machine")
+        box = Box(manager, await manager.start("podman", memory=512 << 20))
+        assert (await box.build(files=busybox_context(), tags=[BUSYBOX])).image_id
+        script = f"mkdir /tmp/w && echo {secret} > /tmp/w/secret && exec httpd -f -p 8765 -h /tmp/w"
+        service = await box.service("sh", "-c", script)
+        address = next(row.address for row in await box.engine.containers() if row.container_id == service)
+        yield Neighbour(box, service, address, outer_address(box), secret)
 
 
 @asynccontextmanager

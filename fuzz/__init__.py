@@ -1,0 +1,1 @@
+"""Generated tool calls and gate requests against live sandboxes (`scripts/fuzz`)."""

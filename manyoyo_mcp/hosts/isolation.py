@@ -16,6 +16,8 @@ class Tier:
     engines: frozenset[str] = frozenset({"podman", "docker"})
     """The nested engines that it can be had with, and `why_not` with the others."""
     why_not: str = ""
+    trial: tuple[str, ...] = ("/bin/true",)
+    """What must succeed in such an outer container, for the doctor: less than the start of a sandbox asks for."""
     owns_store: bool = False
     """What a nested engine stores in this tier is of no use in another: its files have other owners."""
 
@@ -73,7 +75,8 @@ TIERS = {
         "It shares the host's kernel. All nested containers have the same ids: root of one is root's equal in another. Code that "
         "takes over the nested engine itself has CAP_SYS_ADMIN of the outer container.",
         engines=frozenset({"docker"}),
-        why_not="podman maps the ids of runs, but not those of the RUN steps of a build",
+        why_not="only dockerd is set up to map the ids of runs, execs and RUN steps alike",
+        trial=("/usr/bin/unshare", "--user", "/bin/true"),
         owns_store=True,
     ),
 }

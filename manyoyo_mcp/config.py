@@ -42,7 +42,7 @@ def _runtime_dir() -> Path:
 
 
 EngineName = Literal["podman", "docker"]
-Isolation = Literal["privileged", "hardened"]
+Isolation = Literal["privileged", "hardened", "userns"]
 NetworkMode = Literal["none", "allowlist", "log", "open"]
 
 

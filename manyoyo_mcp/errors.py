@@ -6,7 +6,7 @@
     │   ├── InvalidArgument     INVALID_ARGUMENT
     │   ├── CapExceeded         CAP_EXCEEDED
     │   ├── BudgetExceeded      BUDGET_EXCEEDED     all sandboxes together have what they may have
-    │   ├── NotSupported        NOT_SUPPORTED, DISK_CAP_UNAVAILABLE, POOL_UNAVAILABLE
+    │   ├── NotSupported        NOT_SUPPORTED, DISK_CAP_UNAVAILABLE, POOL_UNAVAILABLE, ISOLATION_UNAVAILABLE
     │   ├── PolicyRefused       POLICY_REFUSED
     │   ├── ContextRefused      CONTEXT_REFUSED     build context outside the roots, too large, or escaping by a link
     │   ├── NotFound            SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, IMAGE_NOT_FOUND, JOB_NOT_FOUND, …

@@ -135,7 +135,7 @@ class Manager:
         """Start a new sandbox, or the one of that name, which may be there and even run already.
 
         Raises InvalidArgument, NotFound (CHECKPOINT_NOT_FOUND), CapExceeded, PolicyRefused, BudgetExceeded, NotSupported
-        (DISK_CAP_UNAVAILABLE), HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced, EgressUnenforced.
+        (DISK_CAP_UNAVAILABLE, ISOLATION_UNAVAILABLE), HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced, EgressUnenforced.
         """
         network = await reach.granted(self.settings, self.host, network_policy, network_allow)
         origin = None

@@ -19,6 +19,7 @@ from manyoyo_mcp.errors import (
     SandboxError,
 )
 from manyoyo_mcp.hosts.base import ENDING, Host, HostInfo, Outer, OuterSpec, Storage, Store, ours, store_of
+from manyoyo_mcp.hosts.isolation import check as check_isolation
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
@@ -176,6 +177,8 @@ class Starter:
             wanted = replace(_as(wanted, had), network=network)
         engine: EngineName = wanted.engine or self._settings.engine
         isolation = wanted.isolation or self._settings.isolation
+        source = wanted.origin or there
+        check_isolation(isolation, engine, source.labels.get("isolation", "privileged") if source is not None else None)
         network = wanted.network or reach.configured(self._settings)
         info = await self._host.info()
         caps = granting.caps(self._settings, info, wanted.cpus, wanted.memory, wanted.pids)

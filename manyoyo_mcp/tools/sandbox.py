@@ -35,7 +35,7 @@ class StartInput(ToolInput):
     from_checkpoint: Text | None = Field(None, description="Begin with what is in this checkpoint, as a private copy.")
     isolation: Isolation | None = Field(
         None,
-        description='The wall around the sandbox: "privileged", or "hardened": no devices of the host\'s, named capabilities.',
+        description='Its wall. "hardened": none of the host\'s devices; "userns" (docker): nested root is nobody outside.',
     )
     network_policy: NetworkMode | None = Field(
         None, description='What it may reach: "open" (the internet), "log" (recorded), "allowlist", "none".'

@@ -79,6 +79,56 @@ async def test_a_hardened_sandbox(client: Client, engine: str) -> None:
     assert "runs with isolation hardened" in error["message"]
 
 
+OWNERS = """
+for mark in $MARKS; do
+  for process in /proc/[0-9]*; do
+    [ "$(tr '\\0' ' ' < $process/cmdline)" != "sleep $mark " ] || echo $mark $(stat -c %u $process) $(cat $process/uid_map)
+  done
+done
+"""
+
+
+async def test_root_of_a_nested_container_is_nobody_outside(client: Client) -> None:
+    started = (await call(client, "start_sandbox", engine="docker", isolation="userns", name=NAME, memory="512m"))[
+        "sandbox"
+    ]
+    sandbox = started["sandbox_id"]
+    assert started["isolation"].startswith("userns. ") and started["caps_enforced"] == "enforced"
+    await build(client, sandbox)
+    await run(client, sandbox, "exec sleep 1001", detach=True, name="svc")
+    await call(client, "nested_exec", sandbox_id=sandbox, container="svc", command=["sh", "-c", "sleep 1002 & true"])
+    dockerfile = f"FROM {BUSYBOX}\nRUN id -u > /who && cat /proc/self/uid_map >> /who\n"
+    assert (await build(client, sandbox, dockerfile, tags=["localhost/who"]))["reason"] == "OK"
+    step = " ".join((await run(client, sandbox, "cat /who", image="localhost/who"))["output"].split())
+    assert " 0 0 100000 65536 " in step, "a RUN step is not mapped"
+
+    def look() -> list[list[str]]:
+        container = docker.from_env().containers.get(f"manyoyo-{sandbox}")
+        _, output = container.exec_run(["sh", "-c", OWNERS], environment={"MARKS": "1001 1002"})
+        return [line.split() for line in output.decode().splitlines()]
+
+    seen = await anyio.to_thread.run_sync(look)
+    assert seen == [[mark, "100000", "0", "100000", "65536"] for mark in ("1001", "1002")], seen
+    assert (await run(client, sandbox, "tail /dev/zero", memory="64m"))["reason"] == "OOM_KILLED"
+    put = await run(client, sandbox, "cat /work/in > /work/out", files={"/work/in": "kept"}, outputs=["/work/out"])
+    assert put["exit_code"] == 0 and put["outputs"], put
+    fork = (await call(client, "fork_sandbox", sandbox_id=sandbox))["forks"][0]
+    assert fork["isolation"].startswith("userns. ")
+    assert (await run(client, fork["sandbox_id"], "cat /who", image="localhost/who"))["exit_code"] == 0
+    await call(client, "cleanup", sandbox_id=fork["sandbox_id"])
+    await call(client, "cleanup", sandbox_id=NAME, keep_data=True)
+    error = await refused(client, "start_sandbox", name=NAME, isolation="hardened")
+    assert "was stored with isolation userns" in error["message"], error
+    again = (await call(client, "start_sandbox", name=NAME))["sandbox"]
+    assert again["isolation"].startswith("userns. ")
+    assert (await run(client, again["sandbox_id"], "cat /who", image="localhost/who"))["exit_code"] == 0
+
+
+async def test_an_engine_that_can_not_have_a_tier_refuses_it(client: Client) -> None:
+    error = await refused(client, "start_sandbox", engine="podman", isolation="userns")
+    assert error["code"] == "ISOLATION_UNAVAILABLE" and "engine=docker" in error["hint"], error
+
+
 async def test_the_default_is_told(client: Client) -> None:
     sandbox = await start(client)
     status = (await call(client, "sandbox_status", sandbox_id=sandbox))["sandboxes"][0]

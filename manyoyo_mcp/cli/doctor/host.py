@@ -191,14 +191,14 @@ def tiers(configured: str, refused: Mapping[str, str]) -> Check:
 
 
 async def _refusal(facts: Facts, tier: Tier, runtime: str | None = None) -> str | None:
-    """What the host's engine says to a container of a tier that does nothing: nothing where it starts one; None where
-    there is no image to try it with."""
+    """What is said to a container of a tier that does next to nothing: nothing where it starts and succeeds; None where there is no
+    image to try it with."""
     image = outer.reference(facts.settings)
     if not await facts.host.image_exists(image):
         return None
     body = {
         "Image": image,
-        "Entrypoint": ["/bin/true"],
+        "Entrypoint": list(tier.trial),
         "Labels": {LABEL + key: value for key, value in Identity().labels().items()},
         "NetworkDisabled": True,
         "HostConfig": tier.host_config | ({"Runtime": runtime} if runtime else {}),
@@ -209,6 +209,10 @@ async def _refusal(facts: Facts, tier: Tier, runtime: str | None = None) -> str 
         try:
             container = client.create_container_from_config(body)["Id"]
             client.start(container)
+            code = client.wait(container, timeout=30)["StatusCode"]
+            if code != 0:
+                said = client.logs(container).decode(errors="replace").strip()
+                return f"{' '.join(tier.trial)} ended with {code}: {said}"
         except docker.errors.APIError as error:
             return str(error.explanation or error)
         finally:

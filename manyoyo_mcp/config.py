@@ -136,7 +136,14 @@ class Settings(BaseSettings):
     wait_s: float = Field(40, gt=0, description="Seconds after which a build or run becomes a job.")
     result_tokens: int = Field(2000, ge=200, description="Longest result, in tokens.")
     log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")
-    state_dir: Path = Field(default_factory=lambda: DIRS.user_state_path, description="Logs and the probe's memory.")
+    audit: Literal["required", "optional", "off"] = Field(
+        "required", description="The audit log; required: what can't be put on record is refused."
+    )
+    audit_max_bytes: Memory = Field(16 << 20, description="Largest file of the audit log; then a new one is begun.")
+    audit_files: int = Field(8, ge=1, le=9999, description="Older files of the audit log that are kept.")
+    state_dir: Path = Field(
+        default_factory=lambda: DIRS.user_state_path, description="Logs, the audit log, and the probe's memory."
+    )
     runtime_dir: Path = Field(default_factory=lambda: _runtime_dir(), description="Sockets of the sandboxes' engines.")
 
     @property

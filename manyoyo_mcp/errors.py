@@ -13,6 +13,7 @@
     │   ├── SandboxAmbiguous    SANDBOX_AMBIGUOUS
     │   ├── NameConflict        NAME_CONFLICT
     │   └── NotRunning          CONTAINER_NOT_RUNNING
+    ├── AuditUnavailable        AUDIT_UNAVAILABLE   the audit log can't be written, so nothing is done
     └── SandboxError            the sandbox, its engine or its host failed; the command is not to blame
         ├── EngineUnreachable   ENGINE_UNREACHABLE, SANDBOX_ENDING
         ├── EngineFailed        ENGINE_FAILED
@@ -109,6 +110,12 @@ class NameConflict(RequestError):
 
 class NotRunning(RequestError):
     code = "CONTAINER_NOT_RUNNING"
+
+
+class AuditUnavailable(ManyoyoError):
+    """What is asked for would change something, and can't be put on record."""
+
+    code = "AUDIT_UNAVAILABLE"
 
 
 class SandboxError(ManyoyoError):

@@ -13,6 +13,8 @@ import anyio
 import anyio.from_thread
 from anyio.abc import TaskGroup
 
+from manyoyo_mcp.audit import journal
+from manyoyo_mcp.audit.files import Files
 from manyoyo_mcp.config import EngineName, Isolation, NetworkMode, Settings
 from manyoyo_mcp.errors import (
     NotFound,
@@ -32,6 +34,7 @@ from manyoyo_mcp.sessions.life import Life
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted, check_same
 from manyoyo_mcp.sessions.warm import Warm
+from manyoyo_mcp.sessions.witness import job_over
 from manyoyo_mcp.sessions.work import Work
 from manyoyo_mcp.workers import in_thread
 
@@ -48,7 +51,8 @@ class Manager:
         self.host = host
         self.identity = Identity()
         self.directory = sweep.claim(settings, self.identity)
-        self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes)
+        self.journal = _journal(settings, self.identity)
+        self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes, partial(job_over, self.journal))
         self._group = group
         self._sandboxes: dict[str, Sandbox] = {}
         self._held: dict[str, Outer] = {}  # those whose lease is kept: from their first moment to their last
@@ -60,7 +64,7 @@ class Manager:
         self.work = Work(host, self.jobs, self.identity, self._gone)
         self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
         self.grow = self._starter.grow
-        self.endpoints = Endpoints(settings, host, self.identity.session, self._spawn)
+        self.endpoints = Endpoints(settings, host, self.identity.session, self._spawn, self.journal)
         self.life = Life(settings, host, self.jobs, self.sandboxes, self._end)
         group.start_soon(self.life.keep)
         self._ended: dict[str, str] = {}  # ids and names of those that ended by themselves, with the reason
@@ -348,6 +352,16 @@ class Manager:
         return await self._starter.join(found, time.monotonic())
 
 
+def _journal(settings: Settings, identity: Identity) -> journal.Journal:
+    """This session's, with what the configuration allows at most."""
+    files = Files(journal.directory(settings.state_dir), settings.audit_max_bytes, settings.audit_files)
+    facts = {
+        "isolation": settings.isolation, "network_policy": settings.network_policy, "network_allow": settings.network_allow[:40],
+        "roots": [str(each) for each in settings.roots[:40]],
+    }  # fmt: skip
+    return journal.Journal(files, settings.audit, identity.owner, identity.session, facts)
+
+
 @contextlib.asynccontextmanager
 async def open_manager(settings: Settings | None = None, *, sweep_first: bool = True) -> AsyncIterator[Manager]:
     """A manager for one session. On leaving, jobs are cancelled and this session's sandboxes removed.
@@ -375,6 +389,7 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                     await manager.remove_all()
                     if not manager._held:  # else a named one, of whose container the reaper removes what is left
                         manager._dismiss_reaper()
+                await in_thread(manager.journal.close)
                 shutil.rmtree(manager.directory, ignore_errors=True)
                 endpoints.forget(settings, manager.identity.session)
             group.cancel_scope.cancel()

@@ -1,6 +1,6 @@
 """start_sandbox, cleanup."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -101,6 +101,13 @@ class StartOutput(ToolOutput):
     seconds: float
     grown: bool = False
     resumed: Literal["running", "stopped"] | None = Field(None, description="How a named sandbox was found.")
+
+    def outcome(self) -> dict[str, Any]:
+        box = self.sandbox
+        return {
+            "sandbox_id": box.sandbox_id, "name": box.name, "engine": box.engine, "network": box.network,
+            "isolation": box.isolation.partition(".")[0], "resumed": self.resumed,
+        }  # fmt: skip
 
     def words(self) -> str:
         what = "changed" if self.grown else f"started in {self.seconds:.2f} s"

@@ -18,13 +18,15 @@ _GONE = "[redacted]"
 _LEAST = 4
 """Characters from which on a value of a variable is looked for elsewhere: shorter ones are 1, yes, dev."""
 _TELLING = r"[\w-]{0,40}(?:passw(?:or)?d|passwd|passphrase|secret|token|api-?_?key|private-?_?key|access-?_?key|credential)s?[\w-]{0,40}"
-_NAMED = re.compile(rf"(?i)\b({_TELLING})(\s*[=:]\s*|\s+)(\"[^\"]*\"|'[^']*'|[^\s\"',;&]+)")
+_NAMED = re.compile(rf"(?i)\b({_TELLING})([\"']?\s*[=:]\s*|\s+)(\"[^\"]*\"|'[^']*'|[^\s\"',;&]+)")
 _HEADER = re.compile(
     r"(?i)\b(authorization\s*[:=]\s*|bearer\s+|basic\s+)(?:(?:bearer|basic)\s+)?[A-Za-z0-9+/=._~-]{6,}"
 )
 _VARIABLE = re.compile(r"\b([A-Z_][A-Z0-9_]{0,60}=)(\"[^\"]*\"|'[^']*'|[^\s\"']+)")
 _ASSIGNED = re.compile(r"(=)(?![0-9.,]+[a-zA-Z]?\b)(\"[^\"]*\"|'[^']*'|[^\s\"']+)")
 _IN_URL = re.compile(r"(://)[^/\s@]+@")
+_ANY = re.compile(r"(?i)[=@]|pass|secret|token|key|credential|authorization|bearer|basic")
+"""Without one of these there is nothing of all that in a text."""
 _OPTION = re.compile(rf"(?i)--?{_TELLING}")
 
 
@@ -32,12 +34,18 @@ def scrubbed(text: str, secrets: Iterable[str] = (), *, strict: bool = False, lo
     """A text without what looks like a secret, and without `secrets`. `strict`: whatever but a number is assigned to anything does."""
     text = text[: longest * 4 + 4000]
     for secret in secrets:
-        text = text.replace(secret, _GONE)
+        if secret in text:
+            text = text.replace(secret, _GONE)
+    if _ANY.search(text) is not None:
+        text = _guessed(text, strict)
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
+
+
+def _guessed(text: str, strict: bool) -> str:
     text = _IN_URL.sub(rf"\1{_GONE}@", text)
     text = _HEADER.sub(rf"\1{_GONE}", text)
     text = _NAMED.sub(rf"\1\2{_GONE}", text)
-    text = (_ASSIGNED if strict else _VARIABLE).sub(rf"\1{_GONE}", text)
-    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
+    return (_ASSIGNED if strict else _VARIABLE).sub(rf"\1{_GONE}", text)
 
 
 def secrets_of(arguments: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """The audit log of a server, through a real client: calls, refusals, jobs, what goes through the gates; and no secret in it."""
 
+import base64
+import contextlib
 import json
 import os
 import signal
@@ -44,8 +46,6 @@ class Asker:
 
 
 def files() -> dict[str, Any]:
-    import base64
-
     return {name: {"base64": base64.b64encode(raw).decode()} for name, raw in busybox_context().items()}
 
 
@@ -92,7 +92,7 @@ async def test_what_goes_through_a_gate_stands_there(tmp_path: Path) -> None:
         address = (await call("sandbox_endpoint"))["docker_host"]
 
         def work() -> None:
-            with docker.DockerClient(base_url=address, version="1.41") as engine:
+            with contextlib.closing(docker.DockerClient(base_url=address, version="1.41")) as engine:
                 container = engine.containers.create(BUSYBOX, ["true"], environment={"NAME": CANARY}, name="through")
                 container.start()
                 container.wait()
@@ -133,7 +133,7 @@ async def test_what_can_not_be_put_on_record_is_not_done(tmp_path: Path) -> None
         refused = await call("start_sandbox")
         assert refused["code"] == "AUDIT_UNAVAILABLE" and str(state / "audit.jsonl") in refused["message"], refused
         assert "MANYOYO_AUDIT" in refused["hint"]
-        assert "sandboxes" in await call("sandbox_status") or True
+        assert "code" not in await call("sandbox_status")
         assert (await call("cleanup"))["removed"]
         (state / "audit.jsonl").rmdir()
         (state / "kept").rename(state / "audit.jsonl")

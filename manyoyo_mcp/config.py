@@ -44,6 +44,10 @@ def _runtime_dir() -> Path:
 EngineName = Literal["podman", "docker"]
 Isolation = Literal["privileged", "hardened"]
 NetworkMode = Literal["none", "allowlist", "log", "open"]
+ApprovalKind = Literal["endpoint", "isolation", "network"]
+ApprovalHow = Literal["ask", "allow", "deny"]
+_APPROVALS: dict[ApprovalKind, ApprovalHow] = {"endpoint": "allow", "isolation": "ask", "network": "ask"}
+"""How what reaches outside is decided on where the settings say nothing."""
 
 
 def _memory(value: str | int) -> int:
@@ -136,6 +140,10 @@ class Settings(BaseSettings):
     wait_s: float = Field(40, gt=0, description="Seconds after which a build or run becomes a job.")
     result_tokens: int = Field(2000, ge=200, description="Longest result, in tokens.")
     log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")
+    approve: Annotated[dict[ApprovalKind, ApprovalHow], NoDecode] = Field(
+        default_factory=dict,
+        description="Who decides on what reaches further than is configured: KIND=ask, allow or deny, with commas between.",
+    )
     audit: Literal["required", "optional", "off"] = Field(
         "required", description="The audit log; required: what can't be put on record is refused."
     )
@@ -150,6 +158,18 @@ class Settings(BaseSettings):
     def lock_dir(self) -> Path:
         """Where the locks of this owner's named things lie."""
         return self.runtime_dir / "locks"
+
+    def approval(self, kind: ApprovalKind) -> ApprovalHow:
+        """Who decides on such a thing."""
+        return self.approve.get(kind, _APPROVALS[kind])
+
+    @field_validator("approve", mode="before")
+    @classmethod
+    def _paired(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            parts = [each.partition("=") for each in given.split(",") if each.strip()]
+            return {kind.strip(): how.strip() for kind, _, how in parts}
+        return given
 
     @field_validator("roots", mode="before")
     @classmethod

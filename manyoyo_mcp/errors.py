@@ -8,6 +8,7 @@
     │   ├── BudgetExceeded      BUDGET_EXCEEDED     all sandboxes together have what they may have
     │   ├── NotSupported        NOT_SUPPORTED, DISK_CAP_UNAVAILABLE, POOL_UNAVAILABLE
     │   ├── PolicyRefused       POLICY_REFUSED
+    │   │   └── NotApproved     NOT_APPROVED        the person was asked and did not allow it
     │   ├── ContextRefused      CONTEXT_REFUSED     build context outside the roots, too large, or escaping by a link
     │   ├── NotFound            SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, IMAGE_NOT_FOUND, JOB_NOT_FOUND, …
     │   ├── SandboxAmbiguous    SANDBOX_AMBIGUOUS
@@ -90,6 +91,10 @@ class NotSupported(RequestError):
 
 class PolicyRefused(RequestError):
     code = "POLICY_REFUSED"
+
+
+class NotApproved(PolicyRefused):
+    code = "NOT_APPROVED"
 
 
 class ContextRefused(RequestError):

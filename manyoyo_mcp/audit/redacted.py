@@ -4,6 +4,7 @@ Of mappings (environments, files, build arguments) the names and sizes stand the
 the same request it is taken out too. What looks like a secret in a text is, as far as that can be told.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -84,6 +85,8 @@ def _size(value: Any) -> str:
 def _value(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, str):
         return scrubbed(value, secrets)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, bool | int | float) or value is None:
         return value
     if isinstance(value, Mapping):

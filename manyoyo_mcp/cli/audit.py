@@ -69,7 +69,7 @@ def _tell(where: Path, verdict: "Verdict", contains: str) -> None:
 @app.command()
 def show(
     session: Annotated[str, typer.Option(help="Only this session's, or those that begin so.")] = "",
-    tool: Annotated[str, typer.Option(help="Only this tool's; also gate, job, session, log.")] = "",
+    tool: Annotated[str, typer.Option(help="Only this tool's; also gate, job, approval, session, log.")] = "",
     refused: Annotated[bool, typer.Option("--refused", help="Only what was refused.")] = False,
     since: Annotated[str, typer.Option(metavar="TIME", help="2h, 7d …, or a time such as 2026-02-03T10:00.")] = "",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="The newest so many.")] = 50,
@@ -126,11 +126,21 @@ def _row(entry: dict[str, Any]) -> list[str]:
             asked = f"{entry.get('method', '')} {entry.get('path', '')} {outlined(entry.get('query'))}"
         case "job":
             what, asked = "job", str(entry.get("job_id", ""))
+        case "approval":
+            what, asked = f"approval ({entry.get('approval', '')})", str(entry.get("subject", ""))
         case _:
             left = ("kind", "event", "at", "owner", "session", "client")
             what, asked = f"{kind} {entry.get('event', '')}", outlined({key: value for key, value in entry.items() if key not in left})  # fmt: skip
     result = " ".join(
-        filter(None, [str(entry.get("code", "")), outlined(entry.get("result")), str(entry.get("reason", ""))])
+        filter(
+            None,
+            [
+                str(entry.get("by", "")),
+                str(entry.get("code", "")),
+                outlined(entry.get("result")),
+                str(entry.get("reason", "")),
+            ],
+        )
     )
     if kind == "gate" and "status" in entry:
         result = f"status {entry['status']}"

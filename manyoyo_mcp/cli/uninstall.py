@@ -144,6 +144,8 @@ def on_disk(settings: Settings) -> Iterator[Thing]:
         settings.state_dir / "sessions",
         journal.directory(settings.state_dir),
         settings.state_dir / "probes.json",
+        settings.state_dir / "approvals.json",
+        settings.state_dir / "approvals.lock",
         settings.lock_dir,
     ):
         if path.is_dir() and not path.is_symlink():

@@ -101,6 +101,7 @@ class Gate:
             self.path.unlink(missing_ok=True)
         for each in connections:
             each.end()
+        self._ways.witness.close()
 
     def _accept(self, listening: socket.socket) -> None:
         while True:

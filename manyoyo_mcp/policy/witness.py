@@ -24,3 +24,6 @@ class Witness:
 
     def refused(self, method: str, path: str, code: str, reason: str) -> None:
         """A request is refused."""
+
+    def close(self) -> None:
+        """The gate has ended."""

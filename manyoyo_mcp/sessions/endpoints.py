@@ -44,7 +44,7 @@ class Endpoints:
         self._directory = _root(settings) / session
         self._spawn = spawn
         self._journal = journal
-        self._gates: dict[Path, tuple[Gate, GateWitness]] = {}
+        self._gates: dict[Path, Gate] = {}
 
     def open(self, sandbox: Sandbox) -> Path:
         """The sandbox's gate for the user's own clients: a unix socket, made where it is not there. Raises InvalidArgument where its path
@@ -115,15 +115,13 @@ class Endpoints:
                 f"The socket {gate.path} can't be made: {error}.",
                 "Set MANYOYO_RUNTIME_DIR to a shorter path that is yours.",
             ) from error
-        self._gates[path] = gate, witness
+        self._gates[path] = gate
         return path
 
     def close(self, sandbox_id: str) -> None:
         """End a sandbox's gates, where it has some, and all that goes through them."""
         for path in [each for each in self._gates if sandbox_id in (each.stem, each.parent.name)]:
-            gate, witness = self._gates.pop(path)
-            gate.close()
-            witness.close()
+            self._gates.pop(path).close()
         if not self._gates:
             with contextlib.suppress(OSError):
                 self._directory.rmdir()

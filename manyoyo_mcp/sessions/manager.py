@@ -26,6 +26,7 @@ from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import endpoints, granting, reach, reaper, sweep
+from manyoyo_mcp.sessions.approvals import Approvals
 from manyoyo_mcp.sessions.endpoints import Endpoints
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Jobs
@@ -52,6 +53,7 @@ class Manager:
         self.identity = Identity()
         self.directory = sweep.claim(settings, self.identity)
         self.journal = _journal(settings, self.identity)
+        self.approvals = Approvals(settings)
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes, partial(job_over, self.journal))
         self._group = group
         self._sandboxes: dict[str, Sandbox] = {}
@@ -135,13 +137,15 @@ class Manager:
         isolation: Isolation | None = None,
         network_policy: NetworkMode | None = None,
         network_allow: Sequence[str] | None = None,
+        approved: bool = False,
     ) -> Sandbox:
-        """Start a new sandbox, or the one of that name, which may be there and even run already.
+        """Start a new sandbox, or the one of that name, which may be there and even run already. `approved`: a network policy that goes
+        beyond what is configured was.
 
         Raises InvalidArgument, NotFound (CHECKPOINT_NOT_FOUND), CapExceeded, PolicyRefused, BudgetExceeded, NotSupported
         (DISK_CAP_UNAVAILABLE), HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced, EgressUnenforced.
         """
-        network = await reach.granted(self.settings, self.host, network_policy, network_allow)
+        network = await reach.granted(self.settings, self.host, network_policy, network_allow, approved=approved)
         origin = None
         if from_checkpoint is not None:
             origin = await checkpoint_of(self.host, self.identity.owner, from_checkpoint)
@@ -157,10 +161,15 @@ class Manager:
         return sandbox
 
     async def change_network(
-        self, sandbox: Sandbox, network_policy: NetworkMode | None, network_allow: Sequence[str] | None
+        self,
+        sandbox: Sandbox,
+        network_policy: NetworkMode | None,
+        network_allow: Sequence[str] | None,
+        *,
+        approved: bool = False,
     ) -> None:
-        """Another network policy for a live sandbox. Raises InvalidArgument, PolicyRefused, EgressUnenforced."""
-        network = await reach.granted(self.settings, self.host, network_policy, network_allow)
+        """Another network policy for a live sandbox. `approved` as with `start`. Raises InvalidArgument, PolicyRefused, EgressUnenforced."""
+        network = await reach.granted(self.settings, self.host, network_policy, network_allow, approved=approved)
         if network is not None:
             await self._starter.networks.set(sandbox, network)
 

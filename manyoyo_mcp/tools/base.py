@@ -14,9 +14,11 @@ from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, T
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported
+from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
+from manyoyo_mcp.tools import approving
 from manyoyo_mcp.tools.recording import Recorded
 
 _NO_PORTS = "Ports are not published: another nested run reaches a service at its address (nested_list), nested_exec at localhost."
@@ -77,12 +79,17 @@ class Call:
 
     manager: Manager
     context: Context[Any, Any]
+    call_id: str = ""
     _reported: float = -1.0
 
     async def progress(self, done: float, total: float | None, words: str) -> None:
         """Tell the client, where it asked to be told. The number only ever rises, as the protocol demands."""
         self._reported = max(done, self._reported + 0.001)
         await self.context.report_progress(self._reported, total, words)
+
+    async def approve(self, *wishes: Wish) -> None:
+        """Returns where all of it is allowed, after asking the person if need be; before anything is done. Raises PolicyRefused, NotApproved."""
+        await approving.approve(self.manager, self.context, self.call_id, *wishes)
 
     async def sandbox(self, sandbox_id: str | None) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
@@ -125,10 +132,13 @@ class ManyoyoTool(Tool):
             parsed = self._parse(arguments)
             await record.asked(parsed)
             manager: Manager = context.request_context.lifespan_context
-            output: ToolOutput = await self.fn(Call(manager, context), parsed)
+            output: ToolOutput = await self.fn(Call(manager, context, record.call_id), parsed)
         except ManyoyoError as error:
             await record.failed(error)
             return _refusal(error)
+        except approving.Pending as pending:
+            await record.ended({"state": "the user is asked"})
+            return pending.question
         except BaseException as error:
             await record.broken(error)
             raise

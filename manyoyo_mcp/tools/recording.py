@@ -46,7 +46,13 @@ class Recorded:
         self._journal = manager.journal
         self._hints = tool.annotations
         self._begun = time.monotonic()
-        self._record: dict[str, Any] = {"kind": "call", "call": new_id(), "tool": tool.name, "client": _client(context)}
+        self.call_id = new_id()
+        self._record: dict[str, Any] = {
+            "kind": "call",
+            "call": self.call_id,
+            "tool": tool.name,
+            "client": _client(context),
+        }
         self._arguments: dict[str, Any] = {name[:60]: type(value).__name__ for name, value in list(given.items())[:40]}
         self._secrets = secrets_of(given)
         self._asked = False
@@ -67,7 +73,7 @@ class Recorded:
         await self._end({"decision": "allowed", "result": self._clean(outcome)})
         if outcome.get("state") == "running" and (job_id := outcome.get("job_id")) is not None:
             jobs = self._manager.jobs
-            await jobs.outlive(jobs.get(job_id), self._record["call"])
+            await jobs.outlive(jobs.get(job_id), self.call_id)
 
     async def failed(self, error: ManyoyoError) -> None:
         """It was refused, or could not be done."""

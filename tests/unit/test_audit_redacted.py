@@ -48,6 +48,14 @@ def test_values_of_mappings_never_stand_there_nor_anywhere_else() -> None:
     assert CANARY not in text and '"NAME": "11 bytes"' in text and "/a" in text, text
 
 
+def test_what_json_does_not_know_is_a_text() -> None:
+    assert json.loads(recorded(wait_s=float("nan"), cpus=float("inf"), name="\ud800")) == {
+        "wait_s": "nan",
+        "cpus": "inf",
+        "name": "\ud800",
+    }
+
+
 def test_what_follows_an_option_that_is_called_so_is_one() -> None:
     assert CANARY not in recorded(command=["tool", "--api-key", CANARY, "run"])
     assert "run" in recorded(command=["tool", "--api-key", CANARY, "run"])

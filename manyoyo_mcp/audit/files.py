@@ -171,29 +171,23 @@ class Files:
         self._identity = (opened.st_dev, opened.st_ino)
 
     def _begin(self) -> None:
-        """A new file, which names its number and the oldest that is to be there yet, and goes on where the last one ended."""
+        """A new file, which names its number and the oldest that is to be there yet, and goes on where the last one ended. What is the oldest
+        only rises: a file that somebody has removed is missed until its time would have come."""
         old = old_files(self._directory)
-        number = max(old, default=0) + 1
-        prev = chain.FIRST
+        number, oldest, prev = max(old, default=0) + 1, 1, chain.FIRST
         if old:
             with old[number - 1].open("rb") as last:
+                head = chain.read(last.readline(_TAIL)) or {}
                 prev = _last(last.fileno(), last.seek(0, os.SEEK_END))[0] or chain.FIRST
+            had = head.get("oldest")
+            oldest = max(had if isinstance(had, int) else 1, number - self._kept)
         self._reopen()
         self._end = 0
-        self._write(
-            *chain.seal(
-                {
-                    "kind": "log",
-                    "event": "begun",
-                    "at": chain.now(),
-                    "file": number,
-                    "oldest": max(1, number - self._kept),
-                },
-                prev,
-            )
-        )
-        for each in list(old)[: -self._kept]:
-            old[each].unlink(missing_ok=True)
+        begun = {"kind": "log", "event": "begun", "at": chain.now(), "file": number, "oldest": oldest}
+        self._write(*chain.seal(begun, prev))
+        for each in old:
+            if each < oldest:
+                old[each].unlink(missing_ok=True)
 
     def _find_last(self, size: int) -> None:
         """Others have written meanwhile, or nobody of this process yet."""

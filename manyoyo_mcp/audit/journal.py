@@ -17,6 +17,9 @@ from manyoyo_mcp.workers import in_thread
 
 _log = logging.getLogger(__name__)
 
+_NOT_AGAIN = 30.0
+"""Seconds in which nobody else waits, once one has waited in vain."""
+
 Mode = Literal["required", "optional", "off"]
 
 
@@ -38,6 +41,7 @@ class Journal:
         self._facts = facts or {}
         self._count = 0
         self._lost = 0
+        self._held = -_NOT_AGAIN
         self._mutex = threading.Lock()
 
     async def before(self, record: Mapping[str, Any]) -> None:
@@ -59,7 +63,7 @@ class Journal:
     def before_now(self, record: Mapping[str, Any]) -> None:
         """The same from a thread."""
         try:
-            self._write(record, PATIENCE)
+            self._write(record, self._patience())
         except AuditUnavailable as error:
             self._lose(error)
             if self.required:
@@ -67,7 +71,7 @@ class Journal:
 
     def after_now(self, record: Mapping[str, Any]) -> None:
         try:
-            self._write(record, PATIENCE)
+            self._write(record, self._patience())
         except AuditUnavailable as error:
             self._lose(error)
 
@@ -78,12 +82,15 @@ class Journal:
                 self.after_now({"kind": "session", "event": "ended"})
             self._files.close()
 
+    def _patience(self) -> float:
+        return PATIENCE if time.monotonic() - self._held > _NOT_AGAIN else 0.1
+
     async def _note(self, record: Mapping[str, Any]) -> None:
         """Some thirty microseconds, which is less than a thread takes; unless another process writes just now."""
         try:
             self._write(record, 0)
         except Busy:
-            await in_thread(self._write, record, PATIENCE)
+            await in_thread(self._write, record, self._patience())
 
     def _write(self, record: Mapping[str, Any], patience: float) -> None:
         if self._files is None:
@@ -113,6 +120,7 @@ class Journal:
 
     def _held_up(self) -> AuditUnavailable:
         assert self._files is not None
+        self._held = time.monotonic()
         return AuditUnavailable(
             f"Another process has held the audit log {self._files.path} for {PATIENCE:g} seconds.",
             "Nothing was done. Try again; if it stays so, a server of yours was stopped in the middle of a write: continue or end it.",

@@ -58,7 +58,12 @@ class Approvals:
 
     def __init__(self, settings: Settings) -> None:
         self.path = settings.state_dir / "approvals.json"
-        self.project = os.pathsep.join(map(str, settings.roots or [Path.cwd().resolve()]))
+        self._roots = settings.roots
+
+    @property
+    def project(self) -> str:
+        """What is always allowed is so for whoever works in these directories."""
+        return os.pathsep.join(map(str, self._roots or [Path.cwd().resolve()]))
 
     def all(self) -> list[Approval]:
         """None of them where the file can't be read: then the person is asked."""

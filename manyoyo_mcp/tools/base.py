@@ -137,7 +137,7 @@ class ManyoyoTool(Tool):
             await record.failed(error)
             return _refusal(error)
         except approving.Pending as pending:
-            await record.ended({"state": "the user is asked"})
+            await record.waits()
             return pending.question
         except BaseException as error:
             await record.broken(error)

@@ -75,6 +75,10 @@ class Recorded:
             jobs = self._manager.jobs
             await jobs.outlive(jobs.get(job_id), self.call_id)
 
+    async def waits(self) -> None:
+        """The person is asked before it is done; the client makes the call again with the answer."""
+        await self._end({"decision": "pending"})
+
     async def failed(self, error: ManyoyoError) -> None:
         """It was refused, or could not be done."""
         cause = error.__cause__ if isinstance(error.__cause__, ManyoyoError) else error  # a job's error names its log

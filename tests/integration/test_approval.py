@@ -90,6 +90,8 @@ async def test_no_refuses_it_and_nothing_is_started(tmp_path: Path, mode: Mode, 
         refused = await call("start_sandbox", network_policy="open")
         assert refused["code"] == "NOT_APPROVED" and len(person.asked) == 1, refused
         assert call.decisions() == [("network", "refused", f"the person: {action}")]
+        last = entries(tmp_path / ".state" / "audit", Wanted(tool="start_sandbox"))
+        assert [each["decision"] for each in last] == (["pending"] if mode == "auto" else []) + ["refused"]
         assert "code" in await call("nested_list"), "there is no sandbox"
 
 
@@ -101,14 +103,13 @@ async def test_a_client_that_can_not_ask_is_told_the_setting(tmp_path: Path, mod
         assert call.decisions() == [("network", "refused", "the client can't ask")]
 
 
-@both
-async def test_settings_decide_without_asking(tmp_path: Path, mode: Mode) -> None:
+async def test_settings_decide_without_asking(tmp_path: Path) -> None:
     person = Person("accept", {})
-    async with asker(tmp_path, mode, person, MANYOYO_APPROVE="network=deny, endpoint=deny") as call:
+    async with asker(tmp_path, "auto", person, MANYOYO_APPROVE="network=deny, endpoint=deny") as call:
         refused = await call("start_sandbox", network_policy="open")
         assert refused["code"] == "POLICY_REFUSED" and "network=deny" in refused["hint"]
         assert (await call("sandbox_endpoint"))["code"] == "POLICY_REFUSED"
-    async with asker(tmp_path, mode, person, MANYOYO_APPROVE="network=allow") as call:
+    async with asker(tmp_path, "auto", person, MANYOYO_APPROVE="network=allow") as call:
         started = await call("start_sandbox", network_policy="allowlist", network_allow=LIST)
         assert "example.org:443" in started["sandbox"]["network"]
         assert (await call("sandbox_endpoint"))["docker_host"], "allowed where nothing is said"
@@ -116,11 +117,10 @@ async def test_settings_decide_without_asking(tmp_path: Path, mode: Mode) -> Non
     assert person.asked == []
 
 
-@both
-async def test_always_is_remembered_and_forgotten(tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_always_is_remembered_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANYOYO_STATE_DIR", str(tmp_path / ".state"))
     person = Person("accept", {"remember": True})
-    async with asker(tmp_path, mode, person, MANYOYO_APPROVE="endpoint=ask") as call:
+    async with asker(tmp_path, "auto", person, MANYOYO_APPROVE="endpoint=ask") as call:
         await call("start_sandbox", network_policy="allowlist", network_allow=LIST)
         assert "docker_host" in await call("sandbox_endpoint")
         await call("cleanup")
@@ -129,7 +129,7 @@ async def test_always_is_remembered_and_forgotten(tmp_path: Path, mode: Mode, mo
     assert [each["kind"] for each in kept] == ["network", "endpoint"] and kept[0]["project"] == str(tmp_path)
     assert "example.org:443" in CliRunner().invoke(app, ["approvals", "list"]).stdout
     nobody = Person("decline")
-    async with asker(tmp_path, mode, nobody) as call:
+    async with asker(tmp_path, "auto", nobody) as call:
         less = await call("start_sandbox", network_policy="allowlist", network_allow=LIST[:1])
         assert "example.org:443" in less["sandbox"]["network"] and nobody.asked == []
         assert call.decisions()[-1] == ("network", "allowed", f"remembered as {kept[0]['id']}")
@@ -138,7 +138,7 @@ async def test_always_is_remembered_and_forgotten(tmp_path: Path, mode: Mode, mo
         await call("cleanup")
     done = CliRunner().invoke(app, ["approvals", "forget", kept[0]["id"]])
     assert done.exit_code == 0 and "Forgotten: network" in done.stdout
-    async with asker(tmp_path, mode, nobody) as call:
+    async with asker(tmp_path, "auto", nobody) as call:
         again = await call("start_sandbox", network_policy="allowlist", network_allow=LIST[:1])
         assert again["code"] == "NOT_APPROVED" and len(nobody.asked) == 2
 

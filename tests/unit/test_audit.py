@@ -170,6 +170,16 @@ def test_the_chain_goes_on_over_rotations_and_old_files_go(tmp_path: Path) -> No
     assert all((tmp_path / name).stat().st_size <= 2000 for name in names)
 
 
+def test_more_may_be_kept_from_some_day_on_or_less(tmp_path: Path) -> None:
+    assert len(rotated(tmp_path, 50)) == 4
+    for kept, least in ((6, 7), (2, 3), (9, 4)):
+        one = Journal(Files(tmp_path, 2000, kept), "required", "0@here", f"kept{kept}")
+        for number in range(12 if kept == 9 else 30):
+            one.after_now(call(number))
+        assert verify(tmp_path).broken is None
+        assert least <= len(list(tmp_path.glob("*.jsonl"))) <= kept + 1
+
+
 def test_a_file_that_is_missing_or_edited_is_found(tmp_path: Path) -> None:
     names = rotated(tmp_path, 50)
     middle, raw = tmp_path / names[1], (tmp_path / names[1]).read_bytes()

@@ -46,8 +46,8 @@ Isolation = Literal["privileged", "hardened"]
 NetworkMode = Literal["none", "allowlist", "log", "open"]
 ApprovalKind = Literal["endpoint", "isolation", "network"]
 ApprovalHow = Literal["ask", "allow", "deny"]
-_APPROVALS: dict[ApprovalKind, ApprovalHow] = {"endpoint": "allow", "isolation": "ask", "network": "ask"}
-"""How what reaches outside is decided on where the settings say nothing."""
+_APPROVALS: dict[ApprovalKind, ApprovalHow] = {"endpoint": "allow", "isolation": "allow", "network": "ask"}
+"""How what reaches outside is decided on where the settings say nothing: what they allow is not asked for, what they refuse is."""
 
 
 def _memory(value: str | int) -> int:

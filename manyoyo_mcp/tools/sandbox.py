@@ -189,6 +189,8 @@ async def _approved(call: Call, arguments: StartInput) -> bool:
         if len(policy.allow) > _MOST_TO_ASK:
             raise refusal
         words = f"A sandbox's network policy {policy.in_full()} Configured is {reach.configured(settings).in_full()}"
+        if closed := ", ".join(str(each) for each in policy.allow if each.closed):
+            words += f" Private, link-local or metadata addresses in it: {closed}."
         wishes.append(Wish("network", policy.label, words, refusal))
     weaker = arguments.isolation
     if weaker is not None and arguments.sandbox_id is None and ORDER.index(weaker) < ORDER.index(settings.isolation):

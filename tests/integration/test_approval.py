@@ -79,6 +79,8 @@ async def test_yes_allows_it_for_this_call(tmp_path: Path, mode: Mode) -> None:
         changed = await call("start_sandbox", sandbox_id=sandbox_id, network_policy="allowlist", network_allow=LIST)
         assert "example.org:443" in changed["sandbox"]["network"] and len(person.asked) == 2, "asked anew"
         assert call.decisions() == [("network", "allowed", "the person: accept")] * 2
+        await call("start_sandbox", sandbox_id=sandbox_id, network_policy="allowlist", network_allow=["10.1.2.3:80"])
+        assert "metadata addresses in it: 10.1.2.3:80" in person.asked[2] and "metadata" not in person.asked[1]
         await call("cleanup")
 
 

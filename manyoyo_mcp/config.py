@@ -44,6 +44,10 @@ def _runtime_dir() -> Path:
 EngineName = Literal["podman", "docker"]
 Isolation = Literal["privileged", "hardened", "userns"]
 NetworkMode = Literal["none", "allowlist", "log", "open"]
+ApprovalKind = Literal["endpoint", "isolation", "network"]
+ApprovalHow = Literal["ask", "allow", "deny"]
+_APPROVALS: dict[ApprovalKind, ApprovalHow] = {"endpoint": "allow", "isolation": "allow", "network": "ask"}
+"""How what reaches outside is decided on where the settings say nothing: what they allow is not asked for, what they refuse is."""
 
 
 def _memory(value: str | int) -> int:
@@ -136,13 +140,36 @@ class Settings(BaseSettings):
     wait_s: float = Field(40, gt=0, description="Seconds after which a build or run becomes a job.")
     result_tokens: int = Field(2000, ge=200, description="Longest result, in tokens.")
     log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")
-    state_dir: Path = Field(default_factory=lambda: DIRS.user_state_path, description="Logs and the probe's memory.")
+    approve: Annotated[dict[ApprovalKind, ApprovalHow], NoDecode] = Field(
+        default_factory=dict,
+        description="Who decides on what reaches further than is configured: KIND=ask, allow or deny, with commas between.",
+    )
+    audit: Literal["required", "optional", "off"] = Field(
+        "required", description="The audit log; required: what can't be put on record is refused."
+    )
+    audit_max_bytes: Memory = Field(16 << 20, description="Largest file of the audit log; then a new one is begun.")
+    audit_files: int = Field(8, ge=1, le=9999, description="Older files of the audit log that are kept.")
+    state_dir: Path = Field(
+        default_factory=lambda: DIRS.user_state_path, description="Logs, the audit log, and the probe's memory."
+    )
     runtime_dir: Path = Field(default_factory=lambda: _runtime_dir(), description="Sockets of the sandboxes' engines.")
 
     @property
     def lock_dir(self) -> Path:
         """Where the locks of this owner's named things lie."""
         return self.runtime_dir / "locks"
+
+    def approval(self, kind: ApprovalKind) -> ApprovalHow:
+        """Who decides on such a thing."""
+        return self.approve.get(kind, _APPROVALS[kind])
+
+    @field_validator("approve", mode="before")
+    @classmethod
+    def _paired(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            parts = [each.partition("=") for each in given.split(",") if each.strip()]
+            return {kind.strip(): how.strip() for kind, _, how in parts}
+        return given
 
     @field_validator("roots", mode="before")
     @classmethod

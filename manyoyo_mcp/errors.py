@@ -8,11 +8,13 @@
     │   ├── BudgetExceeded      BUDGET_EXCEEDED     all sandboxes together have what they may have
     │   ├── NotSupported        NOT_SUPPORTED, DISK_CAP_UNAVAILABLE, POOL_UNAVAILABLE, ISOLATION_UNAVAILABLE
     │   ├── PolicyRefused       POLICY_REFUSED
+    │   │   └── NotApproved     NOT_APPROVED        the person was asked and did not allow it
     │   ├── ContextRefused      CONTEXT_REFUSED     build context outside the roots, too large, or escaping by a link
     │   ├── NotFound            SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, IMAGE_NOT_FOUND, JOB_NOT_FOUND, …
     │   ├── SandboxAmbiguous    SANDBOX_AMBIGUOUS
     │   ├── NameConflict        NAME_CONFLICT
     │   └── NotRunning          CONTAINER_NOT_RUNNING
+    ├── AuditUnavailable        AUDIT_UNAVAILABLE   the audit log can't be written, so nothing is done
     └── SandboxError            the sandbox, its engine or its host failed; the command is not to blame
         ├── EngineUnreachable   ENGINE_UNREACHABLE, SANDBOX_ENDING
         ├── EngineFailed        ENGINE_FAILED
@@ -91,6 +93,10 @@ class PolicyRefused(RequestError):
     code = "POLICY_REFUSED"
 
 
+class NotApproved(PolicyRefused):
+    code = "NOT_APPROVED"
+
+
 class ContextRefused(RequestError):
     code = "CONTEXT_REFUSED"
 
@@ -109,6 +115,12 @@ class NameConflict(RequestError):
 
 class NotRunning(RequestError):
     code = "CONTAINER_NOT_RUNNING"
+
+
+class AuditUnavailable(ManyoyoError):
+    """What is asked for would change something, and can't be put on record."""
+
+    code = "AUDIT_UNAVAILABLE"
 
 
 class SandboxError(ManyoyoError):

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from manyoyo_mcp.cli.approvals import app as approvals
 from manyoyo_mcp.cli.arguments import command_words, no_option, no_port, no_volume
+from manyoyo_mcp.cli.audit import app as audit
 from manyoyo_mcp.cli.connect import run_async
 from manyoyo_mcp.cli.image import app as image
 from manyoyo_mcp.cli.mirror import app as mirror
@@ -21,6 +23,8 @@ app = typer.Typer(
 )
 app.add_typer(image, name="image")
 app.add_typer(mirror, name="mirror")
+app.add_typer(audit, name="audit")
+app.add_typer(approvals, name="approvals")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]

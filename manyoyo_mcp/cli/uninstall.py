@@ -11,6 +11,7 @@ from pathlib import Path
 import docker
 import typer
 
+from manyoyo_mcp.audit import journal
 from manyoyo_mcp.cli.connect import load_settings
 from manyoyo_mcp.cli.exits import Exit, complain
 from manyoyo_mcp.cli.processes import running
@@ -141,7 +142,10 @@ def on_disk(settings: Settings) -> Iterator[Thing]:
     """What the servers keep in files: nothing but the entries that they make, whatever the directories are set to."""
     for path in (
         settings.state_dir / "sessions",
+        journal.directory(settings.state_dir),
         settings.state_dir / "probes.json",
+        settings.state_dir / "approvals.json",
+        settings.state_dir / "approvals.lock",
         settings.lock_dir,
     ):
         if path.is_dir() and not path.is_symlink():

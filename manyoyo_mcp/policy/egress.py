@@ -143,6 +143,11 @@ class Policy:
                 return cls(known, entries(allow))
         raise InvalidArgument(f"{mode[:40]!r} is no network policy.", "Remove what has this label; it is not ours.")
 
+    def in_full(self) -> str:
+        """For a person who decides on it: every entry of it."""
+        listed = f": {', '.join(map(str, self.allow))}" if self.mode == "allowlist" else ""
+        return f"{self.mode}{listed}." if listed else self.words()
+
     def words(self) -> str:
         """For people and models."""
         named = f"; of these open: {', '.join(map(str, self.allow))}" if self.allow else ""
@@ -155,11 +160,9 @@ class Policy:
         return f"{self.mode}. The internet{', recorded' if self.mode == 'log' else ''}; {private}."
 
 
-def grant(most: Policy, mode: NetworkMode | None, allow: Sequence[str] | None, used: Iterable[Entry] = ()) -> Policy:
-    """The policy of a sandbox: as asked, else as configured, which is the `most` that can be had. `used`: what the host itself uses.
-
-    Raises InvalidArgument for what makes no sense, PolicyRefused for what goes beyond.
-    """
+def meant(most: Policy, mode: NetworkMode | None, allow: Sequence[str] | None) -> Policy:
+    """The policy that is asked for, whether or not it may be had; what is not said is as configured. Raises InvalidArgument for what makes no
+    sense."""
     if mode is None:
         mode = "allowlist" if allow is not None else most.mode
     if allow is not None and mode != "allowlist":
@@ -173,9 +176,16 @@ def grant(most: Policy, mode: NetworkMode | None, allow: Sequence[str] | None, u
                 "network_policy='allowlist' needs a list.",
                 'Give network_allow, e.g. ["example.org:443", "*.example.net"]; for nothing at all network_policy="none".',
             )
-        policy = Policy(mode, asked)
-    else:
-        policy = Policy(mode, most.allow if mode != "none" else ())
+        return Policy(mode, asked)
+    return Policy(mode, most.allow if mode != "none" else ())
+
+
+def grant(most: Policy, mode: NetworkMode | None, allow: Sequence[str] | None, used: Iterable[Entry] = ()) -> Policy:
+    """The policy of a sandbox: as asked, else as configured, which is the `most` that can be had. `used`: what the host itself uses.
+
+    Raises InvalidArgument for what makes no sense, PolicyRefused for what goes beyond.
+    """
+    policy = meant(most, mode, allow)
     refused = beyond(most, policy, used)
     if refused:
         configured = f"{most.mode}{': ' if most.mode == 'allowlist' else ''}"

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlencode
@@ -31,6 +31,7 @@ from manyoyo_mcp.policy import contexts, wire
 from manyoyo_mcp.policy.base import Limits, Request
 from manyoyo_mcp.policy.rules import decide, endpoint
 from manyoyo_mcp.policy.table import Endpoint
+from manyoyo_mcp.policy.witness import Witness, changes
 
 _log = logging.getLogger(__name__)
 _MAX_HEAD = 256 << 10
@@ -59,6 +60,7 @@ class Ways:
     context_max: int
     used: Callable[[], None]
     hung_up: Callable[[str], None]
+    witness: Witness = field(default_factory=Witness)
 
 
 class Gate:
@@ -99,6 +101,7 @@ class Gate:
             self.path.unlink(missing_ok=True)
         for each in connections:
             each.end()
+        self._ways.witness.close()
 
     def _accept(self, listening: socket.socket) -> None:
         while True:
@@ -150,6 +153,9 @@ class _Connection:
         self._answered = threading.Event()
         self._streams = threading.Event()
         self._began = False
+        self._asked = ("", "")
+        self._tell_end: Callable[[int | None], None] | None = None
+        self._status: int | None = None
         self._deadline: float | None = None
         self._build = ""
         self._context: IO[bytes] | None = None
@@ -163,15 +169,25 @@ class _Connection:
                 self._ways.used()
                 self._forward(head)
         except h11.RemoteProtocolError as error:
+            self._tell_refusal("INVALID_ARGUMENT", f"no HTTP request: {error}")
             self.refuse(400, f"That is no HTTP request: {error}")
         except (PolicyRefused, CapExceeded) as error:
+            self._tell_refusal(error.instance_code, error.message)
             self.refuse(403, f"{error.message} {error.hint}")
         except ManyoyoError as error:
+            self._tell_refusal(error.instance_code, error.message)
             self.refuse(400 if isinstance(error, RequestError) else 503, f"{error.message} {error.hint}")
         except TimeoutError:
             self.refuse(408, "The request took too long to come.")
         except OSError as error:
             self.refuse(503, f"The sandbox's engine does not answer: {error.strerror or error}")
+        finally:
+            if self._tell_end is not None:
+                self._tell_end(self._status)
+
+    def _tell_refusal(self, code: str, reason: str) -> None:
+        if not self._began:
+            self._ways.witness.refused(*self._asked, code, reason)
 
     def refuse(self, status: int, message: str) -> None:
         """Say why not, unless it is being answered, and hang up once that is read; what the client still sends is dropped, or it would
@@ -226,8 +242,10 @@ class _Connection:
             yield bytes(event.data)
 
     def _forward(self, head: h11.Request) -> None:
+        self._asked = head.method.decode(errors="replace"), ""
         prefix, path, query = wire.target(head)
         method, length, known = head.method.decode(), wire.length(head), b""
+        self._asked = method, path
         asked = endpoint(method, path)
         builds = path in ("/build", "/libpod/build")
         if builds:
@@ -242,6 +260,9 @@ class _Connection:
             elif asked.takes != "archive":
                 known = json.dumps(allowed.body).encode() if allowed.body is not None else b""
                 length = len(known)
+            if changes(method, path):
+                narrowed = (allowed.query, allowed.body) != (query, body)
+                self._tell_end = self._ways.witness.asked(method, path, query, narrowed)
             self._engine = self._ways.dial()
             out = h11.Connection(h11.CLIENT)
             target = f"{prefix}{path}" + (f"?{urlencode(allowed.query, doseq=True)}" if allowed.query else "")
@@ -366,6 +387,8 @@ class _Connection:
         with contextlib.suppress(OSError, ManyoyoError):
             while piece := engine.recv(_PIECE):
                 self._ways.used()
+                if not self._began and (found := wire.STATUS.match(piece)):
+                    self._status = int(found[1])
                 self._began = True
                 self._client.sendall(piece)
                 if head is not None and b"\r\n\r\n" in (head := head + piece):

@@ -25,6 +25,7 @@ STREAM = re.compile(
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 """How an answer begins after which the connection is no longer HTTP."""
+STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 _FORWARDED = {b"accept", b"user-agent", b"x-registry-auth", b"x-registry-config"}
 
 

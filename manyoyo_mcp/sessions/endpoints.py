@@ -11,12 +11,14 @@ import anyio
 import anyio.from_thread
 from anyio.lowlevel import current_token
 
+from manyoyo_mcp.audit.journal import Journal
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
 from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import Host
 from manyoyo_mcp.policy.gate import Gate, Ways
 from manyoyo_mcp.sessions.sandbox import Sandbox
+from manyoyo_mcp.sessions.witness import GateWitness
 
 _INSIDE = "/run/manyoyo/gate.sock"
 """Where the outer container has the gate for nested ones: in the directory that it shares with the server."""
@@ -35,11 +37,13 @@ class Endpoints:
         host: Host,
         session: str,
         spawn: Callable[[str, Callable[[], Awaitable[object]]], None],
+        journal: Journal,
     ) -> None:
         self._settings = settings
         self._host = host
         self._directory = _root(settings) / session
         self._spawn = spawn
+        self._journal = journal
         self._gates: dict[Path, Gate] = {}
 
     def open(self, sandbox: Sandbox) -> Path:
@@ -47,7 +51,7 @@ class Endpoints:
         is too long."""
         if self._inside(sandbox) is not None:
             self.open_inside(sandbox)  # a client may mount it
-        return self._open(sandbox, self._directory / f"{sandbox.sandbox_id}.sock")
+        return self._open(sandbox, self._directory / f"{sandbox.sandbox_id}.sock", "user")
 
     def open_inside(self, sandbox: Sandbox) -> None:
         """The sandbox's gate for its own nested containers, apart from the user's: they could take every connection. Raises NotSupported
@@ -59,7 +63,7 @@ class Endpoints:
                 "the server.",
                 "Leave docker_socket out: build and run with the tools. Sandboxes on this machine's own engine have it.",
             )
-        self._open(sandbox, path)
+        self._open(sandbox, path, "nested")
         sandbox.limits = replace(sandbox.limits, socket=_INSIDE)
 
     def _inside(self, sandbox: Sandbox) -> Path | None:
@@ -67,7 +71,7 @@ class Endpoints:
             return None
         return Path(sandbox.outer.socket_dir) / _INSIDE.rpartition("/")[2]
 
-    def _open(self, sandbox: Sandbox, path: Path) -> Path:
+    def _open(self, sandbox: Sandbox, path: Path, road: str) -> Path:
         if path in self._gates:
             return path
         token = current_token()
@@ -100,7 +104,8 @@ class Endpoints:
             with contextlib.suppress(RuntimeError):  # the session has ended meanwhile, and the sandbox with it
                 anyio.from_thread.run_sync(begin, cgroup.rpartition("/")[2], token=token)
 
-        ways = Ways(sandbox.dial, lambda: sandbox.limits, self._settings.context_max_bytes, used, hung_up)
+        witness = GateWitness(self._journal, sandbox.sandbox_id, road)
+        ways = Ways(sandbox.dial, lambda: sandbox.limits, self._settings.context_max_bytes, used, hung_up, witness)
         gate = Gate(path, ways)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:

@@ -30,7 +30,8 @@ KEPT_LOGS = 4
 
 @dataclass(slots=True)
 class Job:
-    """One build, run or exec. `result` is what the work returned, `error` what it raised; `progress` is (done, total, words)."""
+    """One build, run or exec. `result` is what the work returned, `error` what it raised; `progress` is (done, total, words). `outlives`:
+    the call on record that began it and has returned before its end."""
 
     job_id: str
     kind: Kind
@@ -43,6 +44,7 @@ class Job:
     result: Any = None
     error: ManyoyoError | None = None
     progress: tuple[float, float | None, str] = (0, None, "")
+    outlives: str = ""
     _done: anyio.Event = field(default_factory=anyio.Event)
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -80,13 +82,20 @@ class Job:
 
 
 class Jobs:
-    """The jobs of one session. They run in its task group."""
+    """The jobs of one session. They run in its task group. `over` is told of the end of those that outlive their call."""
 
-    def __init__(self, group: TaskGroup, directory: Path, log_max_bytes: int) -> None:
+    def __init__(
+        self,
+        group: TaskGroup,
+        directory: Path,
+        log_max_bytes: int,
+        over: Callable[[Job], Awaitable[None]] | None = None,
+    ) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._group = group
         self._directory = directory
         self._log_max_bytes = log_max_bytes
+        self._over = over
         self._jobs: dict[str, Job] = {}
 
     def start(self, kind: Kind, sandbox_id: str, title: str, work: Callable[[Job], Awaitable[Any]]) -> Job:
@@ -123,7 +132,18 @@ class Jobs:
             job.log.close()
             job._done.set()
             job._changed.set()
+        await self._tell(job)
         await self._forget_oldest()
+
+    async def outlive(self, job: Job, call: str) -> None:
+        """The call that began it returns now."""
+        job.outlives = call
+        if job.over:  # since a moment ago
+            await self._tell(job)
+
+    async def _tell(self, job: Job) -> None:
+        if job.outlives and self._over is not None:
+            await self._over(job)
 
     async def _forget_oldest(self) -> None:
         ended = [job for job in self._jobs.values() if job.state != "running"]

@@ -13,6 +13,8 @@ import anyio
 import anyio.from_thread
 from anyio.abc import TaskGroup
 
+from manyoyo_mcp.audit import journal
+from manyoyo_mcp.audit.files import Files
 from manyoyo_mcp.config import EngineName, Isolation, NetworkMode, Settings
 from manyoyo_mcp.errors import (
     NotFound,
@@ -24,6 +26,7 @@ from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import endpoints, granting, reach, reaper, sweep
+from manyoyo_mcp.sessions.approvals import Approvals
 from manyoyo_mcp.sessions.endpoints import Endpoints
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Jobs
@@ -32,6 +35,7 @@ from manyoyo_mcp.sessions.life import Life
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted, check_same
 from manyoyo_mcp.sessions.warm import Warm
+from manyoyo_mcp.sessions.witness import job_over
 from manyoyo_mcp.sessions.work import Work
 from manyoyo_mcp.workers import in_thread
 
@@ -48,7 +52,9 @@ class Manager:
         self.host = host
         self.identity = Identity()
         self.directory = sweep.claim(settings, self.identity)
-        self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes)
+        self.journal = _journal(settings, self.identity)
+        self.approvals = Approvals(settings)
+        self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes, partial(job_over, self.journal))
         self._group = group
         self._sandboxes: dict[str, Sandbox] = {}
         self._held: dict[str, Outer] = {}  # those whose lease is kept: from their first moment to their last
@@ -60,7 +66,7 @@ class Manager:
         self.work = Work(host, self.jobs, self.identity, self._gone)
         self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
         self.grow = self._starter.grow
-        self.endpoints = Endpoints(settings, host, self.identity.session, self._spawn)
+        self.endpoints = Endpoints(settings, host, self.identity.session, self._spawn, self.journal)
         self.life = Life(settings, host, self.jobs, self.sandboxes, self._end)
         group.start_soon(self.life.keep)
         self._ended: dict[str, str] = {}  # ids and names of those that ended by themselves, with the reason
@@ -131,13 +137,15 @@ class Manager:
         isolation: Isolation | None = None,
         network_policy: NetworkMode | None = None,
         network_allow: Sequence[str] | None = None,
+        approved: bool = False,
     ) -> Sandbox:
-        """Start a new sandbox, or the one of that name, which may be there and even run already.
+        """Start a new sandbox, or the one of that name, which may be there and even run already. `approved`: a network policy that goes
+        beyond what is configured was.
 
         Raises InvalidArgument, NotFound (CHECKPOINT_NOT_FOUND), CapExceeded, PolicyRefused, BudgetExceeded, NotSupported
         (DISK_CAP_UNAVAILABLE, ISOLATION_UNAVAILABLE), HostUnavailable, ImageUnavailable, EngineFailed, CapsUnenforced, EgressUnenforced.
         """
-        network = await reach.granted(self.settings, self.host, network_policy, network_allow)
+        network = await reach.granted(self.settings, self.host, network_policy, network_allow, approved=approved)
         origin = None
         if from_checkpoint is not None:
             origin = await checkpoint_of(self.host, self.identity.owner, from_checkpoint)
@@ -153,10 +161,15 @@ class Manager:
         return sandbox
 
     async def change_network(
-        self, sandbox: Sandbox, network_policy: NetworkMode | None, network_allow: Sequence[str] | None
+        self,
+        sandbox: Sandbox,
+        network_policy: NetworkMode | None,
+        network_allow: Sequence[str] | None,
+        *,
+        approved: bool = False,
     ) -> None:
-        """Another network policy for a live sandbox. Raises InvalidArgument, PolicyRefused, EgressUnenforced."""
-        network = await reach.granted(self.settings, self.host, network_policy, network_allow)
+        """Another network policy for a live sandbox. `approved` as with `start`. Raises InvalidArgument, PolicyRefused, EgressUnenforced."""
+        network = await reach.granted(self.settings, self.host, network_policy, network_allow, approved=approved)
         if network is not None:
             await self._starter.networks.set(sandbox, network)
 
@@ -348,6 +361,16 @@ class Manager:
         return await self._starter.join(found, time.monotonic())
 
 
+def _journal(settings: Settings, identity: Identity) -> journal.Journal:
+    """This session's, with what the configuration allows at most."""
+    files = Files(journal.directory(settings.state_dir), settings.audit_max_bytes, settings.audit_files)
+    facts = {
+        "isolation": settings.isolation, "network_policy": settings.network_policy, "network_allow": settings.network_allow[:40],
+        "roots": [str(each) for each in settings.roots[:40]],
+    }  # fmt: skip
+    return journal.Journal(files, settings.audit, identity.owner, identity.session, facts)
+
+
 @contextlib.asynccontextmanager
 async def open_manager(settings: Settings | None = None, *, sweep_first: bool = True) -> AsyncIterator[Manager]:
     """A manager for one session. On leaving, jobs are cancelled and this session's sandboxes removed.
@@ -375,6 +398,7 @@ async def open_manager(settings: Settings | None = None, *, sweep_first: bool = 
                     await manager.remove_all()
                     if not manager._held:  # else a named one, of whose container the reaper removes what is left
                         manager._dismiss_reaper()
+                await in_thread(manager.journal.close)
                 shutil.rmtree(manager.directory, ignore_errors=True)
                 endpoints.forget(settings, manager.identity.session)
             group.cancel_scope.cancel()

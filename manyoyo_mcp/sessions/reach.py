@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from manyoyo_mcp.config import NetworkMode, Settings
-from manyoyo_mcp.errors import EgressUnenforced, InvalidArgument
+from manyoyo_mcp.errors import EgressUnenforced, InvalidArgument, PolicyRefused
 from manyoyo_mcp.hosts import firewall
 from manyoyo_mcp.hosts.base import Host, Outer
-from manyoyo_mcp.policy.egress import Entry, Policy, entries, grant, narrowed
+from manyoyo_mcp.policy.egress import Entry, Policy, entries, grant, meant, narrowed
 from manyoyo_mcp.policy.refusals import Report, read_report
 from manyoyo_mcp.sessions import registries
 from manyoyo_mcp.sessions.sandbox import Sandbox
@@ -40,13 +40,27 @@ def configured(settings: Settings) -> Policy:
 
 
 async def granted(
-    settings: Settings, host: Host, mode: NetworkMode | None, allow: Sequence[str] | None
+    settings: Settings, host: Host, mode: NetworkMode | None, allow: Sequence[str] | None, *, approved: bool = False
 ) -> Policy | None:
-    """The policy that is asked for, None where none is. Raises InvalidArgument, PolicyRefused."""
+    """The policy that is asked for, None where none is. `approved`: also where it goes beyond what is configured. Raises InvalidArgument,
+    PolicyRefused."""
     if mode is None and allow is None:
         return None
     most = configured(settings)
+    if approved:
+        return meant(most, mode, allow)
     return grant(most, mode, allow, await used(settings, await registries.mirrors(settings, host)))
+
+
+async def beyond(
+    settings: Settings, host: Host, mode: NetworkMode | None, allow: Sequence[str] | None
+) -> tuple[Policy, PolicyRefused] | None:
+    """What is asked for and why it would be refused, where it goes beyond what is configured. Raises InvalidArgument."""
+    try:
+        await granted(settings, host, mode, allow)
+    except PolicyRefused as refusal:
+        return meant(configured(settings), mode, allow), refusal
+    return None
 
 
 async def used(settings: Settings, mirrors: Sequence[registries.Source]) -> list[Entry]:

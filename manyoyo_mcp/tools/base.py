@@ -14,9 +14,12 @@ from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, T
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported
+from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
+from manyoyo_mcp.tools import approving
+from manyoyo_mcp.tools.recording import Recorded
 
 _NO_PORTS = "Ports are not published: another nested run reaches a service at its address (nested_list), nested_exec at localhost."
 _NOT_OFFERED = {
@@ -45,6 +48,9 @@ class ToolInput(ArgModelBase):
     model_config = ConfigDict(extra="forbid")
 
 
+_ON_RECORD = ("sandbox_id", "state", "reason", "exit_code", "cause_code", "job_id", "image_id", "container", "removed")
+
+
 class ToolOutput(BaseModel):
     """A result: data for programs, and `words` for a model to read. `links` are resources it can be read further in."""
 
@@ -54,6 +60,10 @@ class ToolOutput(BaseModel):
     def links(self) -> list[tuple[str, str]]:
         """Pairs of URI and name."""
         return []
+
+    def outcome(self) -> dict[str, Any]:
+        """What of it goes on record: how it ended, and the names of what it made or ended."""
+        return {name: value for name in _ON_RECORD if (value := getattr(self, name, None)) is not None}
 
     def data(self) -> dict[str, Any]:
         """The result for programs. Some clients show their model this and no words, so what is empty is left out."""
@@ -69,12 +79,17 @@ class Call:
 
     manager: Manager
     context: Context[Any, Any]
+    call_id: str = ""
     _reported: float = -1.0
 
     async def progress(self, done: float, total: float | None, words: str) -> None:
         """Tell the client, where it asked to be told. The number only ever rises, as the protocol demands."""
         self._reported = max(done, self._reported + 0.001)
         await self.context.report_progress(self._reported, total, words)
+
+    async def approve(self, *wishes: Wish) -> None:
+        """Returns where all of it is allowed, after asking the person if need be; before anything is done. Raises PolicyRefused, NotApproved."""
+        await approving.approve(self.manager, self.context, self.call_id, *wishes)
 
     async def sandbox(self, sandbox_id: str | None) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
@@ -112,12 +127,22 @@ class ManyoyoTool(Tool):
     """A tool whose arguments, results and errors are ours from end to end."""
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        record = Recorded(self, context, arguments)
         try:
             parsed = self._parse(arguments)
+            await record.asked(parsed)
             manager: Manager = context.request_context.lifespan_context
-            output: ToolOutput = await self.fn(Call(manager, context), parsed)
+            output: ToolOutput = await self.fn(Call(manager, context, record.call_id), parsed)
         except ManyoyoError as error:
+            await record.failed(error)
             return _refusal(error)
+        except approving.Pending as pending:
+            await record.waits()
+            return pending.question
+        except BaseException as error:
+            await record.broken(error)
+            raise
+        await record.ended(output.outcome())
         content: list[ContentBlock] = [TextContent(type="text", text=output.words())]
         content += [ResourceLink(type="resource_link", uri=uri, name=name) for uri, name in output.links()]
         return CallToolResult(content=content, structured_content=output.data())

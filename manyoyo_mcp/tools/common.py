@@ -217,3 +217,4 @@ class ManyoyoErrorWithLog(ManyoyoError):
 
     def __init__(self, error: ManyoyoError, job_id: str) -> None:
         super().__init__(error.message, error.hint, code=error.instance_code, **{**error.details, "job_id": job_id})
+        self.__cause__ = error

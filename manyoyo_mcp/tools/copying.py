@@ -1,7 +1,7 @@
 """fork_sandbox, checkpoint."""
 
 import time
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ class ForkInput(SandboxArgument):
 class ForkOutput(ToolOutput):
     forks: list[SandboxInfo]
     seconds: float
+
+    def outcome(self) -> dict[str, Any]:
+        return {"forks": [fork.sandbox_id for fork in self.forks]}
 
     def words(self) -> str:
         ids = ", ".join(fork.sandbox_id for fork in self.forks)

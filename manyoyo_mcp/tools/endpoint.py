@@ -1,11 +1,21 @@
 """sandbox_endpoint."""
 
+from manyoyo_mcp.errors import PolicyRefused
+from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
 from manyoyo_mcp.tools.common import SandboxArgument
 
 _PODMAN = (
     "For podman --remote the same is CONTAINER_HOST. Its engine is podman, whose Docker API differs in places; a sandbox with "
     "engine='docker' answers as Docker does."
+)
+
+
+_WISH = Wish(
+    "endpoint",
+    "endpoint",
+    "A Docker endpoint (a unix socket of yours) into a sandbox, for programs outside of it.",
+    PolicyRefused("Sandboxes are given no endpoint here.", "For what a tool does, use the tool."),
 )
 
 
@@ -35,6 +45,7 @@ Policy and caps are those of the tools. For what a tool does, use the tool.
     idempotent=True,
 )
 async def sandbox_endpoint(call: Call, arguments: SandboxArgument) -> ToolOutput:
+    await call.approve(_WISH)
     sandbox, _ = await call.sandbox(arguments.sandbox_id)
     path = call.manager.endpoints.open(sandbox)
     return EndpointOutput(

@@ -1,12 +1,14 @@
 """start_sandbox, cleanup."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from manyoyo_mcp.config import EngineName, Isolation, NetworkMode
-from manyoyo_mcp.errors import InvalidArgument
-from manyoyo_mcp.hosts.isolation import TIERS
+from manyoyo_mcp.errors import InvalidArgument, PolicyRefused
+from manyoyo_mcp.hosts.isolation import ORDER, TIERS
+from manyoyo_mcp.sessions import reach
+from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.tools.base import Call, ToolInput, ToolOutput, tool
@@ -102,6 +104,13 @@ class StartOutput(ToolOutput):
     grown: bool = False
     resumed: Literal["running", "stopped"] | None = Field(None, description="How a named sandbox was found.")
 
+    def outcome(self) -> dict[str, Any]:
+        box = self.sandbox
+        return {
+            "sandbox_id": box.sandbox_id, "name": box.name, "engine": box.engine, "network": box.network,
+            "isolation": box.isolation.partition(".")[0], "resumed": self.resumed,
+        }  # fmt: skip
+
     def words(self) -> str:
         what = "changed" if self.grown else f"started in {self.seconds:.2f} s"
         if self.resumed == "running":
@@ -144,10 +153,12 @@ async def start_sandbox(call: Call, arguments: StartInput) -> ToolOutput:
                 "There is nothing to change.",
                 "Give larger cpus, memory, pids_limit or disk, or another network_policy; or sandbox_status.",
             )
-        await manager.change_network(sandbox, arguments.network_policy, arguments.network_allow)
+        approved = await _approved(call, arguments)
+        await manager.change_network(sandbox, arguments.network_policy, arguments.network_allow, approved=approved)
         if wanted != (None,) * 4:
             await manager.grow(sandbox, *wanted)
         return StartOutput(sandbox=await SandboxInfo.of(sandbox), seconds=0, grown=True)
+    approved = await _approved(call, arguments)
     async with call.progress_sink() as progress:
         sandbox = await manager.start(
             arguments.engine,
@@ -160,8 +171,37 @@ async def start_sandbox(call: Call, arguments: StartInput) -> ToolOutput:
             isolation=arguments.isolation,
             network_policy=arguments.network_policy,
             network_allow=arguments.network_allow,
+            approved=approved,
         )
     return StartOutput(sandbox=await SandboxInfo.of(sandbox), seconds=sandbox.start_seconds, resumed=sandbox.resumed)
+
+
+_MOST_TO_ASK = 30
+"""Entries of a list that a person can be asked about."""
+
+
+async def _approved(call: Call, arguments: StartInput) -> bool:
+    """What reaches further than is configured is approved, or this raises; whether a network policy does."""
+    settings, wishes = call.manager.settings, []
+    network = await reach.beyond(settings, call.manager.host, arguments.network_policy, arguments.network_allow)
+    if network is not None:
+        policy, refusal = network
+        if len(policy.allow) > _MOST_TO_ASK:
+            raise refusal
+        words = f"A sandbox's network policy {policy.in_full()} Configured is {reach.configured(settings).in_full()}"
+        if closed := ", ".join(str(each) for each in policy.allow if each.closed):
+            words += f" Private, link-local or metadata addresses in it: {closed}."
+        wishes.append(Wish("network", policy.label, words, refusal))
+    weaker = arguments.isolation
+    if weaker is not None and arguments.sandbox_id is None and ORDER.index(weaker) < ORDER.index(settings.isolation):
+        refused = PolicyRefused(
+            f"isolation={weaker!r} is a weaker wall than configured, which is {settings.isolation!r}.",
+            "Leave isolation out, or ask the user.",
+        )
+        words = f"A sandbox with a weaker wall ({TIERS[weaker].words(weaker)}) Configured is {settings.isolation}."
+        wishes.append(Wish("isolation", weaker, words, refused))
+    await call.approve(*wishes)
+    return network is not None
 
 
 class CleanupInput(ToolInput):

@@ -7,16 +7,18 @@ import socket
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.dialled import SocketLike
-from manyoyo_mcp.errors import ContextRefused, InvalidArgument
-from manyoyo_mcp.policy.base import Limits
+from manyoyo_mcp.errors import AuditUnavailable, ContextRefused, InvalidArgument
+from manyoyo_mcp.policy.base import Limits, Query
 from manyoyo_mcp.policy.contexts import copy
 from manyoyo_mcp.policy.gate import Gate, Ways
+from manyoyo_mcp.policy.witness import Witness
 from manyoyo_mcp.sessions import endpoints
 from manyoyo_mcp.values import Caps
 
@@ -60,6 +62,40 @@ def test_a_gate_to_nowhere_says_so_and_closes(tmp_path: Path) -> None:
         assert held.recv(1) == b"", "whoever is connected is hung up on"
     held.close()
     assert list(tmp_path.iterdir()) == []
+
+
+class Refuses(Witness):
+    """Can't put anything on record."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, str]] = []
+
+    def asked(self, method: str, path: str, query: Query, narrowed: bool) -> Callable[[int | None], None]:
+        raise AuditUnavailable("no room", "Make room.")
+
+    def refused(self, method: str, path: str, code: str, reason: str) -> None:
+        self.told.append((method, path, code))
+
+
+def test_what_can_not_be_put_on_record_does_not_go_on(tmp_path: Path) -> None:
+    witness = Refuses()
+    gate = Gate(tmp_path / "x.sock", replace(WAYS, witness=witness))
+    gate.open()
+    try:
+        answer = ask(gate.path, b"POST /containers/x/start HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        assert b" 503 " in answer and b"no room" in answer
+        for harmless in (b"GET /containers/json", b"POST /containers/x/wait"):
+            answer = ask(gate.path, harmless + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            assert b"does not answer" in answer, "it goes on, to nowhere"
+        assert b" 403 " in ask(gate.path, b"PUT /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        assert b" 400 " in ask(gate.path, b"rubbish\r\n\r\n")
+    finally:
+        gate.close()
+    assert witness.told == [
+        ("POST", "/containers/x/start", "AUDIT_UNAVAILABLE"),
+        ("PUT", "/nothing", "POLICY_REFUSED"),
+        ("", "", "INVALID_ARGUMENT"),
+    ]
 
 
 def test_what_dead_sessions_left_is_removed(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@
     │   ├── BudgetExceeded      BUDGET_EXCEEDED     all sandboxes together have what they may have
     │   ├── NotSupported        NOT_SUPPORTED, DISK_CAP_UNAVAILABLE, POOL_UNAVAILABLE
     │   ├── PolicyRefused       POLICY_REFUSED
+    │   ├── ScopeMissing        SCOPE_MISSING       the caller's token does not have the scope of this tool
+    │   ├── RateLimited         RATE_LIMITED        too many calls of this principal
     │   ├── ContextRefused      CONTEXT_REFUSED     build context outside the roots, too large, or escaping by a link
     │   ├── NotFound            SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, IMAGE_NOT_FOUND, JOB_NOT_FOUND, …
     │   ├── SandboxAmbiguous    SANDBOX_AMBIGUOUS
@@ -89,6 +91,14 @@ class NotSupported(RequestError):
 
 class PolicyRefused(RequestError):
     code = "POLICY_REFUSED"
+
+
+class ScopeMissing(RequestError):
+    code = "SCOPE_MISSING"
+
+
+class RateLimited(RequestError):
+    code = "RATE_LIMITED"
 
 
 class ContextRefused(RequestError):

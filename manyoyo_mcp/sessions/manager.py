@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from manyoyo_mcp.config import EngineName, Isolation, NetworkMode, Settings
 from manyoyo_mcp.errors import (
+    InvalidArgument,
     NotFound,
     SandboxAmbiguous,
     SandboxError,
@@ -25,7 +26,7 @@ from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import endpoints, granting, reach, reaper, sweep
 from manyoyo_mcp.sessions.endpoints import Endpoints
-from manyoyo_mcp.sessions.identity import Identity
+from manyoyo_mcp.sessions.identity import Identity, owner, principal_of
 from manyoyo_mcp.sessions.jobs import Jobs
 from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of, settled
 from manyoyo_mcp.sessions.life import Life
@@ -43,10 +44,13 @@ _log = logging.getLogger(__name__)
 class Manager:
     """Joins hosts and engines; the tools ask it for everything. Made by `open_manager`."""
 
-    def __init__(self, settings: Settings, host: Host, group: TaskGroup) -> None:
+    def __init__(
+        self, settings: Settings, host: Host, group: TaskGroup, principal: str = "", *, explicit: bool = False
+    ) -> None:
         self.settings = settings
         self.host = host
-        self.identity = Identity()
+        self.identity = Identity(owner(principal))
+        self.explicit = explicit  # which sandbox is meant is always said: several clients may have this session
         self.directory = sweep.claim(settings, self.identity)
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes)
         self._group = group
@@ -87,6 +91,12 @@ class Manager:
                     code="SANDBOX_NOT_FOUND",
                 )
             return self._use(self._sandboxes[sandbox_id])
+        if self.explicit:
+            raise InvalidArgument(
+                "sandbox_id is missing: over HTTP it is always to be given.",
+                f"Yours: {ids}. start_sandbox starts one and returns its id.",
+                code="SANDBOX_ID_REQUIRED",
+            )
         if not self._sandboxes:
             last = next(reversed(self._ended), "")
             why = f" The last, {last}, is no more{self._why_ended(last)}." if last else ""
@@ -106,7 +116,7 @@ class Manager:
 
     async def get_or_start(self, sandbox_id: str | None, progress: Progress = no_progress) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
-        if sandbox_id is None and not self._sandboxes:
+        if sandbox_id is None and not self._sandboxes and not self.explicit:
             async with self._first:
                 while self._starting and not self._sandboxes:
                     await self._start_ended.wait()
@@ -261,7 +271,7 @@ class Manager:
 
     def _ensure_reaper(self) -> None:
         if self._reaper is None or self._reaper.poll() is not None:
-            self._reaper = reaper.spawn(self.identity.session)
+            self._reaper = reaper.spawn(self.identity.session, principal_of(self.identity.owner))
 
     def _dismiss_reaper(self) -> None:
         """Nothing is left for it to wait for."""
@@ -349,15 +359,17 @@ class Manager:
 
 
 @contextlib.asynccontextmanager
-async def open_manager(settings: Settings | None = None, *, sweep_first: bool = True) -> AsyncIterator[Manager]:
-    """A manager for one session. On leaving, jobs are cancelled and this session's sandboxes removed.
+async def open_manager(
+    settings: Settings | None = None, *, sweep_first: bool = True, principal: str = "", explicit: bool = False
+) -> AsyncIterator[Manager]:
+    """A manager for one session, of this user's or of one principal's. On leaving, jobs are cancelled and this session's sandboxes removed.
 
     What is raised in the body comes out as it is, not in a group.
     """
     settings = settings or Settings()
     raised: Exception | None = None
     async with open_host(settings) as host, anyio.create_task_group() as group:
-        manager = Manager(settings, host, group)
+        manager = Manager(settings, host, group, principal, explicit=explicit)
         if sweep_first:
             manager._spawn("sweep", partial(sweep.sweep, host, settings))
         if settings.warm:

@@ -11,10 +11,11 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
 from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, ToolAnnotations
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported
 from manyoyo_mcp.sessions.manager import Manager
+from manyoyo_mcp.sessions.principals import Principals, Scope
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
 
@@ -78,7 +79,7 @@ class Call:
 
     async def sandbox(self, sandbox_id: str | None) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
-        if self.manager.sandboxes():
+        if self.manager.sandboxes() or self.manager.explicit:
             return self.manager.get(sandbox_id), False
         async with self.progress_sink() as progress:
             return await self.manager.get_or_start(sandbox_id, progress)
@@ -108,14 +109,27 @@ class Call:
             raise raised
 
 
+@asynccontextmanager
+async def admitted(context: Context[Any, Any], scope: Scope) -> AsyncIterator[Manager]:
+    """The caller's manager, for one call that needs this scope. Raises ScopeMissing, RateLimited."""
+    held = context.request_context.lifespan_context
+    if isinstance(held, Principals):
+        async with held.admitted(context.request_context.request, scope) as manager:
+            yield manager
+    else:
+        yield held
+
+
 class ManyoyoTool(Tool):
-    """A tool whose arguments, results and errors are ours from end to end."""
+    """A tool whose arguments, results and errors are ours from end to end. `scope`: what a caller's token must have for it."""
+
+    scope: Scope = Field("run", exclude=True)
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         try:
-            parsed = self._parse(arguments)
-            manager: Manager = context.request_context.lifespan_context
-            output: ToolOutput = await self.fn(Call(manager, context), parsed)
+            async with admitted(context, self.scope) as manager:
+                parsed = self._parse(arguments)
+                output: ToolOutput = await self.fn(Call(manager, context), parsed)
         except ManyoyoError as error:
             return _refusal(error)
         content: list[ContentBlock] = [TextContent(type="text", text=output.words())]
@@ -194,9 +208,10 @@ def tool(
     idempotent: bool = False,
     open_world: bool = False,
     always_load: bool = False,
+    scope: Scope | None = None,
 ) -> Callable[[Callable[[Call, In], Awaitable[ToolOutput]]], ManyoyoTool]:
     """Make a handler a tool. Four of the hints are MCP's annotations; `always_load` asks Claude Code to tell its model of
-    the tool at once, where it would otherwise have to search for it."""
+    the tool at once, where it would otherwise have to search for it. `scope`: read where it only reads, else run."""
 
     def make(handler: Callable[[Call, In], Awaitable[ToolOutput]]) -> ManyoyoTool:
         return ManyoyoTool(
@@ -211,6 +226,7 @@ def tool(
                 output_schema=compact(output_model.model_json_schema(mode="serialization")),
             ),
             is_async=True,
+            scope=scope or ("read" if read_only else "run"),
             context_kwarg="context",
             annotations=ToolAnnotations(
                 read_only_hint=read_only,

@@ -33,6 +33,7 @@ Policy and caps are those of the tools. For what a tool does, use the tool.
     SandboxArgument,
     EndpointOutput,
     idempotent=True,
+    scope="admin",
 )
 async def sandbox_endpoint(call: Call, arguments: SandboxArgument) -> ToolOutput:
     sandbox, _ = await call.sandbox(arguments.sandbox_id)

@@ -46,12 +46,13 @@ class Door:
             return
         caller = self._caller(scope)
         if caller is None:
-            refused: Response | None = _error(401, "A bearer token is needed, and this is none that is known.")
-            refused.headers["WWW-Authenticate"] = 'Bearer realm="manyoyo-mcp"'
-        else:
-            refused = self._limited(caller)
-        if refused is not None or caller is None:
-            await (refused or _error(401, ""))(scope, receive, send)
+            unknown = _error(401, "A bearer token is needed, and this is none that is known.")
+            unknown.headers["WWW-Authenticate"] = 'Bearer realm="manyoyo-mcp"'
+            await unknown(scope, receive, send)
+            return
+        refused = self._limited(caller)
+        if refused is not None:
+            await refused(scope, receive, send)
             return
         self._open[caller.principal] += 1
         try:

@@ -75,7 +75,7 @@ class Door:
             wait = 1.0
         if not wait:
             return None
-        refused = _error(429, "Too many requests of yours.")
+        refused = _error(429, f"RATE_LIMITED: too many requests of yours. Ask again in {wait:.3f} s.")
         refused.headers["Retry-After"] = str(math.ceil(wait))
         return refused
 
@@ -111,7 +111,8 @@ class Door:
 
 
 def _error(status: int, words: str) -> Response:
-    return JSONResponse({"error": words}, status_code=status, headers={"Connection": "close"})
+    told = {"jsonrpc": "2.0", "id": None, "error": {"code": -32000, "message": words}}
+    return JSONResponse(told, status_code=status, headers={"Connection": "close"})
 
 
 class Protocol(H11Protocol):

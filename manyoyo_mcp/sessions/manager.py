@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.from_thread
@@ -30,6 +30,7 @@ from manyoyo_mcp.sessions.identity import Identity, owner, principal_of
 from manyoyo_mcp.sessions.jobs import Jobs
 from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of, settled
 from manyoyo_mcp.sessions.life import Life
+from manyoyo_mcp.sessions.looks import Looks
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted, check_same
 from manyoyo_mcp.sessions.warm import Warm
@@ -54,6 +55,7 @@ class Manager:
         self.directory = sweep.claim(settings, self.identity)
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes)
         self._group = group
+        self.looks: Looks[Any] = Looks(group)
         self._sandboxes: dict[str, Sandbox] = {}
         self._held: dict[str, Outer] = {}  # those whose lease is kept: from their first moment to their last
         group.start_soon(lease.keep, host, self._held.values, settings.lease_s)

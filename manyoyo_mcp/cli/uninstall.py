@@ -125,7 +125,9 @@ def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
         yield Thing("mirror", MIRROR, row["State"], partial(client.remove_container, row["Id"], force=True))
     if any(each["Name"] == MIRROR for each in every):
         yield Thing("volume", MIRROR, "what the mirror has pulled", partial(client.remove_volume, MIRROR))
-    if all(each["Name"] in volumes for each in every if pooled(each)):  # else other users have stores in it
+    theirs = client.volumes(filters={"label": f"{LABEL}user={whose}"})["Volumes"] or []
+    mine_all = {*volumes, *(each["Name"] for each in theirs)}
+    if all(each["Name"] in mine_all for each in every if pooled(each)):  # else other users have stores in it
         for row in client.containers(all=True, filters={"name": f"^/{KEEPER}$"}):
             yield Thing("pool", KEEPER, "its keeper", partial(client.remove_container, row["Id"], force=True))
         if any(each["Name"] == KEEPER for each in every):

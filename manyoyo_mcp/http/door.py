@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import anyio
 import h11
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,6 +28,32 @@ _REQUESTS_A_CALL = 4
 """Requests allowed for each call: what is no call of a tool counts too."""
 
 
+SESSIONS = 2000
+"""Sessions of the older protocol that are open at a time; each is some memory until it was not used for `SESSION_S` seconds."""
+SESSION_S = 1800.0
+_SESSION, _VERSION = b"mcp-session-id", b"mcp-protocol-version"
+
+
+class Sessions:
+    """Who has which sessions of the older protocol: one principal is not to take them all."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._used: dict[str, dict[bytes, float]] = defaultdict(dict)
+
+    def full(self, principal: str) -> bool:
+        mine, now = self._used[principal], time.monotonic()
+        for each in [each for each, used in mine.items() if now - used > SESSION_S]:
+            del mine[each]
+        return len(mine) >= self._most
+
+    def use(self, principal: str, session: bytes) -> None:
+        self._used[principal][session] = time.monotonic()
+
+    def end(self, principal: str, session: bytes) -> None:
+        self._used[principal].pop(session, None)
+
+
 class Door:
     """An ASGI application around MCP's. `tokens` is None where nobody is asked for one."""
 
@@ -36,6 +64,7 @@ class Door:
         rate = _REQUESTS_A_CALL * settings.http_rate
         self._buckets: dict[str, Bucket] = defaultdict(lambda: Bucket(rate, max(8.0, 2 * rate)))
         self._open: dict[str, int] = defaultdict(int)
+        self._sessions = Sessions(SESSIONS // 8)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -96,6 +125,28 @@ class Door:
         if slow.cancelled_caught:
             await _error(408, f"The body took more than {BODY_S:g} s.")(scope, receive, send)
             return
+        who = caller.principal
+        session = next((value for key, value in scope["headers"] if key == _SESSION), None)
+        version = next((value for key, value in scope["headers"] if key == _VERSION), b"").decode("latin-1")
+        begins = session is None and version in ("", *HANDSHAKE_PROTOCOL_VERSIONS)  # as the SDK tells the eras apart
+        if begins and self._sessions.full(who):
+            await _error(429, "RATE_LIMITED: too many sessions of yours are open. End one (DELETE).")(
+                scope, receive, send
+            )
+            return
+
+        async def noted(message: Message) -> None:
+            """Sessions are the SDK's; that it has begun, used or ended one is seen by its answer."""
+            if message["type"] == "http.response.start" and message["status"] < 300:
+                known = session or next(
+                    (value for key, value in message.get("headers", []) if key.lower() == _SESSION), None
+                )
+                if known is not None and scope["method"] == "DELETE":
+                    self._sessions.end(who, known)
+                elif known is not None:
+                    self._sessions.use(who, known)
+            await send(message)
+
         told = False
 
         async def again() -> Message:
@@ -106,8 +157,8 @@ class Door:
             return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         # MCP's sessions of the older protocol are bound to who began them by this
-        user = AuthenticatedUser(AccessToken(token="", client_id=caller.principal, scopes=sorted(caller.scopes)))
-        await self._app({**scope, CALLER: caller, "user": user}, again, send)
+        user = AuthenticatedUser(AccessToken(token="", client_id=who, scopes=sorted(caller.scopes)))
+        await self._app({**scope, CALLER: caller, "user": user}, again, noted)
 
 
 def _error(status: int, words: str) -> Response:

@@ -10,7 +10,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument
-from manyoyo_mcp.http.door import Door, Protocol
+from manyoyo_mcp.http.door import SESSION_S, SESSIONS, Door, Protocol
 from manyoyo_mcp.http.tokens import Tokens
 from manyoyo_mcp.server import build_server
 from manyoyo_mcp.sessions.principals import open_principals
@@ -19,8 +19,6 @@ PATH = "/mcp"
 _KEEP_ALIVE_S, _LAST_CALLS_S = 30, 3
 _LOCAL = ["127.0.0.1:*", "localhost:*", "[::1]:*"]
 _LARGEST_HEADERS = 32 << 10
-_SESSIONS = 2000
-"""Sessions of the older protocol that are open at a time; each is some memory for half an hour."""
 
 
 def address_of(words: str) -> tuple[str, int]:
@@ -84,7 +82,8 @@ def serve(settings: Settings, words: str) -> None:
     app = server.streamable_http_app(
         streamable_http_path=PATH,
         max_request_body_size=settings.http_body_bytes,
-        max_sessions=_SESSIONS,
+        max_sessions=SESSIONS,
+        session_idle_timeout=SESSION_S,
         transport_security=security(settings, host),
         host=host,
     )

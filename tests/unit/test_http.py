@@ -1,5 +1,7 @@
 """Tokens, scopes, limits and addresses of the server over HTTP: what needs no sandbox."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from manyoyo_mcp.cli.main import HTTP_ADDRESS, with_address
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NameConflict, NotFound
+from manyoyo_mcp.http.door import Sessions
 from manyoyo_mcp.http.serving import address_of, security, tokens_for
 from manyoyo_mcp.http.tokens import Tokens
 from manyoyo_mcp.sessions import names
@@ -124,3 +127,22 @@ def test_what_one_principal_is_about_to_take_is_not_the_others(tmp_path: Path) -
     assert bob.coming("sb-2", need, owner("bob")) == need
     assert bob.coming("sb-2", need) == Amount(2, 5.0, 110, 0)
     assert alice.coming("sb-3", need, owner("alice")) == Amount(2, 5.0, 110, 0)
+
+
+def test_one_principal_can_not_have_all_sessions() -> None:
+    sessions = Sessions(2)
+    for session in (b"1", b"1", b"2"):
+        assert not sessions.full("alice")
+        sessions.use("alice", session)
+    assert sessions.full("alice") and not sessions.full("bob")
+    sessions.end("bob", b"1")
+    assert sessions.full("alice")
+    sessions.end("alice", b"1")
+    assert not sessions.full("alice")
+
+
+def test_nothing_of_it_is_loaded_where_stdio_is_served() -> None:
+    look = (
+        "import sys, manyoyo_mcp.server; print([name for name in sys.modules if name.startswith('manyoyo_mcp.http')])"
+    )
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -137,6 +137,26 @@ class Settings(BaseSettings):
         default_factory=list,
         description="Registries without TLS that sandboxes may use, host[:port], with commas between.",
     )
+    http_tokens: Path = Field(
+        default_factory=lambda: CONFIG_FILE.with_name("tokens.json"),
+        description="Bearer tokens of `serve --http`, hashed; where the file is, they are asked for.",
+    )
+    http_hosts: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Host headers that are served, NAME, NAME:PORT or NAME:*, with commas between.",
+    )
+    http_origins: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="Origins of web pages that may call, with commas between; default: none."
+    )
+    http_certificate: Path | None = Field(None, description="TLS certificate chain (PEM) of `serve --http`.")
+    http_key: Path | None = Field(None, description="Its key (PEM).")
+    http_tls: Literal["require", "off"] = Field(
+        "require", description="off: another address than loopback without TLS, behind a proxy that ends it."
+    )
+    http_rate: float = Field(100, gt=0, description="Tool calls a second of one principal; twice that at once.")
+    http_calls: int = Field(64, ge=1, description="Tool calls of one principal that go on at a time.")
+    http_connections: int = Field(2000, ge=8, description="Connections in all; a quarter of them for one principal.")
+    http_body_bytes: Memory = Field(8 << 20, description="Largest request.")
     wait_s: float = Field(40, gt=0, description="Seconds after which a build or run becomes a job.")
     result_tokens: int = Field(2000, ge=200, description="Longest result, in tokens.")
     log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")
@@ -178,7 +198,7 @@ class Settings(BaseSettings):
             return json.loads(roots) if roots.startswith("[") else [each for each in roots.split(os.pathsep) if each]
         return roots
 
-    @field_validator("mirrors", "insecure_registries", "network_allow", mode="before")
+    @field_validator("mirrors", "insecure_registries", "network_allow", "http_hosts", "http_origins", mode="before")
     @classmethod
     def _separated(cls, given: Any) -> Any:
         if isinstance(given, str):

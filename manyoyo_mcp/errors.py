@@ -9,6 +9,8 @@
     │   ├── NotSupported        NOT_SUPPORTED, DISK_CAP_UNAVAILABLE, POOL_UNAVAILABLE, ISOLATION_UNAVAILABLE
     │   ├── PolicyRefused       POLICY_REFUSED
     │   │   └── NotApproved     NOT_APPROVED        the person was asked and did not allow it
+    │   ├── ScopeMissing        SCOPE_MISSING       the caller's token does not have the scope of this tool
+    │   ├── RateLimited         RATE_LIMITED        too many calls of this principal
     │   ├── ContextRefused      CONTEXT_REFUSED     build context outside the roots, too large, or escaping by a link
     │   ├── NotFound            SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, IMAGE_NOT_FOUND, JOB_NOT_FOUND, …
     │   ├── SandboxAmbiguous    SANDBOX_AMBIGUOUS
@@ -95,6 +97,14 @@ class PolicyRefused(RequestError):
 
 class NotApproved(PolicyRefused):
     code = "NOT_APPROVED"
+
+
+class ScopeMissing(RequestError):
+    code = "SCOPE_MISSING"
+
+
+class RateLimited(RequestError):
+    code = "RATE_LIMITED"
 
 
 class ContextRefused(RequestError):

@@ -7,20 +7,23 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ResourceNotFoundError
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 
 from manyoyo_mcp import __version__
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.errors import NotFound
+from manyoyo_mcp.errors import ManyoyoError, NotFound
 from manyoyo_mcp.sessions.manager import Manager, open_manager
+from manyoyo_mcp.sessions.principals import Principals
 from manyoyo_mcp.text import fence, sanitise
 from manyoyo_mcp.tools import TOOLS
+from manyoyo_mcp.tools.base import admitted
 
 INSTRUCTIONS = """\
 A container host of your own: build and run containers in a private sandbox, never on the user's Docker. \
@@ -34,16 +37,18 @@ start_sandbox with name, or checkpoint. fork_sandbox copies a sandbox in a momen
 _LOG_RESOURCE_BYTES = 1 << 20
 
 
-def build_server(settings: Settings | None = None) -> MCPServer[Manager]:
-    """A server with all tools; its lifespan is one session's manager."""
+def build_server(
+    settings: Settings | None = None, principals: AbstractAsyncContextManager[Principals] | None = None
+) -> MCPServer[Any]:
+    """A server with all tools; its lifespan is one session's manager, or those of several principals."""
     settings = settings or Settings()
 
     @asynccontextmanager
-    async def lifespan(_: MCPServer[Manager]) -> AsyncIterator[Manager]:
-        async with open_manager(settings) as manager:
-            yield manager
+    async def lifespan(_: MCPServer[Any]) -> AsyncIterator[Manager | Principals]:
+        async with principals or open_manager(settings) as opened:
+            yield opened
 
-    server: MCPServer[Manager] = MCPServer(
+    server: MCPServer[Any] = MCPServer(
         name="manyoyo-mcp",
         title="manyoyo-mcp",
         instructions=INSTRUCTIONS,
@@ -56,12 +61,14 @@ def build_server(settings: Settings | None = None) -> MCPServer[Manager]:
     @server.resource(
         "manyoyo://jobs/{job_id}/log", mime_type="text/plain", description="The end of a job's log, 1 MiB at most."
     )
-    async def job_log(job_id: str, ctx: Context[Manager]) -> str:
-        manager: Manager = ctx.request_context.lifespan_context
+    async def job_log(job_id: str, ctx: Context[Any]) -> str:
         try:
-            job = manager.jobs.get(job_id)
+            async with admitted(ctx, "read") as manager:
+                job = manager.jobs.get(job_id)
         except NotFound as error:
             raise ResourceNotFoundError(str(error)) from error
+        except ManyoyoError as error:
+            raise ResourceError(str(error)) from error
         return fence(sanitise(job.log.read(-_LOG_RESOURCE_BYTES, _LOG_RESOURCE_BYTES).data), job_id)
 
     return server
@@ -85,7 +92,7 @@ def _give_memory_back() -> None:
             ctypes.CDLL(None).mallopt(m_trim_threshold, its_default)
 
 
-async def _serve(server: MCPServer[Manager]) -> None:
+async def _serve(server: MCPServer[Any]) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(_end_on_signal)
         if sys.platform == "win32":

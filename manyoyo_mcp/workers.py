@@ -34,6 +34,11 @@ async def wait_in_thread(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     )
 
 
+def allow_more_waiting() -> None:
+    """Another session in this process may have as many jobs as the first."""
+    _get(_waiting, 0).total_tokens += MAX_WAITING
+
+
 async def together(*works: Callable[[], Awaitable[object]]) -> None:
     """Do several things at once. What one of them raises comes out as it is, after the others have been cancelled."""
     raised: list[Exception] = []

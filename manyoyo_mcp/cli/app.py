@@ -11,6 +11,7 @@ from manyoyo_mcp.cli.audit import app as audit
 from manyoyo_mcp.cli.connect import run_async
 from manyoyo_mcp.cli.image import app as image
 from manyoyo_mcp.cli.mirror import app as mirror
+from manyoyo_mcp.cli.tokens import app as tokens
 
 app = typer.Typer(
     name="manyoyo-mcp",
@@ -25,6 +26,7 @@ app.add_typer(image, name="image")
 app.add_typer(mirror, name="mirror")
 app.add_typer(audit, name="audit")
 app.add_typer(approvals, name="approvals")
+app.add_typer(tokens, name="token")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
@@ -57,11 +59,15 @@ def serve(
     warm: Annotated[
         int | None, typer.Option(min=0, max=20, metavar="N", help="Sandboxes kept ready; default 0.")
     ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:PORT]", help="Over HTTP, for several clients; default 127.0.0.1:8765."),
+    ] = None,
 ) -> None:
-    """Serve MCP over stdio, until the client closes it (the default)."""
+    """Serve MCP over stdio, until the client closes it (the default); or over HTTP, until a signal comes."""
     from manyoyo_mcp.cli.serve import serve as run
 
-    run(warm)
+    run(warm, http)
 
 
 @app.command(context_settings=Words)

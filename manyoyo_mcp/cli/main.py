@@ -4,6 +4,17 @@ import sys
 
 from manyoyo_mcp.cli.exits import end_without_reader, flush, reported
 
+HTTP_ADDRESS = "127.0.0.1:8765"
+
+
+def with_address(words: list[str]) -> list[str]:
+    """The same, where `serve --http` names no address with the one that is meant: options of typer's always have a value."""
+    if words[:1] == ["serve"] and "--http" in words:
+        after = words.index("--http") + 1
+        if after == len(words) or words[after].startswith("-"):
+            return [*words[:after], HTTP_ADDRESS, *words[after:]]
+    return words
+
 
 def main() -> None:
     """`manyoyo-mcp`, with the arguments of this process."""
@@ -16,6 +27,7 @@ def main() -> None:
             from manyoyo_mcp.cli.app import app
 
             try:
+                sys.argv[1:] = with_address(sys.argv[1:])
                 app(prog_name="manyoyo-mcp")
             except SystemExit as ended:
                 if isinstance(ended.__context__, BrokenPipeError):  # which the library makes a failure

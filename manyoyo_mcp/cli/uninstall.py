@@ -54,6 +54,7 @@ async def uninstall(*, yes: bool, dry_run: bool, as_json: bool, screen: Screen) 
             try:
                 await host.info()  # the host answers, or this says why not
                 things += await in_thread(lambda: list(on_host(host.client, owner())))
+                things += await in_thread(lambda: list(of_principals(host.client, owner())))
             except HostUnavailable as error:
                 unseen = error
             things += await in_thread(lambda: list(on_disk(settings)))
@@ -96,15 +97,27 @@ def of_processes(settings: Settings) -> Iterator[Thing]:
         yield Thing(each.kind, f"process {each.pid}", note, each.end)
 
 
-def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
-    """What `whose` has on the host, and what all users of it share (images, the volume of base images)."""
-    mine = {"label": f"{LABEL}owner={whose}"}
+def _containers(client: docker.APIClient, mine: dict[str, str]) -> Iterator[Thing]:
     for row in client.containers(all=True, filters=mine):
         labels = {key.removeprefix(LABEL): value for key, value in row["Labels"].items() if key.startswith(LABEL)}
         held = answers_for(labels) and row["State"] == "running"
         note = f"{row['State']}; a server holds it (pid {labels.get('server-pid')})" if held else row["State"]
         remove = partial(client.remove_container, row["Id"], force=True, v=True)
         yield Thing(labels.get("kind", "container"), row["Names"][0].lstrip("/"), note, remove)
+
+
+def of_principals(client: docker.APIClient, user: str) -> Iterator[Thing]:
+    """What the principals of this user's HTTP servers have on the host."""
+    theirs = {"label": f"{LABEL}user={user}"}
+    yield from _containers(client, theirs)
+    for each in client.volumes(filters=theirs)["Volumes"] or []:
+        yield Thing("volume", each["Name"], _kept(ours(each["Labels"])), partial(client.remove_volume, each["Name"]))
+
+
+def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
+    """What `whose` has on the host, and what all users of it share (images, the volume of base images)."""
+    mine = {"label": f"{LABEL}owner={whose}"}
+    yield from _containers(client, mine)
     volumes = {each["Name"]: _kept(ours(each["Labels"])) for each in client.volumes(filters=mine)["Volumes"] or []}
     every = client.volumes()["Volumes"] or []
     for name, note in volumes.items():
@@ -113,7 +126,9 @@ def on_host(client: docker.APIClient, whose: str) -> Iterator[Thing]:
         yield Thing("mirror", MIRROR, row["State"], partial(client.remove_container, row["Id"], force=True))
     if any(each["Name"] == MIRROR for each in every):
         yield Thing("volume", MIRROR, "what the mirror has pulled", partial(client.remove_volume, MIRROR))
-    if all(each["Name"] in volumes for each in every if pooled(each)):  # else other users have stores in it
+    theirs = client.volumes(filters={"label": f"{LABEL}user={whose}"})["Volumes"] or []
+    mine_all = {*volumes, *(each["Name"] for each in theirs)}
+    if all(each["Name"] in mine_all for each in every if pooled(each)):  # else other users have stores in it
         for row in client.containers(all=True, filters={"name": f"^/{KEEPER}$"}):
             yield Thing("pool", KEEPER, "its keeper", partial(client.remove_container, row["Id"], force=True))
         if any(each["Name"] == KEEPER for each in every):

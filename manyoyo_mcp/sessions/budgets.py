@@ -6,6 +6,7 @@ to take lies in files beside, each locked by its process, so that it counts no l
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import BudgetExceeded
 from manyoyo_mcp.hosts.base import Claim, Host, HostInfo
 from manyoyo_mcp.image.outer import Progress, no_progress
+from manyoyo_mcp.sessions.identity import principal_of
 from manyoyo_mcp.sessions.names import locked
 from manyoyo_mcp.values import format_bytes
 from manyoyo_mcp.workers import in_thread
@@ -90,8 +92,13 @@ def budgets(settings: Settings, info: HostInfo, disk: int) -> tuple[Amount, Amou
 
 def forget_dead(settings: Settings) -> None:
     """Remove what processes that died left of their places and reservations: it counts no longer."""
-    for name in ("queue", "reserved"):
-        _Tickets(settings.lock_dir / name).ahead_of(None)
+    for path in (*settings.lock_dir.glob("queue*"), settings.lock_dir / "reserved"):
+        _Tickets(path).ahead_of(None)
+
+
+def _queue(owner: str) -> str:
+    """Each principal's queue is its own: one that waits for room in its own budget is not to keep others waiting."""
+    return f"queue-{hashlib.sha256(owner.encode()).hexdigest()[:16]}" if principal_of(owner) else "queue"
 
 
 def taken(claims: list[Claim], owner: str | None = None) -> Amount:
@@ -116,7 +123,7 @@ class Budgets:
         """A live sandbox takes so much more than its labels say, which can't change: until `forget`, or this process's end."""
         held = contextlib.ExitStack()
         if extra != Amount():
-            held.enter_context(self._reserved().take({"sandbox": sandbox_id, **dataclasses.asdict(extra)}))
+            held.enter_context(self._reserved().take({"sandbox": sandbox_id, **self._asked(extra)}))
         self.forget(sandbox_id)
         self._grown[sandbox_id] = held
 
@@ -149,7 +156,7 @@ class Budgets:
     def place(self, wait_s: float, progress: Progress) -> Iterator["Place"]:
         """A place in the queue, for as long as it is needed; `wait_s`: seconds."""
         with contextlib.ExitStack() as held:
-            yield Place(_Tickets(self._settings.lock_dir / "queue"), wait_s, progress, held)
+            yield Place(_Tickets(self._settings.lock_dir / _queue(self._owner)), wait_s, progress, held)
 
     @contextlib.asynccontextmanager
     async def room(self, sandbox_id: str, need: Amount, disk: int, place: "Place | None") -> AsyncIterator[None]:
@@ -169,16 +176,21 @@ class Budgets:
                 words = await self._lacking(sandbox_id, need, host, owner)
                 if words is not None or ahead:
                     raise NoRoomNow(words or f"{ahead} others wait for room already.", _WAIT + _OPERATOR)
-                held.enter_context(self._reserved().take(dataclasses.asdict(need)))
+                held.enter_context(self._reserved().take(self._asked(need)))
             if place is not None:
                 place.leave()
             yield
 
-    def coming(self, sandbox_id: str, need: Amount) -> Amount:
-        """What a sandbox needs, with all else that no label of the host's says (yet)."""
+    def _asked(self, amount: Amount) -> dict[str, Any]:
+        return {"owner": self._owner, **dataclasses.asdict(amount)}
+
+    def coming(self, sandbox_id: str, need: Amount, owner: str | None = None) -> Amount:
+        """What a sandbox needs, with all else that no label of the host's says (yet); of one owner's alone, where one is named."""
         grown: dict[str, Amount] = {}  # by sandbox: several servers may have counted the same one
         for content in self._reserved().live():
             counted = content.pop("sandbox", None)
+            if owner not in (None, content.pop("owner", owner)):
+                continue
             if counted is None:
                 need += Amount(**content)
             elif counted != sandbox_id:
@@ -194,8 +206,8 @@ class Budgets:
             for claim in await self._host.claims()
             if claim.sandbox_id != sandbox_id
         ]
-        coming = await in_thread(self.coming, sandbox_id, need)
         for whose, budget, name in (("This host's", host, None), ("Your", owner, self._owner)):
+            coming = await in_thread(self.coming, sandbox_id, need, name)
             words = (taken(claims, name) + coming).over(budget)
             if words is not None:
                 return f"{whose} budget has no room now: with it, it would be {words}."

@@ -49,10 +49,21 @@ def pid_namespace() -> str:
         return ""
 
 
-def owner() -> str:
-    """The operating-system user on this machine: whose sandboxes may be seen and removed."""
+def owner(principal: str = "") -> str:
+    """The operating-system user on this machine: whose sandboxes may be seen and removed. Each principal of a server that has
+    several is an owner of its own."""
     uid = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
-    return f"{uid}@{_machine()}"
+    return f"{uid}@{_machine()}" + (f"/{principal}" if principal else "")
+
+
+def principal_of(whose: str) -> str:
+    """The principal that an owner is; "" where it is the user itself."""
+    return whose.partition("/")[2]
+
+
+def owner_labels(whose: str) -> dict[str, str]:
+    """What tells an owner's things: a principal's also name the user whose server it calls, who clears up after it."""
+    return {"owner": whose} | ({"user": whose.partition("/")[0]} if principal_of(whose) else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class Identity:
 
     def labels(self) -> dict[str, str]:
         return {
-            "owner": self.owner,
+            **owner_labels(self.owner),
             "session": self.session,
             "server-pid": str(self.pid),
             "server-start": process_start(self.pid),

@@ -12,6 +12,7 @@ from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import names
 from manyoyo_mcp.sessions.budgets import Amount, Budgets
+from manyoyo_mcp.sessions.identity import owner_labels
 from manyoyo_mcp.sessions.sandbox import Sandbox, counters
 
 _SETTLE = 10.0
@@ -59,7 +60,7 @@ class Keeping:
             **({"disk": str(sandbox.disk)} if sandbox.disk else {}),
             "network": sandbox.network.label,
             "used": str(used),
-            "owner": self._owner,
+            **owner_labels(self._owner),
             "kind": "checkpoint",
             "checkpoint": name,
             "from": sandbox.name or sandbox.sandbox_id,

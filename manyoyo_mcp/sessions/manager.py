@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.from_thread
@@ -17,6 +17,7 @@ from manyoyo_mcp.audit import journal
 from manyoyo_mcp.audit.files import Files
 from manyoyo_mcp.config import EngineName, Isolation, NetworkMode, Settings
 from manyoyo_mcp.errors import (
+    InvalidArgument,
     NotFound,
     SandboxAmbiguous,
     SandboxError,
@@ -28,10 +29,11 @@ from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import endpoints, granting, reach, reaper, sweep
 from manyoyo_mcp.sessions.approvals import Approvals
 from manyoyo_mcp.sessions.endpoints import Endpoints
-from manyoyo_mcp.sessions.identity import Identity
+from manyoyo_mcp.sessions.identity import Identity, owner, principal_of
 from manyoyo_mcp.sessions.jobs import Jobs
 from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of, settled
 from manyoyo_mcp.sessions.life import Life
+from manyoyo_mcp.sessions.looks import Looks
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted, check_same
 from manyoyo_mcp.sessions.warm import Warm
@@ -47,15 +49,20 @@ _log = logging.getLogger(__name__)
 class Manager:
     """Joins hosts and engines; the tools ask it for everything. Made by `open_manager`."""
 
-    def __init__(self, settings: Settings, host: Host, group: TaskGroup) -> None:
+    def __init__(
+        self, settings: Settings, host: Host, group: TaskGroup, principal: str = "", *, explicit: bool = False
+    ) -> None:
         self.settings = settings
         self.host = host
-        self.identity = Identity()
+        self.principal = principal
+        self.identity = Identity(owner(principal))
+        self.explicit = explicit  # which sandbox is meant is always said: several clients may have this session
         self.directory = sweep.claim(settings, self.identity)
         self.journal = _journal(settings, self.identity)
         self.approvals = Approvals(settings)
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes, partial(job_over, self.journal))
         self._group = group
+        self.looks: Looks[Any] = Looks(group)
         self._sandboxes: dict[str, Sandbox] = {}
         self._held: dict[str, Outer] = {}  # those whose lease is kept: from their first moment to their last
         group.start_soon(lease.keep, host, self._held.values, settings.lease_s)
@@ -93,6 +100,12 @@ class Manager:
                     code="SANDBOX_NOT_FOUND",
                 )
             return self._use(self._sandboxes[sandbox_id])
+        if self.explicit:
+            raise InvalidArgument(
+                "sandbox_id is missing: over HTTP it is always to be given.",
+                f"Yours: {ids}. start_sandbox starts one and returns its id.",
+                code="SANDBOX_ID_REQUIRED",
+            )
         if not self._sandboxes:
             last = next(reversed(self._ended), "")
             why = f" The last, {last}, is no more{self._why_ended(last)}." if last else ""
@@ -112,7 +125,7 @@ class Manager:
 
     async def get_or_start(self, sandbox_id: str | None, progress: Progress = no_progress) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
-        if sandbox_id is None and not self._sandboxes:
+        if sandbox_id is None and not self._sandboxes and not self.explicit:
             async with self._first:
                 while self._starting and not self._sandboxes:
                     await self._start_ended.wait()
@@ -274,7 +287,7 @@ class Manager:
 
     def _ensure_reaper(self) -> None:
         if self._reaper is None or self._reaper.poll() is not None:
-            self._reaper = reaper.spawn(self.identity.session)
+            self._reaper = reaper.spawn(self.identity.session, principal_of(self.identity.owner))
 
     def _dismiss_reaper(self) -> None:
         """Nothing is left for it to wait for."""
@@ -372,15 +385,17 @@ def _journal(settings: Settings, identity: Identity) -> journal.Journal:
 
 
 @contextlib.asynccontextmanager
-async def open_manager(settings: Settings | None = None, *, sweep_first: bool = True) -> AsyncIterator[Manager]:
-    """A manager for one session. On leaving, jobs are cancelled and this session's sandboxes removed.
+async def open_manager(
+    settings: Settings | None = None, *, sweep_first: bool = True, principal: str = "", explicit: bool = False
+) -> AsyncIterator[Manager]:
+    """A manager for one session, of this user's or of one principal's. On leaving, jobs are cancelled and this session's sandboxes removed.
 
     What is raised in the body comes out as it is, not in a group.
     """
     settings = settings or Settings()
     raised: Exception | None = None
     async with open_host(settings) as host, anyio.create_task_group() as group:
-        manager = Manager(settings, host, group)
+        manager = Manager(settings, host, group, principal, explicit=explicit)
         if sweep_first:
             manager._spawn("sweep", partial(sweep.sweep, host, settings))
         if settings.warm:

@@ -18,14 +18,14 @@ PATIENCE = 120.0
 """Seconds for which the host's engine may be away, as when it is restarted; after that a later sweep has to do."""
 
 
-def spawn(session: str) -> subprocess.Popen[bytes]:
+def spawn(session: str, principal: str = "") -> subprocess.Popen[bytes]:
     """Start the reaper of this process for `session`. It has our environment and so our settings."""
     return subprocess.Popen(
         [
             sys.executable,
             "-m",
             "manyoyo_mcp.sessions.reaper",
-            json.dumps([os.getpid(), process_start(os.getpid()), session]),
+            json.dumps([os.getpid(), process_start(os.getpid()), session, principal]),
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -41,7 +41,7 @@ def session_of(argument: str) -> str:
 
 
 def main(argument: str) -> None:
-    pid, started, session = json.loads(argument)
+    pid, started, session, *principal = json.loads(argument)
     _wait_for_end(pid, started)
     import anyio
 
@@ -52,7 +52,7 @@ def main(argument: str) -> None:
     pause = 1.0
     while True:
         try:
-            anyio.run(remove_session, Settings(), session)
+            anyio.run(remove_session, Settings(), session, *principal)
             return
         except Exception:  # the host's engine may be restarting: try again
             if time.monotonic() + pause > end:

@@ -35,26 +35,26 @@ class Swept:
     failed: SandboxError | None = None
 
 
-async def remove_session(settings: Settings, session: str) -> None:
-    """Remove every sandbox of one session of this owner. Those with a name go on until their lease ends: then only what is
+async def remove_session(settings: Settings, session: str, principal: str = "") -> None:
+    """Remove every sandbox of one session of this user, or of one principal of its server. Those with a name go on until their lease ends: then only what is
     left of their container."""
     async with open_host(settings) as host:
         for pause in (0, _LATE_COMER):
             await anyio.sleep(pause)
-            for outer in await host.find({"owner": owner(), "session": session}, remains=True):
+            for outer in await host.find({"owner": owner(principal), "session": session}, remains=True):
                 if "name" not in outer.labels:
                     await host.remove(outer)
         shutil.rmtree(directory(settings, session), ignore_errors=True)
         endpoints.forget(settings, session)
         end = time.monotonic() + _LEASES * settings.lease_s
-        while await _retire(host, settings) and time.monotonic() < end:  # noqa: ASYNC110 - other processes have no events
+        while await _retire(host, settings, owner(principal)) and time.monotonic() < end:  # noqa: ASYNC110 - other processes have no events
             await anyio.sleep(min(settings.lease_s / 4, 5))
 
 
-async def _retire(host: Host, settings: Settings) -> bool:
-    """Remove the containers of this owner's named sandboxes that have stopped, not what they hold; whether any still runs."""
+async def _retire(host: Host, settings: Settings, whose: str) -> bool:
+    """Remove the containers of an owner's named sandboxes that have stopped, not what they hold; whether any still runs."""
     running = False
-    for outer in await host.find({"owner": owner(), "kind": "sandbox"}):
+    for outer in await host.find({"owner": whose, "kind": "sandbox"}):
         if "name" in outer.labels:
             if outer.running:
                 running = True
@@ -106,8 +106,9 @@ def _forget_sessions(settings: Settings) -> None:
 
 
 async def orphans(host: Host) -> list[Outer]:
-    """This owner's sandboxes whose server runs no longer; of those with a name, the ones that have stopped."""
-    found = await host.find({"owner": owner()}, remains=True)
+    """Sandboxes of this user, or of a principal of its servers, whose server runs no longer; of those with a name, the ones that
+    have stopped."""
+    found = await host.find({"owner": owner()}, remains=True) + await host.find({"user": owner()}, remains=True)
     return [
         outer for outer in found if (not outer.running if "name" in outer.labels else not answers_for(outer.labels))
     ]
@@ -134,3 +135,9 @@ async def sweep(host: Host, settings: Settings, *, dry_run: bool = False) -> Swe
     await in_thread(budgets.forget_dead, settings)
     await in_thread(endpoints.forget_dead, settings)
     return Swept(removed, failed)
+
+
+async def sweep_host(settings: Settings) -> Swept:
+    """A sweep of the host that the settings name."""
+    async with open_host(settings) as host:
+        return await sweep(host, settings)

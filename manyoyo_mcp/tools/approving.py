@@ -51,9 +51,14 @@ async def approve(manager: Manager, context: Context[Any, Any], call_id: str, *w
     asked = []
     for wish in wishes:
         how = manager.settings.approval(wish.kind)
-        if how == "deny":
+        if how == "deny" or (how == "ask" and manager.principal):  # who could be asked there is not the operator
             await _note(manager, call_id, wish, "refused", "setting")
-            raise _hinted(wish.refusal, f"MANYOYO_APPROVE says {wish.kind}=deny.")
+            raise _hinted(
+                wish.refusal,
+                f"MANYOYO_APPROVE says {wish.kind}=deny."
+                if how == "deny"
+                else f"The operator of this server decides on it: MANYOYO_APPROVE={wish.kind}=allow.",
+            )
         if how == "allow":
             await _note(manager, call_id, wish, "allowed", "setting")
         elif (known := await in_thread(manager.approvals.covering, wish)) is not None:

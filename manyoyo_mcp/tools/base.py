@@ -11,11 +11,12 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
 from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, ToolAnnotations
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported
 from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.sessions.manager import Manager
+from manyoyo_mcp.sessions.principals import Principals, Scope
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.tools import approving
@@ -93,7 +94,7 @@ class Call:
 
     async def sandbox(self, sandbox_id: str | None) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
-        if self.manager.sandboxes():
+        if self.manager.sandboxes() or self.manager.explicit:
             return self.manager.get(sandbox_id), False
         async with self.progress_sink() as progress:
             return await self.manager.get_or_start(sandbox_id, progress)
@@ -123,26 +124,43 @@ class Call:
             raise raised
 
 
+@asynccontextmanager
+async def admitted(context: Context[Any, Any], scope: Scope) -> AsyncIterator[Manager]:
+    """The caller's manager, for one call that needs this scope. Raises ScopeMissing, RateLimited."""
+    held = context.request_context.lifespan_context
+    if isinstance(held, Principals):
+        async with held.admitted(context.request_context.request, scope) as manager:
+            yield manager
+    else:
+        yield held
+
+
 class ManyoyoTool(Tool):
-    """A tool whose arguments, results and errors are ours from end to end."""
+    """A tool whose arguments, results and errors are ours from end to end. `scope`: what a caller's token must have for it."""
+
+    scope: Scope = Field("run", exclude=True)
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
-        record = Recorded(self, context, arguments)
+        record: Recorded | None = None
         try:
-            parsed = self._parse(arguments)
-            await record.asked(parsed)
-            manager: Manager = context.request_context.lifespan_context
-            output: ToolOutput = await self.fn(Call(manager, context, record.call_id), parsed)
+            async with admitted(context, self.scope) as manager:
+                record = Recorded(self, context, manager, arguments)
+                parsed = self._parse(arguments)
+                await record.asked(parsed)
+                output: ToolOutput = await self.fn(Call(manager, context, record.call_id), parsed)
+                await record.ended(output.outcome())
         except ManyoyoError as error:
-            await record.failed(error)
+            if record is not None:
+                await record.failed(error)
             return _refusal(error)
         except approving.Pending as pending:
-            await record.waits()
+            if record is not None:
+                await record.waits()
             return pending.question
         except BaseException as error:
-            await record.broken(error)
+            if record is not None:
+                await record.broken(error)
             raise
-        await record.ended(output.outcome())
         content: list[ContentBlock] = [TextContent(type="text", text=output.words())]
         content += [ResourceLink(type="resource_link", uri=uri, name=name) for uri, name in output.links()]
         return CallToolResult(content=content, structured_content=output.data())
@@ -219,9 +237,10 @@ def tool(
     idempotent: bool = False,
     open_world: bool = False,
     always_load: bool = False,
+    scope: Scope | None = None,
 ) -> Callable[[Callable[[Call, In], Awaitable[ToolOutput]]], ManyoyoTool]:
     """Make a handler a tool. Four of the hints are MCP's annotations; `always_load` asks Claude Code to tell its model of
-    the tool at once, where it would otherwise have to search for it."""
+    the tool at once, where it would otherwise have to search for it. `scope`: read where it only reads, else run."""
 
     def make(handler: Callable[[Call, In], Awaitable[ToolOutput]]) -> ManyoyoTool:
         return ManyoyoTool(
@@ -236,6 +255,7 @@ def tool(
                 output_schema=compact(output_model.model_json_schema(mode="serialization")),
             ),
             is_async=True,
+            scope=scope or ("read" if read_only else "run"),
             context_kwarg="context",
             annotations=ToolAnnotations(
                 read_only_hint=read_only,

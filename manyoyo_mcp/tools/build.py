@@ -147,6 +147,7 @@ Where no registry is reachable, build FROM one of the base images that start_san
     BuildInput,
     BuildOutput,
     open_world=True,
+    scope="build",
     always_load=True,
 )
 async def nested_build(call: Call, arguments: BuildInput) -> ToolOutput:

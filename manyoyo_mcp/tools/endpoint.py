@@ -43,6 +43,7 @@ Policy and caps are those of the tools. For what a tool does, use the tool.
     SandboxArgument,
     EndpointOutput,
     idempotent=True,
+    scope="admin",
 )
 async def sandbox_endpoint(call: Call, arguments: SandboxArgument) -> ToolOutput:
     await call.approve(_WISH)

@@ -40,8 +40,7 @@ class Recorded:
     """One call. What only looks is on record once, when it has ended; what may change something also before it is done, or is not done. What
     only ends something is done in any case: it is the way out of a full disk."""
 
-    def __init__(self, tool: Tool, context: Context[Any, Any], given: Mapping[str, Any]) -> None:
-        manager: Manager = context.request_context.lifespan_context
+    def __init__(self, tool: Tool, context: Context[Any, Any], manager: Manager, given: Mapping[str, Any]) -> None:
         self._manager = manager
         self._journal = manager.journal
         self._hints = tool.annotations

@@ -1,6 +1,7 @@
 """sandbox_status."""
 
 import time
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -9,6 +10,7 @@ from manyoyo_mcp.errors import EngineUnreachable, SandboxError
 from manyoyo_mcp.hosts.base import Store
 from manyoyo_mcp.policy.refusals import Met
 from manyoyo_mcp.sessions import reach
+from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox, counters
 from manyoyo_mcp.text import fence, sanitise
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
@@ -138,8 +140,13 @@ engine's last words where it does not answer. For the containers and images insi
 )
 async def sandbox_status(call: Call, arguments: SandboxArgument) -> ToolOutput:
     manager = call.manager
-    wanted = [manager.get(arguments.sandbox_id)] if arguments.sandbox_id else manager.sandboxes()
-    items = [await _status(call, sandbox) for sandbox in wanted]
+    one = manager.get(arguments.sandbox_id) if arguments.sandbox_id else None
+    output: StatusOutput = await manager.looks.ask(one.sandbox_id if one else "all", partial(_look, manager, one))
+    return output
+
+
+async def _look(manager: Manager, one: Sandbox | None) -> StatusOutput:
+    items = [await _status(manager, sandbox) for sandbox in ([one] if one else manager.sandboxes())]
     open_here = {sandbox.sandbox_id for sandbox in manager.sandboxes()}
     kept = [Kept.of(store) for store in await manager.keeping.stores() if store.labels.get("sandbox") not in open_here]
     return StatusOutput(
@@ -147,8 +154,7 @@ async def sandbox_status(call: Call, arguments: SandboxArgument) -> ToolOutput:
     )
 
 
-async def _status(call: Call, sandbox: Sandbox) -> StatusItem:
-    manager = call.manager
+async def _status(manager: Manager, sandbox: Sandbox) -> StatusItem:
     now = await manager.host.inspect(sandbox.outer)
     item = StatusItem(
         sandbox_id=sandbox.sandbox_id,

@@ -44,6 +44,8 @@ _LONG = (
     "test_endpoints.py",
     "contract",
     "test_lifecycle.py",
+    "test_approval.py",
+    "test_http.py",
     "test_egress.py",
 )
 """What takes longest comes first, so that those who share the work end at about the same time."""

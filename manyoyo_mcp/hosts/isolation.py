@@ -25,8 +25,6 @@ class Tier:
         return f"{name}. {self.held} {self.risk}"
 
 
-ORDER = ("privileged", "hardened")
-"""From the weakest wall to the strongest."""
 _NESTED = "Nested containers are held by the nested engine's namespaces, capabilities and policy."
 _CAPABILITIES = (
     "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "KILL", "MKNOD", "NET_ADMIN",
@@ -82,6 +80,8 @@ TIERS = {
         owns_store=True,
     ),
 }
+ORDER = tuple(TIERS)
+"""From the weakest wall to the strongest."""
 
 
 def check(name: str, engine: str, before: str | None) -> None:

@@ -110,7 +110,7 @@ async def test_root_of_a_nested_container_is_nobody_outside(client: Client) -> N
     seen = await anyio.to_thread.run_sync(look)
     assert seen == [[mark, "100000", "0", "100000", "65536"] for mark in ("1001", "1002")], seen
     assert (await run(client, sandbox, "tail /dev/zero", memory="64m"))["reason"] == "OOM_KILLED"
-    put = await run(client, sandbox, "cat /work/in > /work/out", files={"/work/in": "kept"}, outputs=["/work/out"])
+    put = await run(client, sandbox, "cat /job/in > /job/out", files={"/job/in": "kept"}, outputs=["/job/out"])
     assert put["exit_code"] == 0 and put["outputs"], put
     fork = (await call(client, "fork_sandbox", sandbox_id=sandbox))["forks"][0]
     assert fork["isolation"].startswith("userns. ")

@@ -13,15 +13,8 @@ import anyio
 import anyio.from_thread
 from anyio.abc import TaskGroup
 
-from manyoyo_mcp.audit import journal
-from manyoyo_mcp.audit.files import Files
 from manyoyo_mcp.config import EngineName, Isolation, NetworkMode, Settings
-from manyoyo_mcp.errors import (
-    InvalidArgument,
-    NotFound,
-    SandboxAmbiguous,
-    SandboxError,
-)
+from manyoyo_mcp.errors import SandboxError
 from manyoyo_mcp.hosts import lease
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
@@ -29,6 +22,7 @@ from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import endpoints, granting, reach, reaper, sweep
 from manyoyo_mcp.sessions.approvals import Approvals
 from manyoyo_mcp.sessions.endpoints import Endpoints
+from manyoyo_mcp.sessions.handles import Handles, used
 from manyoyo_mcp.sessions.identity import Identity, owner, principal_of
 from manyoyo_mcp.sessions.jobs import Jobs
 from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of, settled
@@ -37,7 +31,7 @@ from manyoyo_mcp.sessions.looks import Looks
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted, check_same
 from manyoyo_mcp.sessions.warm import Warm
-from manyoyo_mcp.sessions.witness import job_over
+from manyoyo_mcp.sessions.witness import job_over, open_journal
 from manyoyo_mcp.sessions.work import Work
 from manyoyo_mcp.workers import in_thread
 
@@ -56,14 +50,15 @@ class Manager:
         self.host = host
         self.principal = principal
         self.identity = Identity(owner(principal))
-        self.explicit = explicit  # which sandbox is meant is always said: several clients may have this session
         self.directory = sweep.claim(settings, self.identity)
-        self.journal = _journal(settings, self.identity)
+        self.journal = open_journal(settings, self.identity)
         self.approvals = Approvals(settings)
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes, partial(job_over, self.journal))
         self._group = group
         self.looks: Looks[Any] = Looks(group)
-        self._sandboxes: dict[str, Sandbox] = {}
+        self.handles = Handles(explicit=explicit)
+        self.sandboxes = self.handles.all
+        self.get = self.handles.get
         self._held: dict[str, Outer] = {}  # those whose lease is kept: from their first moment to their last
         group.start_soon(lease.keep, host, self._held.values, settings.lease_s)
         self._first = anyio.Lock()  # of those who come at once and find no sandbox, one starts it
@@ -76,60 +71,18 @@ class Manager:
         self.endpoints = Endpoints(settings, host, self.identity.session, self._spawn, self.journal)
         self.life = Life(settings, host, self.jobs, self.sandboxes, self._end)
         group.start_soon(self.life.keep)
-        self._ended: dict[str, str] = {}  # ids and names of those that ended by themselves, with the reason
         self._reaper: subprocess.Popen[bytes] | None = None
         self.warm = Warm(settings.warm, self._start_ahead, self.alive, self._discard)
 
     # -- which one
 
-    def sandboxes(self) -> list[Sandbox]:
-        return list(self._sandboxes.values())
-
-    def get(self, sandbox_id: str | None) -> Sandbox:
-        """The sandbox that is meant: the one named, else this session's only one.
-
-        Raises NotFound (SANDBOX_NOT_FOUND) or SandboxAmbiguous, each listing what there is.
-        """
-        ids = ", ".join(self._sandboxes) or "none"
-        if sandbox_id is not None:
-            sandbox_id = next((each.sandbox_id for each in self.sandboxes() if each.name == sandbox_id), sandbox_id)
-            if sandbox_id not in self._sandboxes:
-                raise NotFound(
-                    f"There is no sandbox {sandbox_id[:60]!r}{self._why_ended(sandbox_id)}.",
-                    f"This session's sandboxes: {ids}. start_sandbox starts one.",
-                    code="SANDBOX_NOT_FOUND",
-                )
-            return self._use(self._sandboxes[sandbox_id])
-        if self.explicit:
-            raise InvalidArgument(
-                "sandbox_id is missing: over HTTP it is always to be given.",
-                f"Yours: {ids}. start_sandbox starts one and returns its id.",
-                code="SANDBOX_ID_REQUIRED",
-            )
-        if not self._sandboxes:
-            last = next(reversed(self._ended), "")
-            why = f" The last, {last}, is no more{self._why_ended(last)}." if last else ""
-            raise NotFound(f"This session has no sandbox.{why}", "start_sandbox starts one.", code="SANDBOX_NOT_FOUND")
-        if len(self._sandboxes) > 1:
-            raise SandboxAmbiguous(
-                f"This session has {len(self._sandboxes)} sandboxes.", f"Say which with sandbox_id: {ids}."
-            )
-        return self._use(next(iter(self._sandboxes.values())))
-
-    def _use(self, sandbox: Sandbox) -> Sandbox:
-        sandbox.used = time.monotonic()
-        return sandbox
-
-    def _why_ended(self, sandbox_id: str) -> str:
-        return f": {self._ended[sandbox_id]}" if sandbox_id in self._ended else ""
-
     async def get_or_start(self, sandbox_id: str | None, progress: Progress = no_progress) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
-        if sandbox_id is None and not self._sandboxes and not self.explicit:
+        if sandbox_id is None and not self.sandboxes() and not self.handles.explicit:
             async with self._first:
-                while self._starting and not self._sandboxes:
+                while self._starting and not self.sandboxes():
                     await self._start_ended.wait()
-                if not self._sandboxes:
+                if not self.sandboxes():
                     return await self._start(Wanted(), progress), True
         return self.get(sandbox_id), False
 
@@ -200,10 +153,10 @@ class Manager:
             if wanted.name is not None and sandbox.name == wanted.name and await self.alive(sandbox):
                 check_same(wanted, sandbox.engine_name, sandbox.isolation)
                 sandbox.resumed = "running"
-                return self._use(sandbox)
+                return used(sandbox)
         self._ensure_reaper()
         sandbox = await self._from_warm(wanted) or await self._starter.start(wanted, progress)
-        self._sandboxes[sandbox.sandbox_id] = sandbox
+        self.handles.add(sandbox)
         return sandbox
 
     async def _start_ahead(self) -> Sandbox:
@@ -274,7 +227,7 @@ class Manager:
         self._group.start_soon(guarded, name=name)
 
     def _gone(self, sandbox: Sandbox) -> None:
-        self._sandboxes.pop(sandbox.sandbox_id, None)
+        self.handles.drop(sandbox)
         self._let_go(sandbox.outer)
 
     def _hold(self, outer: Outer) -> None:
@@ -303,10 +256,8 @@ class Manager:
 
     async def _end(self, sandbox: Sandbox, why: str) -> None:
         """Its time is over. One with a name is let go: if nobody else holds it, it stops by its lease."""
-        self._ended[sandbox.sandbox_id] = why
-        self._sandboxes.pop(sandbox.sandbox_id, None)  # first: who asks meanwhile is told why
+        self.handles.end(sandbox, why)  # first: who asks meanwhile is told why
         if sandbox.name is not None:
-            self._ended[sandbox.name] = why + "; start_sandbox with its name finds it again"
             await self._cancel_jobs(sandbox)  # it runs until its lease ends, and nobody would hear of them
             self._let_go(sandbox.outer)
             await in_thread(sandbox.engine.close)
@@ -315,7 +266,7 @@ class Manager:
             await self.remove(sandbox)
         except Exception:  # the next look tries again
             _log.warning("%s could not be ended", sandbox.sandbox_id)
-            self._sandboxes[sandbox.sandbox_id] = sandbox
+            self.handles.add(sandbox)
 
     async def remove(self, sandbox: Sandbox, *, keep_store: bool = False) -> int:
         """End a sandbox: its jobs, its nested containers, and, but for `keep_store`, all that it holds. Idempotent. Bytes
@@ -326,7 +277,7 @@ class Manager:
                 await self.host.maintain(sandbox.outer, "stop-all", timeout=30)
             freed = await self.host.remove(sandbox.outer, keep_store=keep_store)
         await in_thread(sandbox.engine.close)
-        self._sandboxes.pop(sandbox.sandbox_id, None)
+        self.handles.drop(sandbox)
         self._let_go(sandbox.outer)
         return freed
 
@@ -352,8 +303,8 @@ class Manager:
         """Remove one sandbox of this owner, of whichever session, by its id or name; nothing where there is none. The ids
         removed, with the bytes that each freed."""
         sandbox_id = self.keeping.id_of(sandbox_id)
-        if sandbox_id in self._sandboxes:
-            return {sandbox_id: await self.remove(self._sandboxes[sandbox_id], keep_store=keep_store)}
+        if sandbox_id in self.handles:
+            return {sandbox_id: await self.remove(self.get(sandbox_id), keep_store=keep_store)}
         freed = await self.keeping.remove_sandbox(sandbox_id, keep_store=keep_store)
         return {} if freed is None else {sandbox_id: freed}
 
@@ -372,16 +323,6 @@ class Manager:
         """Use a sandbox of this owner that another session started; for the command line. It stays that session's: this
         one neither counts it as its own nor removes it."""
         return await self._starter.join(found, time.monotonic())
-
-
-def _journal(settings: Settings, identity: Identity) -> journal.Journal:
-    """This session's, with what the configuration allows at most."""
-    files = Files(journal.directory(settings.state_dir), settings.audit_max_bytes, settings.audit_files)
-    facts = {
-        "isolation": settings.isolation, "network_policy": settings.network_policy, "network_allow": settings.network_allow[:40],
-        "roots": [str(each) for each in settings.roots[:40]],
-    }  # fmt: skip
-    return journal.Journal(files, settings.audit, identity.owner, identity.session, facts)
 
 
 @contextlib.asynccontextmanager

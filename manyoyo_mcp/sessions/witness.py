@@ -4,11 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from manyoyo_mcp.audit.journal import Journal, new_id, since
+from manyoyo_mcp.audit.files import Files
+from manyoyo_mcp.audit.journal import Journal, directory, new_id, since
 from manyoyo_mcp.audit.redacted import scrubbed
+from manyoyo_mcp.config import Settings
 from manyoyo_mcp.engines.base import Built, Ended
 from manyoyo_mcp.policy.base import Query
 from manyoyo_mcp.policy.witness import Witness
+from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Job
 
 _AT_ONCE, _A_SECOND = 100.0, 5.0
@@ -83,3 +86,13 @@ class GateWitness(Witness):
         if self._more:
             self._journal.after_now({**self._where, "phase": "ended", "decision": "refused", "more": self._more})
             self._more = 0
+
+
+def open_journal(settings: Settings, identity: Identity) -> Journal:
+    """A session's, with what the configuration allows at most."""
+    files = Files(directory(settings.state_dir), settings.audit_max_bytes, settings.audit_files)
+    facts = {
+        "isolation": settings.isolation, "network_policy": settings.network_policy, "network_allow": settings.network_allow[:40],
+        "roots": [str(each) for each in settings.roots[:40]],
+    }  # fmt: skip
+    return Journal(files, settings.audit, identity.owner, identity.session, facts)

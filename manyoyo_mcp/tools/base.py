@@ -94,7 +94,7 @@ class Call:
 
     async def sandbox(self, sandbox_id: str | None) -> tuple[Sandbox, bool]:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
-        if self.manager.sandboxes() or self.manager.explicit:
+        if self.manager.sandboxes() or self.manager.handles.explicit:
             return self.manager.get(sandbox_id), False
         async with self.progress_sink() as progress:
             return await self.manager.get_or_start(sandbox_id, progress)

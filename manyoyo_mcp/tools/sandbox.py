@@ -263,7 +263,7 @@ async def cleanup(call: Call, arguments: CleanupInput) -> ToolOutput:
         )
     if arguments.sandbox_id is not None:
         return await _clean_one(manager, arguments.sandbox_id, keep_data=arguments.keep_data)
-    if manager.explicit and arguments.scope != "mine":
+    if manager.handles.explicit and arguments.scope != "mine":
         raise InvalidArgument(
             "sandbox_id is missing: over HTTP it is always to be given.",
             'scope="mine" removes all that you have, of your other clients too.',

@@ -63,7 +63,8 @@ def build_server(
     )
     async def job_log(job_id: str, ctx: Context[Any]) -> str:
         try:
-            async with admitted(ctx, "read") as manager:
+            async with admitted(ctx) as (manager, caller):
+                caller.need("read")
                 job = manager.jobs.get(job_id)
         except NotFound as error:
             raise ResourceNotFoundError(str(error)) from error

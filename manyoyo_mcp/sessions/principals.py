@@ -34,8 +34,14 @@ class Caller:
     principal: str
     scopes: frozenset[str]
 
-    def may(self, scope: Scope) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+    def need(self, scope: Scope) -> None:
+        """Raises ScopeMissing."""
+        if scope not in self.scopes and "admin" not in self.scopes:
+            raise ScopeMissing(
+                f"This token does not have the scope {scope!r}, which that needs.",
+                f"It has: {', '.join(sorted(self.scopes)) or 'none'}. The operator of the server can give another token.",
+                scope=scope,
+            )
 
 
 USER = Caller("", frozenset(SCOPES))
@@ -84,15 +90,9 @@ class Principals:
         self._places: dict[str, _Place] = {}
 
     @contextlib.asynccontextmanager
-    async def admitted(self, request: Any, scope: Scope) -> AsyncIterator[Manager]:
-        """The manager of the principal whose request this is, for one call that needs `scope`. Raises ScopeMissing, RateLimited."""
+    async def admitted(self, request: Any) -> AsyncIterator[tuple[Manager, Caller]]:
+        """The manager of the principal whose request this is, for one call, and who calls. Raises RateLimited."""
         caller: Caller = request.scope[CALLER]
-        if not caller.may(scope):
-            raise ScopeMissing(
-                f"This token does not have the scope {scope!r}, which that needs.",
-                f"It has: {', '.join(sorted(caller.scopes)) or 'none'}. The operator of the server can give another token.",
-                scope=scope,
-            )
         place = self._places.get(caller.principal)
         if place is None:
             rate = self._settings.http_rate
@@ -104,7 +104,7 @@ class Principals:
             raise _limited(f"{place.going} calls of yours go on already.", 1.0)
         place.going += 1
         try:
-            yield await self._manager(caller.principal, place)
+            yield await self._manager(caller.principal, place), caller
         finally:
             place.going -= 1
 

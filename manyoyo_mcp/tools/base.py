@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported
 from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.sessions.manager import Manager
-from manyoyo_mcp.sessions.principals import Principals, Scope
+from manyoyo_mcp.sessions.principals import USER, Caller, Principals, Scope
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.tools import approving
@@ -125,14 +125,14 @@ class Call:
 
 
 @asynccontextmanager
-async def admitted(context: Context[Any, Any], scope: Scope) -> AsyncIterator[Manager]:
-    """The caller's manager, for one call that needs this scope. Raises ScopeMissing, RateLimited."""
+async def admitted(context: Context[Any, Any]) -> AsyncIterator[tuple[Manager, Caller]]:
+    """The caller's manager, for one call, and who that is. Raises RateLimited."""
     held = context.request_context.lifespan_context
     if isinstance(held, Principals):
-        async with held.admitted(context.request_context.request, scope) as manager:
-            yield manager
+        async with held.admitted(context.request_context.request) as found:
+            yield found
     else:
-        yield held
+        yield held, USER
 
 
 class ManyoyoTool(Tool):
@@ -143,8 +143,9 @@ class ManyoyoTool(Tool):
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         record: Recorded | None = None
         try:
-            async with admitted(context, self.scope) as manager:
+            async with admitted(context) as (manager, caller):
                 record = Recorded(self, context, manager, arguments)
+                caller.need(self.scope)
                 parsed = self._parse(arguments)
                 await record.asked(parsed)
                 output: ToolOutput = await self.fn(Call(manager, context, record.call_id), parsed)

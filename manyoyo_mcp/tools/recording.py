@@ -20,6 +20,7 @@ from manyoyo_mcp.errors import (
     ManyoyoError,
     NotSupported,
     PolicyRefused,
+    ScopeMissing,
 )
 from manyoyo_mcp.sessions.manager import Manager
 
@@ -31,6 +32,7 @@ _REFUSALS = (
     InvalidArgument,
     NotSupported,
     PolicyRefused,
+    ScopeMissing,
 )
 """What is decided against; all other errors are failures of what was allowed."""
 _BEGINS = ("start", "restart")

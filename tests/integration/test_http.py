@@ -180,6 +180,8 @@ async def test_a_call_without_its_scope_is_refused_by_name(server: Server, mode:
         for tool, scope in (("start_sandbox", "run"), ("nested_build", "build"), ("sandbox_endpoint", "admin")):
             refused = await client.call_tool(tool, {})
             assert _code(refused) == "SCOPE_MISSING" and repr(scope) in _words(refused)
+    on_record = (server.directory / "state" / "audit" / "audit.jsonl").read_text().splitlines()[-3:]
+    assert all('"SCOPE_MISSING"' in line and '/reader"' in line for line in on_record), on_record
 
 
 async def test_a_session_is_that_of_who_began_it(server: Server) -> None:

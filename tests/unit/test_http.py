@@ -8,7 +8,7 @@ import pytest
 
 from manyoyo_mcp.cli.main import HTTP_ADDRESS, with_address
 from manyoyo_mcp.config import Settings
-from manyoyo_mcp.errors import InvalidArgument, NameConflict, NotFound
+from manyoyo_mcp.errors import InvalidArgument, NameConflict, NotFound, ScopeMissing
 from manyoyo_mcp.http.door import Sessions
 from manyoyo_mcp.http.serving import address_of, security, tokens_for
 from manyoyo_mcp.http.tokens import Tokens
@@ -58,8 +58,9 @@ def test_a_principal_has_one_token_with_scopes_that_there_are(tmp_path: Path) ->
 
 
 def test_scopes() -> None:
-    assert Caller("a", frozenset({"admin"})).may("build")
-    assert not Caller("a", frozenset({"read", "run"})).may("build")
+    Caller("a", frozenset({"admin"})).need("build")
+    with pytest.raises(ScopeMissing):
+        Caller("a", frozenset({"read", "run"})).need("build")
     scopes = {tool.name: tool.scope for tool in TOOLS}
     assert {name for name, scope in scopes.items() if scope == "read"} == {
         tool.name for tool in TOOLS if tool.annotations is not None and tool.annotations.read_only_hint

@@ -174,18 +174,14 @@ class Manager:
         sandbox = await self.warm.claim()
         if sandbox is None:
             return None
-        if caps != sandbox.limits.largest or wanted.disk not in (None, sandbox.disk):
-            try:
+        try:
+            if caps != sandbox.limits.largest or wanted.disk not in (None, sandbox.disk):
                 await self._starter.recap(sandbox, caps, wanted.disk)
-            except BaseException:
-                await self._discard(sandbox)
-                raise
-        if wanted.network not in (None, sandbox.network):
-            try:
+            if wanted.network is not None and wanted.network != sandbox.network:
                 await self._starter.networks.set(sandbox, wanted.network)
-            except BaseException:
-                await self._discard(sandbox)
-                raise
+        except BaseException:
+            await self._discard(sandbox)
+            raise
         sandbox.begun = sandbox.used = time.monotonic()
         sandbox.started = time.time()
         sandbox.start_seconds = round(time.monotonic() - begun, 3)

@@ -128,8 +128,8 @@ def test_mcp_dev(tmp_path: Path, checkout: Path, footprint: Footprint) -> None:
         assert initialized["result"]["serverInfo"]["name"] == "manyoyo-mcp"
         assert {tool["name"] for tool in listed["result"]["tools"]} == TOOLS
         until("the server ends with its connection", lambda: not servers(footprint), 10)
-    with pytest.raises(httpx2.ConnectError):
-        inspector.http.get("/")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 def names_in(directory: Path) -> set[str]:

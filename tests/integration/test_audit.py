@@ -147,18 +147,21 @@ async def test_what_can_not_be_put_on_record_is_not_done(tmp_path: Path) -> None
 async def test_a_killed_servers_calls_stand_there_up_to_its_end(tmp_path: Path) -> None:
     parameters = server_parameters(tmp_path)
     log = tmp_path / ".state" / "audit"
+    dockerfile = busybox_context()["Dockerfile"].decode() + '\nRUN ["/bin/busybox", "sleep", "600"]\n'
+    lasting = {**files(), "Dockerfile": dockerfile}  # the server's end has to come before the build's
     with pytest.raises(BaseException):  # noqa: B017 - the client's streams end in the middle
         async with Client(parameters) as client:
             await client.call_tool("start_sandbox", {})
             pid = entries(log, Wanted(tool="session"))[0]["pid"]
             async with anyio.create_task_group() as group:
-                group.start_soon(client.call_tool, "nested_build", {"files": {"Dockerfile": "FROM scratch"}})
+                group.start_soon(client.call_tool, "nested_build", {"files": lasting})
                 with anyio.fail_after(20):
                     while not entries(log, Wanted(tool="nested_build")):
                         await anyio.sleep(0.005)
                 os.kill(pid, signal.SIGKILL)
     entry = entries(log, Wanted(tool="nested_build"))[-1]
-    assert entry["arguments"] == {"files": {"Dockerfile": "12 bytes"}}
+    assert entry["arguments"]["files"]["Dockerfile"] == f"{len(dockerfile)} bytes"
+    assert entry["open"], entry
     Journal(Files(log, BIG, 3), "required", "0@here", "next").after_now(any_call(1))
     assert verify(log).broken is None
     assert json.loads((log / "audit.jsonl").read_text().splitlines()[-1])["session"] == "next"

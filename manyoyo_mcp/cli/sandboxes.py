@@ -97,7 +97,8 @@ def describe_kept(store: Store) -> dict[str, Any]:
 
 async def _kept(host: Host) -> list[Store]:
     """This owner's named sandboxes, running or not, and checkpoints."""
-    return [each for each in await host.stores({"owner": owner()}, sizes=True) if is_named(each) or is_checkpoint(each)]
+    found = await host.stores({"owner": owner()})
+    return await host.sized(each for each in found if is_named(each) or is_checkpoint(each))
 
 
 async def ps_nested(name: str, *, as_json: bool) -> None:

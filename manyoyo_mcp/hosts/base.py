@@ -1,6 +1,6 @@
 """Seam 1, where a sandbox lives. A host makes outer containers and dials the engines in them; it knows no engine's API."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
@@ -171,8 +171,11 @@ class Host(Protocol):
     async def storage(self, image: str) -> Storage:
         """Where stores are kept here; the pool is made, its keeper of the outer image `image`, where there is none."""
 
-    async def stores(self, labels: dict[str, str], *, sizes: bool = False) -> list[Store]:
-        """The stores that carry all of `labels`; with their `sizes`, which takes longer."""
+    async def stores(self, labels: dict[str, str]) -> list[Store]:
+        """The stores that carry all of `labels`, without their sizes."""
+
+    async def sized(self, stores: Iterable[Store]) -> list[Store]:
+        """The same with their sizes, where the host can tell them: it takes a look at each."""
 
     async def copy_store(self, source: str, name: str, labels: dict[str, str], cap: int | None, image: str) -> Copied:
         """A store `name` as `source` is now, even while that is in use. Nothing of it is left where this raises."""

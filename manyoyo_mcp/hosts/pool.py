@@ -101,10 +101,13 @@ class Pool:
         """Remove a store that nothing has mounted; the bytes that were its own."""
         return int((await self._ask("remove", name)).strip() or 0)
 
-    async def stores(self) -> list[tuple[str, float, int]]:
-        """Every store: its name, seconds since it was made, bytes of its own."""
-        rows = [line.split() for line in (await self._ask("list")).splitlines()]
-        return [(row[0], float(row[1]), int(row[2]) if len(row) > 2 else 0) for row in rows]
+    async def stores(self) -> list[tuple[str, float]]:
+        """Every store: its name, seconds since it was made."""
+        return [(name, float(age)) for name, age in map(str.split, (await self._ask("list")).splitlines())]
+
+    async def sizes(self, names: list[str]) -> dict[str, int]:
+        """The bytes of their own that stores have; those that are there."""
+        return {name: int(size) for name, size in map(str.split, (await self._ask("sizes", *names)).splitlines())}
 
     async def _ask(self, *argv: str) -> str:
         for last in (False, True):

@@ -4,6 +4,8 @@ import contextlib
 import io
 import tarfile
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -96,18 +98,22 @@ class Stores(Images):
         else:
             await self.copy_store(spec.origin, name, spec.labels, spec.disk, spec.image)
 
-    async def stores(self, labels: dict[str, str], *, sizes: bool = False) -> list[Store]:
+    async def stores(self, labels: dict[str, str]) -> list[Store]:
         wanted = [f"{LABEL}{key}={value}" for key, value in labels.items()]
         answer = await self._look_up(lambda client: client.volumes(filters={"label": wanted}))
-        rows = answer["Volumes"] or []
-        known: dict[str, int] = {}
-        if sizes and any(pooled(row) for row in rows):
-            with contextlib.suppress(SandboxError):
-                known = {name: size for name, _, size in await self._pool.stores()}
         return [
-            Store(row["Name"], ours(row["Labels"]), unix_time(row["CreatedAt"]), pooled(row), known.get(row["Name"]))
-            for row in rows
+            Store(row["Name"], ours(row["Labels"]), unix_time(row["CreatedAt"]), pooled(row))
+            for row in answer["Volumes"] or []
         ]
+
+    async def sized(self, stores: Iterable[Store]) -> list[Store]:
+        found = list(stores)
+        names = [store.name for store in found if store.pooled]
+        known: dict[str, int] = {}
+        if names:
+            with contextlib.suppress(SandboxError):
+                known = await self._pool.sizes(names)
+        return [replace(store, size=known.get(store.name)) for store in found]
 
     async def copy_store(self, source: str, name: str, labels: dict[str, str], cap: int | None, image: str) -> Copied:
         there = await self._volume(source)
@@ -222,7 +228,7 @@ class Stores(Images):
         """Remove from the pool what is no volume of the host's (any more); after a lease, for it may be about to become one."""
         if self._settings.storage == "plain" or not await self.volume_exists(KEEPER):
             return
-        strays = {name for name, age, _ in await self._pool.stores() if age > self._settings.lease_s}
+        strays = {name for name, age in await self._pool.stores() if age > self._settings.lease_s}
         if strays:
             answer = await self._look_up(lambda client: client.volumes())
             for name in strays - {row["Name"] for row in answer["Volumes"] or []}:

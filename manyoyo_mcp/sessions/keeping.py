@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+from collections.abc import Collection
 
 import anyio
 
@@ -113,10 +114,14 @@ class Keeping:
         """Within it nobody else of this owner starts, stops, copies or removes the named sandbox of that id."""
         return names.locked(self._settings.lock_dir, sandbox_id, progress)
 
-    async def stores(self) -> list[Store]:
-        """What this owner has that outlives servers: named sandboxes, running or not, and checkpoints."""
-        found = await self._host.stores({"owner": self._owner}, sizes=True)
-        return [store for store in found if names.is_named(store) or names.is_checkpoint(store)]
+    async def stores(self, but: Collection[str] = ()) -> list[Store]:
+        """What this owner has that outlives servers, with sizes: named sandboxes, running or not, and checkpoints; `but` for some by id."""
+        found = await self._host.stores({"owner": self._owner})
+        return await self._host.sized(
+            each
+            for each in found
+            if (names.is_named(each) or names.is_checkpoint(each)) and each.labels.get("sandbox") not in but
+        )
 
     async def store_of(self, sandbox: Sandbox) -> Store:
         """Raises EngineUnreachable where it is gone."""

@@ -11,7 +11,6 @@ from manyoyo_mcp.errors import EgressUnenforced, InvalidArgument, PolicyRefused
 from manyoyo_mcp.hosts import firewall
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.policy.egress import Entry, Policy, entries, grant, meant, narrowed
-from manyoyo_mcp.policy.refusals import Report, read_report
 from manyoyo_mcp.sessions import registries
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.workers import in_thread
@@ -196,8 +195,3 @@ class Networks:
         new = path.with_suffix(f".{os.getpid()}")
         new.write_text(policy.label)
         new.replace(path)
-
-
-async def report(host: Host, outer: Outer) -> Report:
-    """What was refused in the last hour, and where that is recorded what was reached."""
-    return read_report((await host.maintain(outer, "egress-report")).output)

@@ -12,6 +12,7 @@ from manyoyo_mcp.engines.base import Engine
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.policy.base import Limits
 from manyoyo_mcp.policy.egress import Policy
+from manyoyo_mcp.policy.refusals import Report, read_report
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.probe import Evidence
 
@@ -71,8 +72,17 @@ def isolation_of(outer: Outer) -> str:
 
 async def counters(host: Host, sandbox: Sandbox) -> dict[str, int]:
     """What a sandbox uses, from its cgroups and its store: `memory_used`, `pids_used`, `disk_free`, … in bytes or counts."""
-    completed = await host.maintain(sandbox.outer, "counters")
-    pairs = (line.split("=", 1) for line in completed.output.splitlines() if "=" in line)
+    return _counted((await host.maintain(sandbox.outer, "counters")).output)
+
+
+async def usage(host: Host, sandbox: Sandbox) -> tuple[dict[str, int], Report]:
+    """Its counters, and what was refused in the last hour and, where that is recorded, reached: in one look, for a look takes a process of the host's."""
+    counted, _, told = (await host.maintain(sandbox.outer, "status")).output.partition("\n\n")
+    return _counted(counted), read_report(told)
+
+
+def _counted(text: str) -> dict[str, int]:
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
     return {key: int(value) for key, value in pairs if value.isdigit()}
 
 

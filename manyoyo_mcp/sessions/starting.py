@@ -265,9 +265,8 @@ class Starter:
         if there is None:
             self._budgets.note_disk(sandbox_id, None)
         elif disk is not None and disk != (self._budgets.disk_of(sandbox_id) or int(there.labels.get("disk", 0))):
-            held = max(
-                (each.size or 0 for each in await self._host.stores({"sandbox": sandbox_id}, sizes=True)), default=0
-            )
+            (now,) = await self._host.sized([there])
+            held = now.size or 0
             if disk < held + held // 4:
                 raise InvalidArgument(
                     f"The sandbox holds {format_bytes(held)} already: a disk of {format_bytes(disk)} leaves it no room.",

@@ -9,9 +9,8 @@ from pydantic import BaseModel, Field
 from manyoyo_mcp.errors import EngineUnreachable, SandboxError
 from manyoyo_mcp.hosts.base import Store
 from manyoyo_mcp.policy.refusals import Met
-from manyoyo_mcp.sessions import reach
 from manyoyo_mcp.sessions.manager import Manager
-from manyoyo_mcp.sessions.sandbox import Sandbox, counters
+from manyoyo_mcp.sessions.sandbox import Sandbox, usage
 from manyoyo_mcp.text import fence, sanitise
 from manyoyo_mcp.tools.base import Call, ToolOutput, tool
 from manyoyo_mcp.tools.common import GrantedCaps, SandboxArgument
@@ -147,8 +146,7 @@ async def sandbox_status(call: Call, arguments: SandboxArgument) -> ToolOutput:
 
 async def _look(manager: Manager, one: Sandbox | None) -> StatusOutput:
     items = [await _status(manager, sandbox) for sandbox in ([one] if one else manager.sandboxes())]
-    open_here = {sandbox.sandbox_id for sandbox in manager.sandboxes()}
-    kept = [Kept.of(store) for store in await manager.keeping.stores() if store.labels.get("sandbox") not in open_here]
+    kept = [Kept.of(each) for each in await manager.keeping.stores({each.sandbox_id for each in manager.sandboxes()})]
     return StatusOutput(
         sandboxes=items, other_sessions=sum("name" not in each.labels for each in await manager.others()), kept=kept
     )
@@ -173,9 +171,8 @@ async def _status(manager: Manager, sandbox: Sandbox) -> StatusItem:
     if item.state == "running":
         outlook = await manager.life.outlook(sandbox)
         item.will, item.ends_in_seconds = outlook.words, outlook.ends_in
-        told = await reach.report(manager.host, sandbox.outer)
+        used, told = await usage(manager.host, sandbox)
         item.refused, item.reached = _shown(told.refused), _shown(told.reached)
-        used = await counters(manager.host, sandbox)
         item.memory_used_bytes = used.get("memory_used")
         item.processes = used.get("pids_used")
         item.disk_used_bytes, item.disk_cap_bytes = used.get("disk_used"), used.get("disk_cap", sandbox.disk)

@@ -464,7 +464,7 @@ async def test_a_copy_is_as_old_as_its_making(tmp_path: Path) -> None:
         origin = await manager.start(memory=300 * MIB)
         await anyio.sleep(4)
         (fork,) = await manager.fork(origin, 1)
-        ages = {name: age for name, age, _ in await manager.host._pool.stores()}
+        ages = dict(await manager.host._pool.stores())
         assert ages[store_of(fork.sandbox_id)] + 3 <= ages[store_of(origin.sandbox_id)]
 
 

@@ -155,8 +155,8 @@ def requests(draw: st.DrawFn) -> tuple[bytes, bool]:
     elif row.takes == "archive":
         headers["Content-Type"] = "application/x-tar"
         body = draw(_archive())
-    if row.hijacks:
-        headers |= {"Connection": "Upgrade", "Upgrade": "tcp"}
+    if row.hijacks or row.upgrade != "tcp":
+        headers |= {"Connection": "Upgrade", "Upgrade": row.upgrade}
     headers["Content-Length"] = str(len(body))
     version = draw(
         mostly(st.just("/v5.4.2" if path.startswith("/libpod") else "/v1.41"), st.sampled_from(_VERSIONS), 9)

@@ -42,7 +42,10 @@ def build(request: Request, limits: Limits) -> Allowed:
     if not BUILD_CGROUP.fullmatch(query.get("cgroupparent", "")):
         raise PolicyRefused("a build must run in a cgroup of its own.", "Leave cgroup-parent out.")
     if query.get("version", "1") not in ("", "1"):
-        raise PolicyRefused("BuildKit ignores a build's caps.", "Use the classic builder (DOCKER_BUILDKIT=0).")
+        raise PolicyRefused(
+            "BuildKit is not reached by POST /build.",
+            "Use docker buildx (docker build of a client from 23.0 on does), or the classic builder (DOCKER_BUILDKIT=0).",
+        )
     for name in ("buildargs", "labels"):
         _check_pairs(name, query.get(name) or "{}")
     memory = max(int(query.get("memory") or 0), 0) or limits.default.memory

@@ -27,8 +27,9 @@ import h11
 
 from manyoyo_mcp.dialled import Dial, SocketLike
 from manyoyo_mcp.errors import CapExceeded, EngineFailed, InvalidArgument, ManyoyoError, PolicyRefused, RequestError
-from manyoyo_mcp.policy import contexts, wire
+from manyoyo_mcp.policy import calling, contexts, wire
 from manyoyo_mcp.policy.base import Limits, Request
+from manyoyo_mcp.policy.grpc import Calls
 from manyoyo_mcp.policy.rules import decide, endpoint
 from manyoyo_mcp.policy.table import Endpoint
 from manyoyo_mcp.policy.witness import Witness, changes
@@ -247,6 +248,8 @@ class _Connection:
         method, length, known = head.method.decode(), wire.length(head), b""
         self._asked = method, path
         asked = endpoint(method, path)
+        if asked.takes == "message":
+            raise PolicyRefused("a call of gRPC goes over POST /grpc.", "Use a client of BuildKit.")
         builds = path in ("/build", "/libpod/build")
         if builds:
             if query.get("cgroupparent"):
@@ -254,6 +257,9 @@ class _Connection:
             self._build = query["cgroupparent"] = f"/manyoyo-builds/{secrets.token_hex(8)}"
         body = self._json(asked)
         allowed = decide(Request(method, path, query, body), self._ways.limits())
+        if path == "/grpc":
+            self._serve_calls(head, prefix)
+            return
         try:
             if builds:
                 length = self._receive_context(str(allowed.query["dockerfile"]))
@@ -280,6 +286,18 @@ class _Connection:
             rest.join()
         finally:
             self._drop_context()
+
+    def _serve_calls(self, head: h11.Request, prefix: str) -> None:
+        """The connection is gRPC from here on, also where the engine has none of it: a client shows its user no reason but a call's."""
+        if not wire.upgrades(head, b"h2c"):
+            raise InvalidArgument("POST /grpc asks for no upgrade to h2c.", "Send Upgrade: h2c.")
+        self._engine, early = calling.dial(self._ways.dial, prefix)
+        self._began, self._deadline = True, None
+        self._client.settimeout(None)
+        self._client.sendall(calling.UPGRADED)
+        judge = calling.judge(self._ways.limits, self._ways.witness)
+        first = bytes(self._parser.trailing_data[0])
+        Calls(self._client, self._engine, judge, self._ways.used, calling.NO_BUILDKIT, (first, early)).serve()
 
     def _json(self, asked: Endpoint) -> dict[str, Any] | None:
         """The body of a request that takes none but JSON, to its end."""
@@ -340,8 +358,12 @@ class _Connection:
                 if not self._to_engine(wire.sent(out.send(h11.EndOfMessage()))):
                     return
             if asked.hijacks and self._becomes_a_stream():
-                piece = self._parser.trailing_data[0]
+                piece, left = self._parser.trailing_data[0], self._ways.context_max
                 while piece or (piece := self._client.recv(_PIECE)):
+                    left -= len(piece)
+                    if asked.upgrade == "h2c" and left < 0:  # a session, over which a build's context comes
+                        self._tell_too_much()
+                        return
                     if not self._to_engine(piece):
                         return
                     piece = b""
@@ -355,6 +377,11 @@ class _Connection:
             self.end()
             if self._build:
                 self._ways.hung_up(self._build)
+
+    def _tell_too_much(self) -> None:
+        most = self._ways.context_max >> 20
+        self._ways.witness.refused(*self._asked, "CONTEXT_REFUSED", f"A session has sent more than {most} MiB.")
+        self.end()
 
     def _to_engine(self, data: bytes) -> bool:
         """Whether it still listens. Where it does not, its answer says why."""

@@ -2,19 +2,20 @@
 
 An allow-list: an endpoint, query parameter or field that is not named is refused, so that a newer engine's API opens no hole.
 The paths are those of Docker's Engine API (`docker_api`), which both engines speak, and below /libpod those of podman's own
-(`libpod_api`); the version prefix is taken off first.
+(`libpod_api`); the version prefix is taken off first. Calls of BuildKit's gRPC (`buildkit_api`) have the method GRPC, and
+their decoded message as body.
 """
 
 from dataclasses import replace
 
 from manyoyo_mcp.errors import InvalidArgument, PolicyRefused
-from manyoyo_mcp.policy import docker_api, libpod_api
+from manyoyo_mcp.policy import buildkit_api, docker_api, libpod_api
 from manyoyo_mcp.policy.base import Allowed, Limits, Query, Request
 from manyoyo_mcp.policy.table import Endpoint
 
 __all__ = ["Allowed", "Limits", "Request", "decide", "endpoint"]
 
-ENDPOINTS = (*docker_api.ENDPOINTS, *libpod_api.ENDPOINTS)
+ENDPOINTS = (*docker_api.ENDPOINTS, *libpod_api.ENDPOINTS, *buildkit_api.ENDPOINTS)
 
 
 def endpoint(method: str, path: str) -> Endpoint:
@@ -45,7 +46,7 @@ def decide(request: Request, limits: Limits) -> Allowed:
             )
         if isinstance(value, list) and name not in found.lists:
             raise PolicyRefused(f"the parameter {name} is given {len(value)} times.", "Give it once.")
-    if request.body is not None and found.takes != "json":
+    if request.body is not None and found.takes not in ("json", "message"):
         raise PolicyRefused(f"{request.method} {request.path[:100]} takes no JSON.", "Send no body.")
     try:
         return found.rule(request, limits)

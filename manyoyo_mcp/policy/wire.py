@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 import h11
 
-from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.errors import InvalidArgument, PolicyRefused
 from manyoyo_mcp.policy.table import Endpoint
 from manyoyo_mcp.policy.transport import API_VERSION
 
@@ -27,6 +27,16 @@ STREAM = re.compile(
 """How an answer begins after which the connection is no longer HTTP."""
 STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 _FORWARDED = {b"accept", b"user-agent", b"x-registry-auth", b"x-registry-config"}
+
+_SESSION = b"x-docker-expose-session-"
+"""Headers that say what a client of BuildKit lets the daemon ask of it."""
+_SESSION_ID = re.compile(rb"[A-Za-z0-9]{1,64}")
+_SESSION_CALLS = re.compile(
+    rb"/(?:moby\.filesync\.v1\.(?:FileSync/(?:DiffCopy|TarStream)|FileSend/DiffCopy|Auth/[A-Za-z]{1,40})"
+    rb"|moby\.buildkit\.secrets\.v1\.Secrets/GetSecret|moby\.sshforward\.v1\.SSH/[A-Za-z]{1,40}|moby\.upload\.v1\.Upload/Pull"
+    rb"|grpc\.health\.v1\.Health/(?:Check|Watch))"
+)
+"""Of these, calls by which it gives files, credentials, secrets and an agent's signatures; the daemon hears of no others."""
 
 
 class Body(io.RawIOBase):
@@ -110,6 +120,8 @@ def headers(head: h11.Request, asked: Endpoint, length: int | None) -> list[tupl
     """Of a request's headers those that an engine knows, and our own: of the body's end, and of the connection's."""
     given = dict(head.headers)
     kept = [(name, value) for name, value in head.headers if name in _FORWARDED]
+    if asked.upgrade == "h2c":
+        kept += _session(head)
     kind = (
         b"application/json" if asked.takes == "json" else b"application/x-tar"
     )  # never a form's, which engines read as parameters
@@ -118,12 +130,30 @@ def headers(head: h11.Request, asked: Endpoint, length: int | None) -> list[tupl
         kept.append((b"content-length", str(length).encode()))
     else:
         kept.append((b"transfer-encoding", b"chunked") if b"transfer-encoding" in given else (b"content-length", b"0"))
-    upgrades = asked.hijacks and given.get(b"upgrade", b"").lower() == b"tcp"
+    upgrades = asked.hijacks and given.get(b"upgrade", b"").lower() == asked.upgrade.encode()
     return [
         *kept,
         # Two: podman looks whether the first says Upgrade and nothing else, and Go hangs up where any says close.
-        *([(b"upgrade", b"tcp"), (b"connection", b"Upgrade")] if upgrades else []),
+        *([(b"upgrade", asked.upgrade.encode()), (b"connection", b"Upgrade")] if upgrades else []),
         (b"connection", b"close"),
+    ]
+
+
+def upgrades(head: h11.Request, protocol: bytes) -> bool:
+    """Whether the connection is to be `protocol` from there on."""
+    return dict(head.headers).get(b"upgrade", b"").lower() == protocol
+
+
+def _session(head: h11.Request) -> list[tuple[bytes, bytes]]:
+    given = [(name, value) for name, value in head.headers if name.startswith(_SESSION)]
+    for name, value in given:
+        if name == _SESSION + b"uuid" and not _SESSION_ID.fullmatch(value):
+            raise PolicyRefused("a session's id may not be that.", "Letters and digits, 64 at most.")
+    known = {_SESSION + each for each in (b"uuid", b"name", b"sharedkey")}
+    return [
+        (name, value)
+        for name, value in given
+        if name in known or (name == _SESSION + b"grpc-method" and _SESSION_CALLS.fullmatch(value))
     ]
 
 

@@ -6,7 +6,7 @@ from manyoyo_mcp.tools.base import Call, ToolOutput, tool
 from manyoyo_mcp.tools.common import SandboxArgument
 
 _PODMAN = (
-    "For podman --remote the same is CONTAINER_HOST. Its engine is podman, whose Docker API differs in places; a sandbox with "
+    "Build with DOCKER_BUILDKIT=0. For podman --remote the same is CONTAINER_HOST. Its engine is podman, whose Docker API differs in places; a sandbox with "
     "engine='docker' answers as Docker does."
 )
 
@@ -28,7 +28,7 @@ class EndpointOutput(ToolOutput):
     def words(self) -> str:
         return (
             f"DOCKER_HOST={self.docker_host}\nA Docker client of this user, on this machine, works in {self.sandbox_id} with it, under the "
-            "same policy and caps as the tools: builds with DOCKER_BUILDKIT=0, named volumes but no paths, no published ports. It "
+            "same policy and caps as the tools: named volumes but no paths, no published ports. It "
             "is there as long as this session has the sandbox." + (f"\n{self.note}" if self.note else "")
         )
 

@@ -2,6 +2,7 @@
 
 import http.server
 import re
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +20,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import EgressUnenforced
 from manyoyo_mcp.hosts import firewall
 from manyoyo_mcp.sessions.manager import open_manager
+from tests import buildx
 from tests.conftest import ROOT, server_parameters
 from tests.integration.test_storage import build, call, on_both, refused, run
 from tests.support import BUSYBOX
@@ -136,8 +138,21 @@ async def switch(client: Client, sandbox: str, mode: str) -> float:
     return time.monotonic() - begun
 
 
+def by_buildkit(docker_host: str, directory: Path, dockerfile: str, text: str = "") -> str:
+    """What Docker's own client says of such a build; what the build wrote to /tried, where it ended well."""
+    context = directory / "context"
+    context.mkdir(exist_ok=True)
+    (context / "Dockerfile").write_text(f"{dockerfile}FROM scratch\nCOPY --from=tried /tried /\n")
+    (context / "try").write_text(text)
+    done = subprocess.run(
+        ["docker", "buildx", "build", "-o", "type=local,dest=out", str(context)], cwd=directory, capture_output=True, text=True,
+        env=buildx.environment(docker_host, directory), timeout=100,
+    )  # fmt: skip
+    return (directory / "out" / "tried").read_text() if done.returncode == 0 else done.stderr
+
+
 @on_both
-async def test_the_matrix(client: Client, world: World, on_host: int, engine: str) -> None:
+async def test_the_matrix(client: Client, world: World, on_host: int, engine: str, tmp_path: Path) -> None:
     sandbox = await started(client, world, engine)
     for mode in MODES:
         await switch(client, sandbox, mode)
@@ -149,6 +164,13 @@ async def test_the_matrix(client: Client, world: World, on_host: int, engine: st
         assert built["reason"] == "OK", built
         tried = await run(client, sandbox, "cat /tried", image="localhost/tried", max_tokens=5000)
         assert seen(tried["output"]) == expected(FROM_NESTED, mode), (mode, tried)
+        if engine == "docker" and mode == "allowlist":
+            host = (await call(client, "sandbox_endpoint", sandbox_id=sandbox))["docker_host"]
+            step = f"FROM {BUSYBOX} AS tried\nCOPY try /\nRUN sh /try > /tried\n"
+            by_it = await anyio.to_thread.run_sync(by_buildkit, host, tmp_path, step, text)
+            assert seen(by_it) == expected(FROM_NESTED, mode), by_it
+            pull = "FROM other.test:5000/image AS tried\n"
+            assert "other.test" in (said := await anyio.to_thread.run_sync(by_buildkit, host, tmp_path, pull)), said
         for name, (image, modes) in PULLS.items():
             result = await client.call_tool(
                 "nested_run", {"sandbox_id": sandbox, "image": image, "command": ["true"], "pull": "always"}

@@ -43,6 +43,30 @@ def ask(path: Path, request: bytes) -> bytes:
         return answer
 
 
+@pytest.mark.parametrize(
+    ("request_", "status", "why"),
+    [
+        (b"GRPC /moby.buildkit.v1.Control/Solve HTTP/1.1\r\nHost: x\r\n\r\n", b" 403 ", b"goes over POST /grpc"),
+        (b"POST /moby.buildkit.v1.Control/Solve HTTP/1.1\r\nHost: x\r\n\r\n", b" 403 ", b"not among the engine calls"),
+        (b"POST /v1.41/grpc HTTP/1.1\r\nHost: x\r\n\r\n", b" 400 ", b"no upgrade to h2c"),
+        (
+            b"POST /grpc HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+            b" 503 ",
+            b"does not answer",
+        ),
+        (b"POST /build?version=2 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", b" 403 ", b"Use docker buildx"),
+    ],
+)
+def test_ways_to_buildkit_that_are_none(tmp_path: Path, request_: bytes, status: bytes, why: bytes) -> None:
+    gate = Gate(tmp_path / "x.sock", WAYS)
+    gate.open()
+    try:
+        answer = ask(gate.path, request_)
+        assert status in answer and why in answer, answer
+    finally:
+        gate.close()
+
+
 def test_a_gate_to_nowhere_says_so_and_closes(tmp_path: Path) -> None:
     gate = Gate(tmp_path / "x.sock", WAYS)
     gate.open()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from manyoyo_mcp.errors import CapExceeded, InvalidArgument, PolicyRefused
-from manyoyo_mcp.policy import building, containers, libpod, libpod_things, rules, things
+from manyoyo_mcp.policy import building, buildkit, containers, libpod, libpod_things, rules, things
 from manyoyo_mcp.policy.base import Limits, Request, unsent
 from manyoyo_mcp.policy.rules import decide
 from manyoyo_mcp.values import Caps
@@ -20,6 +20,8 @@ ODD = {"odd": {"odd": 1}}
 """What no field takes."""
 
 _LIBPOD = ("POST", "/libpod/containers/create")
+_SOLVE = ("GRPC", "/moby.buildkit.v1.Control/Solve")
+_RETURN = ("GRPC", "/moby.buildkit.v1.frontend.LLBBridge/Return")
 TABLES: dict[str, tuple[dict[str, Any], tuple[str, str], tuple[str, ...]]] = {
     "create": (containers._CREATE, ("POST", "/containers/create"), ()),
     "HostConfig": (containers._HOST_CONFIG, ("POST", "/containers/create"), ("HostConfig",)),
@@ -53,6 +55,23 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, str], tuple[str, ...]]] = {
     "libpod network": (libpod_things._NETWORK, ("POST", "/libpod/networks/create"), ()),
     "libpod subnet": (libpod_things._SUBNET, ("POST", "/libpod/networks/create"), ("subnets", "[]")),
     "libpod connect": (libpod_things._CONNECT, ("POST", "/libpod/networks/x/connect"), ()),
+    "solve": (buildkit.SOLVE, _SOLVE, ()),
+    "frontend": (buildkit.ATTRS, _SOLVE, ("FrontendAttrs",)),
+    "frontend's": (buildkit.PREFIXED, _SOLVE, ("FrontendAttrs",)),
+    "cache": (buildkit.CACHE, _SOLVE, ("Cache",)),
+    "cache import": (buildkit.IMPORT, _SOLVE, ("Cache", "Imports", "[]", "Attrs")),
+    "cache export": (buildkit.EXPORT, _SOLVE, ("Cache", "Exports", "[]", "Attrs")),
+    "exporter": (buildkit.EXPORTER, _SOLVE, ("Exporters", "[]")),
+    "exporter's": (buildkit.EXPORTER_ATTRS, _SOLVE, ("Exporters", "[]", "Attrs")),
+    "gateway": (buildkit.GATEWAY_SOLVE, ("GRPC", "/moby.buildkit.v1.frontend.LLBBridge/Solve"), ()),
+    "return": (buildkit.RETURN, _RETURN, ()),
+    "result": (buildkit.RESULT, _RETURN, ("result",)),
+    "ref": (buildkit.REF, _RETURN, ("result", "ref")),
+    "error": (buildkit.ERROR, _RETURN, ("error",)),
+    "prune": (buildkit.PRUNE, ("GRPC", "/moby.buildkit.v1.Control/Prune"), ()),
+    "filter": (buildkit.FILTER, ("GRPC", "/moby.buildkit.v1.Control/ListWorkers"), ()),
+    "status": (buildkit.STATUS, ("GRPC", "/moby.buildkit.v1.Control/Status"), ()),
+    "health": (buildkit.HEALTH, ("GRPC", "/grpc.health.v1.Health/Check"), ()),
 }  # fmt: skip
 """Where each table of checks is asked, and at which place of a body."""
 
@@ -232,6 +251,48 @@ EVIL: dict[str, dict[str, list[Any]]] = {
                        "network_dns_servers": [["x y"]], "options": [{"parent": "eth0"}], "ipam_options": [{"driver": "dhcp"}]},
     "libpod subnet": {"subnet": ["x"], "gateway": ["1.2.3.4 x"], "lease_range": [{"start_ip": "x"}]},
     "libpod connect": {"container": ["../x"], "options": [{"x": "y"}]},
+    "solve": {
+        "Ref": ["../x", "a b", ""],
+        "Session": ["a b"],
+        "Definition": [b"x"],
+        "Frontend": ["gateway.v0", "x"],
+        "FrontendInputs": [{"context": b"x"}],
+        "Entitlements": [["security.insecure"], ["network.host"], ["device"]],
+        "ExporterDeprecated": ["image", "oci", "docker", "x"],
+        "ExporterAttrsDeprecated": [{"push": "true"}, {"store": "true"}],
+        "SourcePolicy": [b"x"],
+        "SourcePolicySession": ["x"],
+        "EnableSessionExporter": [True],
+    },
+    "frontend": {
+        "context": ["https://example.org/x.git", "git@example.org:x", "http://buildkit-session/../x", "http://169.254.169.254/", "input:x"],
+        "force-network-mode": ["host", "container:x"],
+        "build-arg:BUILDKIT_SYNTAX": ["example.org/frontend"],
+        "cache-from": ["oci-layout:/x", "a,docker://b"],
+        "cache-imports": ['[{"Type": "local", "Attrs": {"src": "/"}}]', '[{"Type": "registry", "Attrs": {"ref": "dir:/x"}}]', "{", "{}",
+                          '[{"Type": "s3"}]', '[{"Type": "registry", "Attrs": {"x": "y"}}]'],
+        "image-resolve-mode": ["x"],
+        "requestid": ["x", "frontend.X"],
+    },
+    "frontend's": {"context:": ["oci-layout://x@sha256:0", "https://example.org/x.git", "docker-image://dir:/etc", "input:x", "target:x", "local:"],
+                   "local-sessionid:": ["a b"]},
+    "cache": {
+        "ExportRefDeprecated": ["example.org/x"], "ExportAttrsDeprecated": [{"ref": "x"}], "ImportRefsDeprecated": [["dir:/x"]],
+        "Exports": [[{"Type": "registry", "Attrs": {"ref": "x"}}], [{"Type": "local", "Attrs": {"dest": "/"}}], [{"Type": "gha"}]],
+        "Imports": [[{"Type": "local", "Attrs": {"src": "/"}}], [{"Type": "s3"}], [{"Tomorrow": 1}]],
+    },
+    "cache import": {"ref": ["dir:/x", "docker://x"]},
+    "cache export": {"mode": ["x"]},
+    "exporter": {"Type": ["image", "oci", "docker", "cacheonly"]},
+    "exporter's": {"name": ["dir:/x", "a,docker://b"], "push": ["true"], "push-by-digest": ["true"]},
+    "gateway": {
+        "Definition": [b"x"], "Frontend": ["gateway.v0"], "FrontendInputs": [{"context": b"x"}], "FrontendOpt": [{"source": "example.org/x"},
+        {"cmdline": "x"}, {"cgroup-parent": "/"}, {"ulimit": "nofile=1"}, {"shm-size": "1"}, {"add-hosts": "a=1.2.3.4"}, {"hostname": "x"},
+        {"attest:sbom": "generator=x"}, {"gateway-devel": "true"}],
+        "CacheImports": [[{"Type": "local"}]], "ImportCacheRefsDeprecated": [["dir:/x"]], "SourcePolicies": [[b"x"]], "ExporterAttr": [b"x"],
+    },
+    "result": {"attestations": [{"x": b"y"}], "metadata": [{"x": "y"}]},
+    "status": {"Ref": ["../x"]},
 }  # fmt: skip
 
 
@@ -242,6 +303,8 @@ def body_of(place: tuple[str, ...], name: str, value: Any) -> dict[str, Any]:
             built = {"Type": "volume", "Source": "v", "Target": "/x"} | built
         if step == "[]" and place[index - 1] == "mounts":
             built = {"type": "tmpfs", "destination": "/x"} | built
+        if step == "[]" and place[index - 1] in ("Imports", "Exports") and name != "Type":
+            built = {"Type": "registry" if place[index - 1] == "Imports" else "inline"} | built
         built = [built] if step == "[]" else {step: built}
     return dict(built)
 
@@ -307,13 +370,13 @@ def test_every_endpoint_names_its_parameters() -> None:
             for name in each.query - each.lists:
                 with pytest.raises(REFUSED):
                     decide(Request(method, path, {name: ["1", "2"]}), LIMITS)
-            if each.takes != "json":
+            if each.takes not in ("json", "message"):
                 with pytest.raises(PolicyRefused):
                     decide(Request(method, path, {}, {"Privileged": True}), LIMITS)
 
 
 def _example(pattern: str) -> str:
-    path = re.sub(r"\(\?:([a-z_]+)[^)]*\)", r"\1", pattern)
+    path = re.sub(r"\(\?:([a-z_]+)[^)]*\)", r"\1", pattern).replace("\\.", ".")
     path = re.sub(r"\[A-Za-z0-9\]\[[^\]]*\]\*", "abc", path)
     return path.split("|")[0]
 

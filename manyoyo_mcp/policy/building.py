@@ -66,6 +66,13 @@ def build(request: Request, limits: Limits) -> Allowed:
     return Allowed(query, request.body)
 
 
+def stream(request: Request, limits: Limits) -> Allowed:
+    """BuildKit's own protocols, which a gate alone reads on."""
+    if request.ours:
+        raise PolicyRefused("BuildKit is reached through a gate alone.", "This is the server's fault.")
+    return Allowed(request.query, request.body)
+
+
 def _check_pairs(name: str, value: str) -> None:
     try:
         given = json.loads(value)

@@ -98,8 +98,6 @@ ATTRS: dict[str, Check] = {
         r"|http://buildkit-session/[A-Za-z0-9]{1,64}",
         "the client's directory or archive; clone or download others first",
     ),
-    "contextkey": matching(r"[A-Za-z0-9_.-]{1,60}", "a name"),
-    "contextsubdir": text,
     "dockerfilekey": matching(r"[A-Za-z0-9_.-]{1,60}", "a name"),
     "filename": text,
     "force-network-mode": _network,
@@ -222,7 +220,14 @@ RESULT: dict[str, Check] = {
 }
 ERROR: dict[str, Check] = {"code": a(int), "message": text, "details": a(list)}
 RETURN: dict[str, Check] = {"result": table_of(RESULT), "error": table_of(ERROR)}
-PRUNE: dict[str, Check] = {"filter": texts, "all": a(bool), "keepDuration": a(int), "keepBytes": a(int)}
+PRUNE: dict[str, Check] = {
+    "filter": texts,
+    "all": a(bool),
+    "keepDuration": a(int),
+    "keepBytes": a(int),
+    "maxUsedSpace": a(int),
+    "minFreeSpace": a(int),
+}
 FILTER: dict[str, Check] = {"filter": texts}
 STATUS: dict[str, Check] = {"Ref": _ID}
 HEALTH: dict[str, Check] = {"service": text}

@@ -1,6 +1,7 @@
 """BuildKit's API over gRPC, as dockerd has it behind `POST /grpc`: what of it is offered, and what its messages are.
 
-The messages are those of BuildKit 0.13 (`api/services/control/control.proto`, `frontend/gateway/pb/gateway.proto`); a field of a later one is refused.
+The messages are those of BuildKit 0.13 (`api/services/control/control.proto`, `frontend/gateway/pb/gateway.proto`) and what clients of today say
+beside that; any other field is refused.
 """
 
 import re
@@ -68,7 +69,14 @@ _RETURN: Schema = {
     }),
 }  # fmt: skip
 _FILTER: Schema = {1: Field("filter", "text", many=True)}
-_PRUNE: Schema = {**_FILTER, 2: Field("all", "bool"), 3: Field("keepDuration", "int"), 4: Field("keepBytes", "int")}
+_PRUNE: Schema = {
+    **_FILTER,
+    2: Field("all", "bool"),
+    3: Field("keepDuration", "int"),
+    4: Field("keepBytes", "int"),
+    5: Field("maxUsedSpace", "int"),
+    6: Field("minFreeSpace", "int"),
+}
 
 _CONTROL, _GATEWAY = "/moby.buildkit.v1.Control", "/moby.buildkit.v1.frontend.LLBBridge"
 _CALLS: Mapping[str, tuple[Schema, Rule]] = {

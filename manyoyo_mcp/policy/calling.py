@@ -15,8 +15,10 @@ from manyoyo_mcp.policy.witness import Witness
 _PATIENCE = 30.0
 """Seconds for an engine to say whether it speaks gRPC."""
 _MAX_HEAD = 1 << 16
-_TRACES = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-"""What every client sends of its own accord and does without: refused, and not worth a record."""
+_UNHEARD = frozenset(
+    {"/opentelemetry.proto.collector.trace.v1.TraceService/Export", "/moby.buildkit.v1.Control/ListenBuildHistory"}
+)
+"""What clients ask for of their own accord with every build, and do without: refused, and not worth a record."""
 UPGRADED = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
 NO_BUILDKIT = (
     "This sandbox's engine, podman, has no BuildKit. Build with DOCKER_BUILDKIT=0 (docker's classic way, which podman's own builder "
@@ -62,7 +64,7 @@ def judge(limits: Callable[[], Limits], witness: Witness) -> Judge:
             asked = read(raw, MESSAGES[path], path.rpartition("/")[2])
             allowed = decide(Request(METHOD, path, {}, asked), limits()).body or {}
         except ManyoyoError as error:
-            if path != _TRACES:
+            if path not in _UNHEARD:
                 witness.refused(METHOD, path, error.instance_code, error.message)
             raise
         message = write(allowed, MESSAGES[path])

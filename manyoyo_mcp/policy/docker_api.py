@@ -37,8 +37,8 @@ ENDPOINTS = (
     row("GET", rf"/exec/{NAME}/json"),
     # images
     row("POST", r"/build", building.QUERY, "archive", building.build),
-    row("POST", r"/grpc", upgrade="h2c"),
-    row("POST", r"/session", hijacks=True, upgrade="h2c"),
+    row("POST", r"/grpc", rule=building.stream, upgrade="h2c"),
+    row("POST", r"/session", rule=building.stream, hijacks=True, upgrade="h2c"),
     row("POST", r"/build/prune", "all keep-storage filters"),
     row("GET", r"/images/json", "all filters filter digests shared-size only_ids"),
     row("GET", rf"/images/{IMAGE}/(?:json|history|get)"),

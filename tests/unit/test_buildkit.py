@@ -21,7 +21,7 @@ from manyoyo_mcp.policy.protobuf import read, write
 from manyoyo_mcp.policy.rules import decide, endpoint
 from manyoyo_mcp.policy.witness import Witness
 from manyoyo_mcp.values import Caps
-from tests.unit.test_protobuf import messages
+from tests.unit.test_protobuf import SLOW, messages
 
 LIMITS = Limits(default=Caps(1.5, 512 << 20, 100), largest=Caps(2, 1 << 30, 200))
 SOLVE = "/moby.buildkit.v1.Control/Solve"
@@ -66,6 +66,7 @@ def test_what_a_client_of_today_says_goes_on() -> None:
     }  # type: ignore[operator]
 
 
+@SLOW
 @given(st.sampled_from(sorted(MESSAGES)), st.data())
 def test_whatever_is_asked_is_refused_or_held(path: str, data: st.DataObject) -> None:
     asked = data.draw(messages(MESSAGES[path]))
@@ -74,7 +75,8 @@ def test_whatever_is_asked_is_refused_or_held(path: str, data: st.DataObject) ->
     except (PolicyRefused, InvalidArgument) as error:
         assert error.message and error.hint
         return
-    assert read(write(body, MESSAGES[path]), MESSAGES[path], "x") == body
+    sent = write(body, MESSAGES[path])
+    assert write(read(sent, MESSAGES[path], "x"), MESSAGES[path]) == sent
     assert not body.keys() & {"Definition", "Entitlements", "FrontendInputs", "SourcePolicy", "SourcePolicies"}
     for attrs in (body[name] for name in ("FrontendAttrs", "FrontendOpt") if name in body):
         assert attrs["cgroup-parent"].startswith("/manyoyo-builds/") and attrs["cmdline"] == "dockerfile.v0"
@@ -95,11 +97,26 @@ def test_each_call_is_read_judged_and_on_record() -> None:
         (SOLVE, b"\xff", "INVALID_ARGUMENT"),
         (SOLVE, b"\x82\x01\x00", "POLICY_REFUSED"),
         ("/moby.buildkit.v1.Control/Session", b"", "NOT_SUPPORTED"),
+        ("/moby.buildkit.v1.Control/UpdateBuildHistory", b"", "NOT_SUPPORTED"),
         ("/moby.buildkit.v1.frontend.LLBBridge/ExecProcess", b"", "NOT_SUPPORTED"),
     ):
         with pytest.raises((PolicyRefused, InvalidArgument, NotSupported)):
             check(path, raw)
         assert noted.told.pop() == (METHOD, path, code) and not noted.told
+
+
+def test_what_every_client_asks_in_vain_is_refused_without_a_record() -> None:
+    noted = Noted()
+    with pytest.raises(NotSupported):
+        calling.judge(lambda: LIMITS, noted)("/moby.buildkit.v1.Control/ListenBuildHistory", b"")
+    assert not noted.told
+
+
+@pytest.mark.parametrize("path", ["/grpc", "/session"])
+def test_the_tools_have_no_way_past_the_gate(path: str) -> None:
+    assert decide(Request("POST", path), LIMITS)
+    with pytest.raises(PolicyRefused, match="through a gate alone"):
+        decide(Request("POST", path, ours=True), LIMITS)
 
 
 def session(*headers: tuple[str, str]) -> list[tuple[bytes, bytes]]:

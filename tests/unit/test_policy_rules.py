@@ -288,7 +288,7 @@ EVIL: dict[str, dict[str, list[Any]]] = {
     "gateway": {
         "Definition": [b"x"], "Frontend": ["gateway.v0"], "FrontendInputs": [{"context": b"x"}], "FrontendOpt": [{"source": "example.org/x"},
         {"cmdline": "x"}, {"cgroup-parent": "/"}, {"ulimit": "nofile=1"}, {"shm-size": "1"}, {"add-hosts": "a=1.2.3.4"}, {"hostname": "x"},
-        {"attest:sbom": "generator=x"}, {"gateway-devel": "true"}],
+        {"attest:sbom": "generator=x"}, {"gateway-devel": "true"}, {"contextkey": "target"}],
         "CacheImports": [[{"Type": "local"}]], "ImportCacheRefsDeprecated": [["dir:/x"]], "SourcePolicies": [[b"x"]], "ExporterAttr": [b"x"],
     },
     "result": {"attestations": [{"x": b"y"}], "metadata": [{"x": "y"}]},

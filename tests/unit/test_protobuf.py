@@ -3,13 +3,15 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manyoyo_mcp.errors import InvalidArgument, PolicyRefused
 from manyoyo_mcp.policy.buildkit_api import MESSAGES
 from manyoyo_mcp.policy.protobuf import Field, Schema, mapping, read, texts, write
 
+SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+"""A slow machine is no fault of the code."""
 SOLVE = "/moby.buildkit.v1.Control/Solve"
 SCHEMA: Schema = {
     1: Field("text", "text"),
@@ -40,6 +42,7 @@ def messages(schema: Schema) -> st.SearchStrategy[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", sorted(MESSAGES))
 def test_what_is_written_is_read(path: str) -> None:
+    @SLOW
     @given(messages(MESSAGES[path]))
     def check(message: dict[str, Any]) -> None:
         assert read(write(message, MESSAGES[path]), MESSAGES[path], "x") == message
@@ -47,6 +50,7 @@ def test_what_is_written_is_read(path: str) -> None:
     check()
 
 
+@SLOW
 @given(st.binary(max_size=400), st.sampled_from(sorted(MESSAGES)))
 def test_garbage_is_refused_or_read_the_same_twice(raw: bytes, path: str) -> None:
     try:
@@ -56,6 +60,7 @@ def test_garbage_is_refused_or_read_the_same_twice(raw: bytes, path: str) -> Non
     assert read(write(found, MESSAGES[path]), MESSAGES[path], "x") == found
 
 
+@SLOW
 @given(messages(MESSAGES[SOLVE]), st.data())
 def test_a_message_with_a_byte_changed(message: dict[str, Any], data: st.DataObject) -> None:
     raw = bytearray(write(message, MESSAGES[SOLVE]))

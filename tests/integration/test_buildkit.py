@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -189,13 +190,17 @@ def started(docker_host: str, home: Path) -> subprocess.Popen[bytes]:
 
 async def test_a_client_that_goes_ends_its_build(box: Box, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(f"FROM {BUSYBOX}\nRUN sleep 98764\nRUN sleep 98763\n")
-    process = started(f"unix://{box.manager.endpoints.open(box.sandbox)}", tmp_path)
+    path = box.manager.endpoints.open(box.sandbox)
+    process = started(f"unix://{path}", tmp_path)
     await box.seen("sleep 98764")
     os.killpg(process.pid, signal.SIGKILL)  # its plugin too; the kill of some Debians takes a group's number for -1
     process.wait()
     with anyio.fail_after(20):
-        while box.processes("sleep 9876"):
+        while box.processes("sleep 9876") or box.manager.endpoints._gates[path]._connections:
             await anyio.sleep(0.05)
+    assert not [
+        each.name for each in threading.enumerate() if each.name in ("gate calls", "gate answers", "gate engine")
+    ]
 
 
 async def test_where_the_engine_has_none_its_client_is_told(manager: Manager, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ class PodmanEngine(DockerApiEngine):
     """Podman 5: no daemon of its own beside the service, the fastest way to a nested run."""
 
     name = "podman"
+    build_secrets = True
     build_networks = {"default": "NetworkDefault", "none": "NetworkDisabled"}  # noqa: RUF012 - a ClassVar of the base
 
     def _attach(self, client: GuardedClient, container: str, *, stdin: bool) -> Attached:

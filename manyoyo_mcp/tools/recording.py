@@ -64,7 +64,7 @@ class Recorded:
         self._arguments, self._secrets = arguments(given)
         if self._hints is not None and self._hints.read_only_hint:
             return
-        record = {**self._record, "phase": "asked", "arguments": self._arguments}
+        record = self._kept({**self._record, "phase": "asked", "arguments": self._arguments})
         ends = self._hints is not None and self._hints.destructive_hint and given.get("action") not in _BEGINS
         await (self._journal.after if ends else self._journal.before)(record)
         self._asked = True
@@ -96,7 +96,13 @@ class Recorded:
 
     async def _end(self, fields: Mapping[str, Any]) -> None:
         told = {} if self._asked else {"arguments": self._arguments}
-        await self._journal.after({**self._record, "phase": "ended", **told, **fields, "seconds": since(self._begun)})
+        record = {**self._record, "phase": "ended", **told, **fields, "seconds": since(self._begun)}
+        await self._journal.after(self._kept(record))
+
+    def _kept(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Without the secrets that were given out in this session, should a caller have come to know one."""
+        kept: dict[str, Any] = self._manager.vault.redactor.anything(record)
+        return kept
 
     def _clean(self, outcome: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 
 
 class Reason(StrEnum):
-    """Why a run, exec or build ended; told by evidence, not by the exit code alone."""
+    """Why a run, exec or build ended: by evidence."""
 
     OK = "OK"
     EXIT_NONZERO = "EXIT_NONZERO"

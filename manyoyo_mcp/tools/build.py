@@ -140,7 +140,7 @@ class BuildOutput(ToolOutput):
     """
 Build an image inside the sandbox from a Dockerfile; memory and CPU caps bind on each RUN step. On failure returns the step, its line in
 the Dockerfile, the exit code, the last lines and, where it is a known one, the cause and what to do. On success image id, size, seconds a step and
-cache hits. A build longer than wait_s goes on as a job (job_status waits for it): no time-out of yours ends it. Then use nested_run with the tag.
+cache hits. A build longer than wait_s goes on as a job: job_status waits for it. Then use nested_run with the tag.
 Where no registry is reachable, build FROM one of the base images that start_sandbox lists.
 """,
     BuildInput,

@@ -193,7 +193,8 @@ class Running(Pulling, Giving):
             "Image": spec.image,
             "Cmd": spec.command,
             "Env": [f"{key}={value}" for key, value in spec.env.items()],
-            "Labels": spec.labels | ({LABEL: ",".join(each.name for each in spec.secrets)} if spec.secrets else {}),
+            "Labels": spec.labels
+            | {LABEL: ",".join(each.name for each in spec.secrets)},  # else its image could say so
             "OpenStdin": spec.stdin is not None,
             "StdinOnce": spec.stdin is not None,
             "AttachStdin": spec.stdin is not None,

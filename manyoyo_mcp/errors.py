@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 
 
 class Reason(StrEnum):
-    """Why a run, exec or build ended: by evidence."""
+    """Why a run, exec or build ended as it did; told apart by evidence, never by guessing from the exit code alone."""
 
     OK = "OK"
     EXIT_NONZERO = "EXIT_NONZERO"

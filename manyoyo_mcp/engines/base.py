@@ -54,7 +54,7 @@ class RunSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExecSpec:
-    """A command for a nested container that runs."""
+    """A command for a nested container that runs. `secrets` are variables."""
 
     container: str
     command: list[str]
@@ -63,6 +63,7 @@ class ExecSpec:
     workdir: str | None = None
     user: str | None = None
     timeout_s: float | None = None
+    secrets: Sequence[Secret] = ()
 
 
 @dataclass(frozen=True, slots=True)

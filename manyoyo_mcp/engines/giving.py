@@ -29,7 +29,7 @@ def for_run(container: str, secrets: Sequence[Secret]) -> bytes:
     variables: list[str] = []
     for number, secret in enumerate(secrets):
         if secret.variable:
-            variables.append(f"{secret.variable}={_variable(secret)}")
+            variables.append(variable(secret))
             continue
         files[f"files/{number}"] = secret.value
         source = f"{HELD}/{container}/files/{number}"
@@ -39,14 +39,16 @@ def for_run(container: str, secrets: Sequence[Secret]) -> bytes:
     return tar(files)
 
 
-def _variable(secret: Secret) -> str:
+def variable(secret: Secret) -> str:
+    """As environments have it. Raises NotSupported for what is no text."""
     try:
         text = secret.value.decode()
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
         raise NotSupported(f"The secret {secret.name} is no text, and no variable can hold it.", "Have it as a file.")
-    return text.removesuffix("\n").removesuffix("\r")
+    value = text.removesuffix("\n").removesuffix("\r")
+    return f"{secret.variable}={value}"
 
 
 def for_build(secrets: Mapping[str, bytes]) -> bytes:

@@ -41,11 +41,11 @@ class Vault:
         return self.redactor
 
     def check(self, names: Iterable[str]) -> None:
-        """Raises NotFound (SECRET_NOT_FOUND), with the names that there are."""
+        """Raises NotFound (SECRET_NOT_FOUND), with the names that there are; not with one that is none, for it may be a value."""
         for name in names:
             if name not in self._references:
                 raise NotFound(
-                    f"No secret {name[:64]!r} is declared.",
+                    "No secret of that name is declared.",
                     f"There are: {', '.join(self.names)}." if self._references else
                     "None is: whoever runs this server declares them (MANYOYO_SECRETS, docs/secrets.md). Never send a value.",
                     code="SECRET_NOT_FOUND",

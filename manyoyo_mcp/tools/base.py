@@ -277,7 +277,8 @@ def tool(
 
 
 def compact(schema: Any) -> Any:
-    """A JSON schema without what a model does not need: generated titles, null alternatives (absent says the same), null defaults."""
+    """A JSON schema without what a model does not need: generated titles, docstrings of ours, null alternatives (absent says the same), null
+    defaults."""
     if isinstance(schema, list):
         return [compact(each) for each in schema]
     if not isinstance(schema, dict):
@@ -285,6 +286,12 @@ def compact(schema: Any) -> Any:
     result = {}
     for key, value in schema.items():
         if key == "title" and isinstance(value, str):
+            continue
+        if key == "description" and "properties" in schema:  # what a class says of itself, to us
+            continue
+        if key == "$defs":
+            undescribed = {name: {k: v for k, v in each.items() if k != "description"} for name, each in value.items()}
+            result[key] = {name: compact(each) for name, each in undescribed.items()}
             continue
         if key == "default" and value in (None, [], {}):
             continue

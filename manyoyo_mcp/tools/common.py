@@ -96,6 +96,15 @@ def _secrets(value: dict[str, str]) -> dict[str, str]:
 Secrets = Annotated[dict[str, str], AfterValidator(_secrets)]
 
 
+def _variables(value: dict[str, str]) -> dict[str, str]:
+    if not all(map(_VARIABLE.fullmatch, value.values())):
+        raise ValueError("takes names of variables alone: a container that runs is given no files.")
+    return value
+
+
+Variables = Annotated[dict[str, str], AfterValidator(_variables), AfterValidator(_secrets)]
+
+
 def places_of(places: dict[str, str], values: dict[str, bytes]) -> list[Secret]:
     """Secrets as they go into a container."""
     return [

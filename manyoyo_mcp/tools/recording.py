@@ -10,7 +10,7 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel
 
 from manyoyo_mcp.audit.journal import new_id, since
-from manyoyo_mcp.audit.redacted import arguments, scrubbed, secrets_of
+from manyoyo_mcp.audit.redacted import PLACES, arguments, scrubbed, secrets_of
 from manyoyo_mcp.errors import (
     AuditUnavailable,
     BudgetExceeded,
@@ -36,6 +36,7 @@ _REFUSALS = (
 )
 """What is decided against; all other errors are failures of what was allowed."""
 _BEGINS = ("start", "restart")
+_NO_NAME = "(not declared)"
 
 
 class Recorded:
@@ -61,6 +62,8 @@ class Recorded:
     async def asked(self, parsed: BaseModel) -> None:
         """Raises AuditUnavailable, where the call is not to be done then."""
         given = {name: getattr(parsed, name) for name in type(parsed).model_fields if name in parsed.model_fields_set}
+        if given.get(PLACES):
+            given[PLACES] = self._declared(given[PLACES])
         self._arguments, self._secrets = arguments(given)
         if self._hints is not None and self._hints.read_only_hint:
             return
@@ -68,6 +71,13 @@ class Recorded:
         ends = self._hints is not None and self._hints.destructive_hint and given.get("action") not in _BEGINS
         await (self._journal.after if ends else self._journal.before)(record)
         self._asked = True
+
+    def _declared(self, named: Any) -> Any:
+        """Secrets as they were named; but a name that is none may be a value."""
+        known = {name: name for name in self._manager.vault.names}
+        if isinstance(named, Mapping):
+            return {known.get(name, _NO_NAME): place for name, place in named.items()}
+        return [known.get(name, _NO_NAME) for name in named]
 
     async def ended(self, outcome: Mapping[str, Any]) -> None:
         """It was done, and this is how it ended."""

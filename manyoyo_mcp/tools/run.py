@@ -24,6 +24,7 @@ from manyoyo_mcp.tools.common import (
     SandboxArgument,
     Secrets,
     Text,
+    Variables,
     absolute_path,
     decode_files,
     follow,
@@ -230,6 +231,7 @@ class ExecInput(SandboxArgument):
     container: Name = Field(description="Name or id of a nested container that runs.")
     command: Command = Field(min_length=1, description='argv list, e.g. ["cat", "/etc/hosts"].')
     env: Env = Field(default_factory=dict, description='Environment variables: {"NAME": "value"}.')
+    secrets: Variables = Field(default_factory=dict, description="Secrets: name → variable.")
     stdin: str | None = Field(None, description="Text for standard input, which is then closed.")
     workdir: Text | None = Field(None, description="Working directory.")
     user: Text | None = Field(None, description="User name or uid[:gid].")
@@ -250,6 +252,8 @@ try a fix. It shares that container's caps. Returns exit code, output and why it
     open_world=True,
 )
 async def nested_exec(call: Call, arguments: ExecInput) -> ToolOutput:
+    vault = call.manager.vault
+    vault.check(arguments.secrets)
     sandbox = call.manager.get(arguments.sandbox_id)
     spec = ExecSpec(
         container=arguments.container,
@@ -259,6 +263,7 @@ async def nested_exec(call: Call, arguments: ExecInput) -> ToolOutput:
         workdir=arguments.workdir,
         user=arguments.user,
         timeout_s=arguments.timeout_s,
+        secrets=places_of(arguments.secrets, await vault.values(arguments.secrets)),
     )
     job = call.manager.work.exec(sandbox, spec)
     return await _finish(call, job, arguments.wait_s, arguments.max_tokens, False)

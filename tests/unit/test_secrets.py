@@ -23,7 +23,7 @@ from manyoyo_mcp.policy.rules import decide
 from manyoyo_mcp.references import Reference, parse
 from manyoyo_mcp.sessions.vault import LARGEST, Vault
 from manyoyo_mcp.tools.build import BuildInput
-from manyoyo_mcp.tools.run import RunInput
+from manyoyo_mcp.tools.run import ExecInput, RunInput
 from manyoyo_mcp.values import Caps
 
 VALUE = "hunter2-canary"
@@ -151,6 +151,7 @@ async def test_what_can_not_be_had(vault: Vault, name: str, says: str, tmp_path:
 async def test_names_that_nobody_declared(vault: Vault) -> None:
     with pytest.raises(NotFound) as raised:
         await vault.values(["env", VALUE])
+    assert VALUE not in str(raised.value)
     assert (
         raised.value.instance_code == "SECRET_NOT_FOUND"
         and "command, directory, empty, endless, env" in raised.value.hint
@@ -235,11 +236,25 @@ def test_one_place_for_one_secret() -> None:
     assert BuildInput(secrets=["a"]).secrets == ["a"]
 
 
+def test_an_exec_has_variables_alone() -> None:
+    assert ExecInput(container="x", command=["x"], secrets={"a": "A"}).secrets == {"a": "A"}
+    for place in ("", "/x", "a b"):
+        with pytest.raises(ValidationError, match="given no files"):
+            ExecInput(container="x", command=["x"], secrets={"a": place})
+
+
 def test_on_record_are_names_and_places() -> None:
     kept, secrets = arguments(
-        {"secrets": {"npm": "NPM_TOKEN", "key": "/k"}, "command": ["echo", "NPM_TOKEN"], "env": {"A": "value-a"}}
+        {
+            "secrets": {"npm": "NPM_TOKEN", "key": "/k", "db": ""},
+            "command": ["echo", "NPM_TOKEN"],
+            "env": {"A": "value-a"},
+        }
     )
-    assert kept["secrets"] == {"npm": "NPM_TOKEN", "key": "/k"} and kept["command"] == ["echo", "NPM_TOKEN"]
+    assert kept["secrets"] == {"npm": "(a variable)", "key": "/k", "db": ""} and kept["command"] == [
+        "echo",
+        "NPM_TOKEN",
+    ]
     assert secrets == ["value-a"]
 
 

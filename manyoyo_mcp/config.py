@@ -17,7 +17,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from manyoyo_mcp import references
 from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.references import Reference
 from manyoyo_mcp.values import parse_memory
 
 DIRS = PlatformDirs("manyoyo-mcp", appauthor=False)
@@ -63,7 +65,9 @@ Memory = Annotated[int, BeforeValidator(_memory)]
 class Settings(BaseSettings):
     """The settings of one server process. Memory is written as docker writes it (`2g`) and kept in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="MANYOYO_", toml_file=CONFIG_FILE, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="MANYOYO_", toml_file=CONFIG_FILE, extra="forbid", hide_input_in_errors=True
+    )
 
     docker_host: str | None = Field(
         None, description="The host engine's endpoint; default: DOCKER_HOST, else the current docker context."
@@ -130,6 +134,10 @@ class Settings(BaseSettings):
         "auto", description="Certificates handed to nested runs and builds; auto: the host's extra ones, if any."
     )
 
+    secrets: Annotated[dict[str, Reference], NoDecode] = Field(
+        default_factory=dict,
+        description="Secrets that an agent may name: NAME=env:VARIABLE, file:/PATH or command:PROGRAM ARGUMENTS, with commas between.",
+    )
     mirrors: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="Mirrors to pull through, REGISTRY=URL, with commas between."
     )
@@ -190,6 +198,11 @@ class Settings(BaseSettings):
             parts = [each.partition("=") for each in given.split(",") if each.strip()]
             return {kind.strip(): how.strip() for kind, _, how in parts}
         return given
+
+    @field_validator("secrets", mode="before")
+    @classmethod
+    def _referred(cls, given: Any) -> Any:
+        return references.parse(given)
 
     @field_validator("roots", mode="before")
     @classmethod

@@ -70,7 +70,8 @@ def build_server(
             raise ResourceNotFoundError(str(error)) from error
         except ManyoyoError as error:
             raise ResourceError(str(error)) from error
-        return fence(sanitise(job.log.read(-_LOG_RESOURCE_BYTES, _LOG_RESOURCE_BYTES).data), job_id)
+        text = sanitise(job.log.read(-_LOG_RESOURCE_BYTES, _LOG_RESOURCE_BYTES).data)
+        return fence(manager.vault.redactor.text(text), job_id)
 
     return server
 

@@ -16,6 +16,8 @@ _MOST = 40
 _TOTAL = 4000
 """Characters of all arguments together."""
 _GONE = "[redacted]"
+PLACES = "secrets"
+"""The argument that names secrets, and where each goes: of variables not even the name is kept, for a caller may take that for the value."""
 _LEAST = 4
 """Characters from which on a value of a variable is looked for elsewhere: shorter ones are 1, yes, dev."""
 _TELLING = r"[\w-]{0,40}(?:passw(?:or)?d|passwd|passphrase|secret|token|api-?_?key|private-?_?key|access-?_?key|credential)s?[\w-]{0,40}"
@@ -52,8 +54,8 @@ def _guessed(text: str, strict: bool) -> str:
 def secrets_of(arguments: Mapping[str, Any]) -> list[str]:
     """Values of variables, the longest first. What stdin brings is looked for by its lines."""
     found = set()
-    for value in arguments.values():
-        if isinstance(value, Mapping):
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and name != PLACES:
             found |= {each for each in value.values() if isinstance(each, str)}
     if isinstance(stdin := arguments.get("stdin"), str):
         found |= set(stdin[:10_000].splitlines())
@@ -67,11 +69,17 @@ def arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     left = _TOTAL
     for name, value in given.items():
         shown = _size(value) if name == "stdin" and isinstance(value, str) else _value(value, secrets)
+        if name == PLACES and isinstance(value, Mapping):
+            shown = {str(key)[:64]: _place(each, secrets) for key, each in list(value.items())[:_MOST]}
         left -= len(str(shown))
         kept[name[:60]] = shown if left > 0 else f"(left out: {len(str(value)):,} characters)"
         if len(kept) >= _MOST:
             break
     return kept, secrets
+
+
+def _place(place: Any, secrets: list[str]) -> str:
+    return scrubbed(place, secrets, longest=100) if not place or str(place).startswith("/") else "(a variable)"
 
 
 def _size(value: Any) -> str:

@@ -114,14 +114,17 @@ class DockerApiEngine(Running, Entering, Building):
             case "stop":
                 await self._ask(lambda client: client.stop(container, timeout=round(timeout_s)))
             case "restart":
+                await self._still_has(container)
                 await self._forget_record(container)
                 await self._ask(lambda client: client.restart(container, timeout=round(timeout_s)))
             case "start":
+                await self._still_has(container)
                 await self._forget_record(container)
                 await self._start(container)
             case "remove":
-                await self._inspect(container)
+                found = (await self._inspect(container))["Id"]
                 await self.remove(container)
+                await self._take_away(found)
                 return "removed"
         return str((await self._inspect(container))["State"]["Status"])
 

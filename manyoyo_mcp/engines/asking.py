@@ -41,6 +41,7 @@ class Asking:
         self._maintain = maintain
         self._spawn = spawn
         self._seen_records: dict[str, str] = {}
+        self._given: set[str] = set()  # what has secrets: containers and builds
         self._pending = 0
         self._settled = anyio.Event()
 

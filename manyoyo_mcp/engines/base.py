@@ -1,6 +1,6 @@
 """Seam 2, what runs nested containers. An engine is asked in these words, whichever it is; it knows no host."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -17,9 +17,19 @@ Maintain = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret for a nested container: as the file `path`, or as the variable of that name."""
+
+    name: str
+    value: bytes = field(repr=False)
+    path: str = ""
+    variable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RunSpec:
     """A nested container to be run. `files` maps absolute paths to content; `outputs` are absolute paths to bring out.
-    `docker_socket`: it gets the gate that its sandbox has for nested containers."""
+    `docker_socket`: it gets the gate that its sandbox has for nested containers. `secrets` are told to no engine."""
 
     image: str
     command: list[str]
@@ -39,11 +49,12 @@ class RunSpec:
     labels: dict[str, str] = field(default_factory=dict)
     pull: Literal["missing", "never", "always"] = "missing"
     docker_socket: bool = False
+    secrets: Sequence[Secret] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ExecSpec:
-    """A command for a nested container that runs."""
+    """A command for a nested container that runs. `secrets` are variables."""
 
     container: str
     command: list[str]
@@ -52,11 +63,13 @@ class ExecSpec:
     workdir: str | None = None
     user: str | None = None
     timeout_s: float | None = None
+    secrets: Sequence[Secret] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
-    """An image build. `context` yields a tar stream; it is read once, in a worker thread."""
+    """An image build. `context` yields a tar stream; it is read once, in a worker thread. `secrets`: what `RUN --mount=type=secret,id=NAME`
+    has, by name."""
 
     context: Callable[[], Iterator[bytes]]
     dockerfile: str
@@ -71,6 +84,7 @@ class BuildSpec:
     network: str = "default"
     platform: str | None = None
     timeout_s: float | None = None
+    secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +188,7 @@ class Engine(Protocol):
     """
 
     name: ClassVar[str]
+    build_secrets: ClassVar[bool]
 
     async def ping(self) -> None: ...
 

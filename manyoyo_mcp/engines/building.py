@@ -3,14 +3,13 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
 import anyio
 import docker
 
-from manyoyo_mcp.engines.asking import Asking
 from manyoyo_mcp.engines.base import (
     BuildSpec,
     Built,
@@ -21,6 +20,7 @@ from manyoyo_mcp.engines.buildlog import BuildLog
 from manyoyo_mcp.engines.complaints import unechoed
 from manyoyo_mcp.engines.diagnosis import Cause, diagnose
 from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
+from manyoyo_mcp.engines.giving import Giving, for_build, placeholders
 from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
 from manyoyo_mcp.errors import (
     DiskFull,
@@ -39,8 +39,11 @@ _UNREACHED = ("PROXY_FAILED", "NAME_RESOLUTION_FAILED", "CONNECTION_FAILED", "IM
 """Causes that may be a refusal of the network policy's: pip, for one, says that there is no such package."""
 
 
-class Building(Asking):
+class Building(Giving):
     """What an engine builds."""
+
+    build_secrets: ClassVar[bool] = False
+    """Whether its builder knows `RUN --mount=type=secret`."""
 
     build_networks: ClassVar[dict[str, str]] = {"default": "default", "none": "none"}
     """A build's network, in the engine's words."""
@@ -55,7 +58,7 @@ class Building(Asking):
             with call.on(client):
                 response = client._post(
                     client._url("/build"),
-                    data=spec.context(),
+                    data=self._context(spec),
                     params=self._build_params(spec),
                     headers={"Content-Type": "application/x-tar"},
                     stream=True,
@@ -68,6 +71,8 @@ class Building(Asking):
         timed_out = False
         try:
             self._check_dockerfile(spec.dockerfile_text)
+            if spec.secrets:
+                await self._give(spec.build_id, for_build(spec.secrets))
             with anyio.move_on_after(spec.timeout_s) as limit:
                 try:
                     await self._await(stream)
@@ -84,6 +89,9 @@ class Building(Asking):
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await self._stop_build(spec, call)
             raise
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await self._take_away(spec.build_id)
         log.end_step()
         seconds = since(begun)
         if timed_out:
@@ -113,6 +121,8 @@ class Building(Asking):
             "buildargs": json.dumps(spec.build_args),
             "networkmode": self.build_networks[spec.network],
         }
+        if spec.secrets:
+            params["secrets"] = placeholders(spec.build_id, list(spec.secrets))[0]
         if spec.no_cache:
             params["nocache"] = "1"
         if spec.pull:
@@ -122,6 +132,11 @@ class Building(Asking):
         if spec.platform:
             params["platform"] = spec.platform
         return params
+
+    def _context(self, spec: BuildSpec) -> Iterator[bytes]:
+        if spec.secrets:
+            yield placeholders(spec.build_id, list(spec.secrets))[1]
+        yield from spec.context()
 
     def _check_dockerfile(self, text: str) -> None:
         """Raise InvalidArgument for what the engine's builder would take for something else. Engines say what."""

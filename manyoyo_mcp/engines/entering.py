@@ -24,6 +24,7 @@ from manyoyo_mcp.engines.failures import (
     suspicious,
     verdict,
 )
+from manyoyo_mcp.engines.giving import variable
 from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import DiskFull, ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
@@ -58,7 +59,11 @@ class Entering(Asking):
         marker = secrets.token_hex(8)
         body = {
             "Cmd": spec.command,
-            "Env": [f"{key}={value}" for key, value in spec.env.items()] + [f"MANYOYO_EXEC={marker}"],
+            "Env": [
+                *(f"{key}={value}" for key, value in spec.env.items()),
+                *(variable(each) for each in spec.secrets),
+                f"MANYOYO_EXEC={marker}",
+            ],
             "AttachStdin": spec.stdin is not None,
             "AttachStdout": True,
             "AttachStderr": True,
@@ -72,6 +77,9 @@ class Entering(Asking):
             if ended is not None:
                 return ended
 
+        if spec.secrets:
+            await self._may_be_told(spec)
+
         def begin(client: GuardedClient) -> _Entered:
             answer = client._post_json(client._url("/containers/{0}/exec", spec.container), data=body)
             exec_id = str(client._result(answer, True)["Id"])
@@ -82,6 +90,9 @@ class Entering(Asking):
 
     async def _enter(self, spec: ExecSpec, body: dict[str, Any]) -> Attached | None:
         """Begin an exec without the engine's exec, where that goes. Engines say whether it does."""
+
+    async def _may_be_told(self, spec: ExecSpec) -> None:
+        """Raise NotSupported where the engine would store an exec's secrets. Engines say whether they do."""
 
     async def _follow(self, entered: "_Entered", spec: ExecSpec, sink: Sink, marker: str, begun: float) -> Ended | None:
         """An exec to its end; None where it has no exit code, as where it never began."""

@@ -12,7 +12,7 @@ from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec
 from manyoyo_mcp.engines.buildlog import BuildLog
 from manyoyo_mcp.engines.running import ATTACH_OUTPUT
 from manyoyo_mcp.engines.streams import Streaming
-from manyoyo_mcp.errors import EngineFailed, EngineUnreachable, ManyoyoError
+from manyoyo_mcp.errors import EngineFailed, EngineUnreachable, ManyoyoError, NotSupported
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.workers import in_thread
 
@@ -26,6 +26,7 @@ class PodmanEngine(DockerApiEngine):
     """Podman 5: no daemon of its own beside the service, the fastest way to a nested run."""
 
     name = "podman"
+    build_secrets = True
     build_networks = {"default": "NetworkDefault", "none": "NetworkDisabled"}  # noqa: RUF012 - a ClassVar of the base
 
     def _attach(self, client: GuardedClient, container: str, *, stdin: bool) -> Attached:
@@ -74,6 +75,15 @@ class PodmanEngine(DockerApiEngine):
             raise  # it may have begun
         except ManyoyoError:
             return None
+
+    async def _may_be_told(self, spec: ExecSpec) -> None:
+        # It keeps an exec's environment in its database, on the disk.
+        if (await self._inspect(spec.container))["State"]["Status"] == "running":
+            raise NotSupported(
+                "This exec would have its secrets on the sandbox's disk: podman has to be asked for it.",
+                "Start the container with the secrets (nested_run), or use engine docker.",
+                code="EXEC_SECRETS_UNAVAILABLE",
+            )
 
     async def logs(self, container: str, tail: int | None, since: float | None) -> bytes:
         # It reads the file while it is written to, and takes the beginning of a line for a broken one.

@@ -33,6 +33,7 @@ from manyoyo_mcp.engines.failures import (
     suspicious,
     verdict,
 )
+from manyoyo_mcp.engines.giving import LABEL, Giving, for_run
 from manyoyo_mcp.engines.pulling import Pulling
 from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import (
@@ -66,7 +67,7 @@ _NO_COMMAND = re.compile(
 )
 
 
-class Running(Pulling):
+class Running(Pulling, Giving):
     """Containers that are made for a command."""
 
     async def start(self, spec: RunSpec) -> str:
@@ -136,9 +137,12 @@ class Running(Pulling):
         body = self._body(spec)
         archive = tar(spec.files, time.time()) if spec.files else None
 
-        def begin(client: GuardedClient) -> None:
+        def create(client: GuardedClient) -> None:
             if not made.container:  # or begun before, on a disk that was full
                 made.container = str(client.create_container_from_config(body, spec.name)["Id"])
+
+        def begin(client: GuardedClient) -> None:
+            create(client)
             if archive is not None:
                 client.put_archive(made.container, "/", archive)
             if attach and made.attached is None:
@@ -146,21 +150,30 @@ class Running(Pulling):
             client.start(made.container)
             made.started = True
 
-        def work() -> T:
+        def do(step: Callable[[GuardedClient], None]) -> None:
             with made.beginning, _command_not_found([*(spec.entrypoint or []), *spec.command]):
                 if made.given_up:
                     raise EngineUnreachable("Nobody waits for this run any more.")
-                self._translate(begin)
+                self._translate(step)
+
+        def work() -> T:
+            do(begin)
             return then()
+
+        async def attempt() -> T:
+            if spec.secrets and made.container not in self._given:  # laid for a container by its id, before it starts
+                await wait_in_thread(do, create)
+                await self._give(made.container, for_run(made.container, spec.secrets))
+            return await wait_in_thread(work)
 
         async def ask() -> T:
             try:
-                return await wait_in_thread(work)
+                return await attempt()
             except DiskFull:
                 if made.started:
                     raise
             await self._maintain("settle-disk")
-            return await wait_in_thread(work)
+            return await attempt()
 
         if spec.pull == "always":
             await self.pull(spec.image)
@@ -180,7 +193,8 @@ class Running(Pulling):
             "Image": spec.image,
             "Cmd": spec.command,
             "Env": [f"{key}={value}" for key, value in spec.env.items()],
-            "Labels": spec.labels,
+            "Labels": spec.labels
+            | {LABEL: ",".join(each.name for each in spec.secrets)},  # else its image could say so
             "OpenStdin": spec.stdin is not None,
             "StdinOnce": spec.stdin is not None,
             "AttachStdin": spec.stdin is not None,
@@ -287,6 +301,7 @@ class Running(Pulling):
     async def _drop(self, container: str) -> None:
         with contextlib.suppress(NotFound):
             await self._ask(lambda client: client.remove_container(container, force=True, v=True))
+        await self._take_away(container)
 
 
 @dataclass(slots=True)

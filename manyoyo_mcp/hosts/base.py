@@ -201,8 +201,8 @@ class Host(Protocol):
         """How what runs execs without the engine is reached (`ctl serve-execs` starts it); None where it can't be, as over a
         relay. Once `dialer` has returned."""
 
-    async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
-        """Run `ctl argv…` in the outer container. Never with a value that a client chose.
+    async def maintain(self, outer: Outer, *argv: str, timeout: float = 30, stdin: bytes | None = None) -> Completed:
+        """Run `ctl argv…` in the outer container, which knows how much of `stdin` it reads. Never with a value that a client chose.
         Raises EngineUnreachable where it does not answer for `timeout` seconds and a few."""
 
     async def lay(self, outer: Outer, files: dict[str, bytes]) -> None:

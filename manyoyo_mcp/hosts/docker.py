@@ -220,10 +220,10 @@ class DockerHost(Looking):
         path = self._shared(outer) / "execs.sock"
         return (lambda: sharing.connect(path)) if self._transport == "socket" and outer.socket_dir is not None else None
 
-    async def maintain(self, outer: Outer, *argv: str, timeout: float = 30) -> Completed:
+    async def maintain(self, outer: Outer, *argv: str, timeout: float = 30, stdin: bytes | None = None) -> Completed:
         command = ["timeout", str(timeout), "/usr/lib/manyoyo/ctl", *argv]
         try:
-            return await self._call(lambda client: execute(client, outer.container_id, command, timeout))
+            return await self._call(lambda client: execute(client, outer.container_id, command, timeout, stdin))
         except docker.errors.APIError as error:
             return Completed(125, str(error.explanation or error))
 

@@ -11,14 +11,22 @@ _PATIENCE = 10.0
 """Seconds beyond its own limit for what a program says to arrive."""
 
 
-def execute(client: docker.APIClient, container_id: str, argv: list[str], silence: float | None = None) -> Completed:
-    """Run `argv` in a container and wait for its end. Raises docker.errors.APIError where that does not run, EngineUnreachable
+def execute(
+    client: docker.APIClient,
+    container_id: str,
+    argv: list[str],
+    silence: float | None = None,
+    stdin: bytes | None = None,
+) -> Completed:
+    """Run `argv` in a container, given `stdin`, and wait for its end. Raises docker.errors.APIError where that does not run, EngineUnreachable
     where it says nothing for `silence` seconds and a few: a connection over a network may be lost without a word."""
-    exec_id = client.exec_create(container_id, argv)["Id"]
+    exec_id = client.exec_create(container_id, argv, stdin=stdin is not None)["Id"]
     silent = None if silence is None else silence + _PATIENCE
     attached = Attached(client.exec_start(exec_id, socket=True), silence=silent)
     output = bytearray()
     try:
+        if stdin is not None:
+            attached.feed(stdin)
         attached.pump(output.extend)
     finally:
         attached.close()

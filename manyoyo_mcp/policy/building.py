@@ -13,11 +13,12 @@ _DOCKERFILE = re.compile(r"(?!(.*/)?\.\.(/|$))[\w.@+-][\w.@+ -]*(/[\w.@+-][\w.@+
 """Podman takes one that is a JSON list (with spaces before it, too) for the names of several, on the way to any file."""
 _NETWORKS = frozenset({"", "default", "none", "bridge", "NetworkDefault", "NetworkDisabled"})
 _EMPTY = frozenset({"", "0", "null", "[]", "{}"})
+_SECRET = re.compile(r"id=[A-Za-z0-9][A-Za-z0-9_.-]{0,63},src=\.manyoyo-secret-[0-9a-f]{8,32}-[0-9]{1,3}")
 BUILD_CGROUP = re.compile(r"/manyoyo-builds/[0-9a-f]{8,32}")
 """Where a build's RUN steps run: a cgroup of its own below the one whose pids the entrypoint caps."""
 QUERY = (
     "dockerfile t+ q nocache rm forcerm pull buildargs target labels networkmode memory memswap cpuperiod cpuquota cgroupparent "
-    "layers version platform nsoptions cachefrom cpusetcpus cpusetmems cpushares extrahosts shmsize squash ulimits"
+    "layers secrets version platform nsoptions cachefrom cpusetcpus cpusetmems cpushares extrahosts shmsize squash ulimits"
 )
 _CLIENTS = ("cachefrom", "cpusetcpus", "cpusetmems", "cpushares", "extrahosts", "shmsize", "squash", "ulimits")
 """What Docker's own client always says, and means nothing by."""
@@ -46,6 +47,8 @@ def build(request: Request, limits: Limits) -> Allowed:
             "BuildKit is not reached by POST /build.",
             "Use docker buildx (docker build of a client from 23.0 on does), or the classic builder (DOCKER_BUILDKIT=0).",
         )
+    if "secrets" in query:
+        _check_secrets(query["secrets"], request)
     for name in ("buildargs", "labels"):
         _check_pairs(name, query.get(name) or "{}")
     memory = max(int(query.get("memory") or 0), 0) or limits.default.memory
@@ -71,6 +74,19 @@ def stream(request: Request, limits: Limits) -> Allowed:
     if request.ours:
         raise PolicyRefused("BuildKit is reached through a gate alone.", "This is the server's fault.")
     return Allowed(request.query, request.body)
+
+
+def _check_secrets(value: str, request: Request) -> None:
+    """The server's own placeholders alone: a source leads the builder to any file."""
+    try:
+        given = json.loads(value)
+    except ValueError:
+        given = None
+    ours = request.ours and isinstance(given, list)
+    if not ours or not all(isinstance(each, str) and _SECRET.fullmatch(each) for each in given):
+        raise PolicyRefused(
+            "a build may not bring secrets of its own.", "The tool nested_build has those that are declared."
+        )
 
 
 def _check_pairs(name: str, value: str) -> None:

@@ -29,8 +29,9 @@ TMPFS = re.compile(
     r"(?:(?:rw|ro|exec|noexec|nosuid|nodev|(?:size|mode|uid|gid|nr_inodes|nr_blocks)=[0-9]+[kmgKMG%]?)(?:,(?!$)|$))*"
 )
 OURS = "org.manyoyo."
-"""Labels by which the server tells its own containers: `server-pid` a run's, `keep-alive` a service's that keeps its sandbox."""
-UNTOLD = {f"{OURS}server-pid": "", f"{OURS}keep-alive": ""}
+"""Labels by which the server tells its own containers: `server-pid` a run's, `keep-alive` a service's that keeps its sandbox,
+`secrets` what was given some."""
+UNTOLD = {f"{OURS}server-pid": "", f"{OURS}keep-alive": "", f"{OURS}secrets": ""}
 """Said of a container that is not the server's, or its image could say otherwise."""
 _KERNELS = re.compile(r"/(?:proc|sys|dev)(?:/(?!shm(?:/|$)).*)?")
 NO_PATHS = "Paths would be the outer container's. Use a named volume (-v NAME:/path), docker cp, or COPY in a build."

@@ -30,6 +30,7 @@ from manyoyo_mcp.sessions.life import Life
 from manyoyo_mcp.sessions.looks import Looks
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted, check_same
+from manyoyo_mcp.sessions.vault import Vault
 from manyoyo_mcp.sessions.warm import Warm
 from manyoyo_mcp.sessions.witness import job_over, open_journal
 from manyoyo_mcp.sessions.work import Work
@@ -53,6 +54,7 @@ class Manager:
         self.directory = sweep.claim(settings, self.identity)
         self.journal = open_journal(settings, self.identity)
         self.approvals = Approvals(settings)
+        self.vault = Vault(settings.secrets, principal)
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes, partial(job_over, self.journal))
         self._group = group
         self.looks: Looks[Any] = Looks(group)
@@ -65,7 +67,7 @@ class Manager:
         self._starting = 0
         self._start_ended = anyio.Event()
         self.keeping = Keeping(settings, host, self.identity.owner)
-        self.work = Work(host, self.jobs, self.identity, self._gone)
+        self.work = Work(host, self.jobs, self.identity, self._gone, self.vault.current)
         self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
         self.grow = self._starter.grow
         self.endpoints = Endpoints(settings, host, self.identity.session, self._spawn, self.journal)

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import anyio.from_thread
 from anyio.lowlevel import current_token
 
-from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec, RunSpec, Step
+from manyoyo_mcp.engines.base import BuildSpec, Built, Ended, ExecSpec, RunSpec, Sink, Step
 from manyoyo_mcp.errors import DiskFull, EngineUnreachable, SandboxError
 from manyoyo_mcp.hosts.base import LABEL, Host
+from manyoyo_mcp.redaction import Redacted, Redactor
 from manyoyo_mcp.sessions import room
 from manyoyo_mcp.sessions.identity import Identity
 from manyoyo_mcp.sessions.jobs import Job, Jobs, Kind
@@ -22,10 +23,19 @@ T = TypeVar("T")
 
 class Work:
     """A session's work in its sandboxes. The containers of its runs are labelled with its server, so that they are known when
-    that has died. `gone` is told of a sandbox whose outer container turns out to have been removed."""
+    that has died. `gone` is told of a sandbox whose outer container turns out to have been removed; what `redactor` answers with
+    keeps secrets out of logs and outputs."""
 
-    def __init__(self, host: Host, jobs: Jobs, identity: Identity, gone: Callable[[Sandbox], None]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        jobs: Jobs,
+        identity: Identity,
+        gone: Callable[[Sandbox], None],
+        redactor: Callable[[], Redactor],
+    ) -> None:
         self._host = host
+        self._redactor = redactor
         self._labels = {LABEL + key: value for key, value in identity.labels().items() if key.startswith("server-")}
         self._jobs = jobs
         self._gone = gone
@@ -34,32 +44,53 @@ class Work:
         """A nested run as a job; its result is an `Ended`."""
         title = f"run {spec.image} {shlex.join(spec.command)[:60]}"
         spec = replace(spec, labels=self._labels)
-        return self._job("run", sandbox, title, lambda job: sandbox.engine.run(spec, job.log.write))
+
+        async def work(job: Job, sink: Sink) -> Ended:
+            return self._without_secrets(await sandbox.engine.run(spec, sink))
+
+        return self._job("run", sandbox, title, work)
 
     def exec(self, sandbox: Sandbox, spec: ExecSpec) -> Job:
         """A command in a nested container as a job; its result is an `Ended`."""
         title = f"exec {spec.container[:20]} {shlex.join(spec.command)[:60]}"
-        return self._job("exec", sandbox, title, lambda job: sandbox.engine.exec(spec, job.log.write))
+        return self._job("exec", sandbox, title, lambda job, sink: sandbox.engine.exec(spec, sink))
 
     def build(self, sandbox: Sandbox, spec: BuildSpec) -> Job:
         """A nested build as a job; its result is a `Built`. Steps are reported as progress."""
 
-        async def work(job: Job) -> Built:
+        async def work(job: Job, sink: Sink) -> Built:
             token = current_token()
 
             def on_step(step: Step) -> None:
                 words = f"step {step.number}/{step.total}: {step.instruction[:100]}"
                 anyio.from_thread.run_sync(job.report, step.number - 1, step.total, words, token=token)
 
-            return await sandbox.engine.build(spec, job.log.write, on_step)
+            return await sandbox.engine.build(spec, sink, on_step)
 
         return self._job("build", sandbox, f"build {' '.join(spec.tags) or spec.build_id}", work)
 
-    def _job(self, kind: Kind, sandbox: Sandbox, title: str, work: Callable[[Job], Awaitable[Any]]) -> Job:
+    def _job(self, kind: Kind, sandbox: Sandbox, title: str, work: Callable[[Job, Sink], Awaitable[Any]]) -> Job:
         async def explained(job: Job) -> Any:
-            return await room.explain(sandbox, await self.ask(sandbox, lambda: work(job)), stays=kind == "exec")
+            sink = Redacted(job.log.write, self._redactor)
+            try:
+                return await room.explain(
+                    sandbox, await self.ask(sandbox, lambda: work(job, sink)), stays=kind == "exec"
+                )
+            finally:
+                sink.end()
 
         return self._jobs.start(kind, sandbox.sandbox_id, title, explained)
+
+    def _without_secrets(self, ended: Ended) -> Ended:
+        redactor = self._redactor()
+        if not redactor or not ended.outputs:
+            return ended
+        kept = []
+        for file in ended.outputs:
+            cleaned = redactor.clean(file.content or b"")
+            changed = file.content is not None and cleaned != file.content
+            kept.append(replace(file, content=cleaned, note="secrets were taken out of it") if changed else file)
+        return replace(ended, outputs=kept)
 
     async def start_detached(self, sandbox: Sandbox, spec: RunSpec, *, keep_alive: bool = False) -> str:
         """Start a service in the sandbox; its container's id. `keep_alive`: while it runs, idleness ends no sandbox."""

@@ -14,6 +14,7 @@ from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, T
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported
+from manyoyo_mcp.redaction import Redactor
 from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.principals import USER, Caller, Principals, Scope
@@ -86,7 +87,7 @@ class Call:
     async def progress(self, done: float, total: float | None, words: str) -> None:
         """Tell the client, where it asked to be told. The number only ever rises, as the protocol demands."""
         self._reported = max(done, self._reported + 0.001)
-        await self.context.report_progress(self._reported, total, words)
+        await self.context.report_progress(self._reported, total, self.manager.vault.redactor.text(words))
 
     async def approve(self, *wishes: Wish) -> None:
         """Returns where all of it is allowed, after asking the person if need be; before anything is done. Raises PolicyRefused, NotApproved."""
@@ -142,8 +143,10 @@ class ManyoyoTool(Tool):
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         record: Recorded | None = None
+        current: Callable[[], Redactor] = Redactor
         try:
             async with admitted(context) as (manager, caller):
+                current = manager.vault.current
                 record = Recorded(self, context, manager, arguments)
                 caller.need(self.scope)
                 parsed = self._parse(arguments)
@@ -153,7 +156,7 @@ class ManyoyoTool(Tool):
         except ManyoyoError as error:
             if record is not None:
                 await record.failed(error)
-            return _refusal(error)
+            return _refusal(error, current())
         except approving.Pending as pending:
             if record is not None:
                 await record.waits()
@@ -162,9 +165,10 @@ class ManyoyoTool(Tool):
             if record is not None:
                 await record.broken(error)
             raise
-        content: list[ContentBlock] = [TextContent(type="text", text=output.words())]
+        redactor = current()
+        content: list[ContentBlock] = [TextContent(type="text", text=redactor.text(output.words()))]
         content += [ResourceLink(type="resource_link", uri=uri, name=name) for uri, name in output.links()]
-        return CallToolResult(content=content, structured_content=output.data())
+        return CallToolResult(content=content, structured_content=redactor.anything(output.data()))
 
     def _parse(self, arguments: dict[str, Any]) -> ToolInput:
         for name in arguments:
@@ -181,12 +185,14 @@ ERROR_META = "org.manyoyo/error"
 """Where a refused call's result carries its error as data (`code`, `message`, `hint`, `details`)."""
 
 
-def _refusal(error: ManyoyoError) -> CallToolResult:
+def _refusal(error: ManyoyoError, redactor: Redactor) -> CallToolResult:
     """The error in words, and as data in `_meta`: clients hold structured content against the tool's output schema even where a
     call failed, and would show that mismatch instead of the error."""
     text = sanitise(f"{error.instance_code}: {error.message}" + (f"\nWhat to do: {error.hint}" if error.hint else ""))
     return CallToolResult(
-        content=[TextContent(type="text", text=text)], _meta={ERROR_META: error.as_dict()}, is_error=True
+        content=[TextContent(type="text", text=redactor.text(text))],
+        _meta={ERROR_META: redactor.anything(error.as_dict())},
+        is_error=True,
     )
 
 
@@ -271,7 +277,8 @@ def tool(
 
 
 def compact(schema: Any) -> Any:
-    """A JSON schema without what a model does not need: generated titles, null alternatives (absent says the same), null defaults."""
+    """A JSON schema without what a model does not need: generated titles, docstrings of ours, null alternatives (absent says the same), null
+    defaults."""
     if isinstance(schema, list):
         return [compact(each) for each in schema]
     if not isinstance(schema, dict):
@@ -279,6 +286,12 @@ def compact(schema: Any) -> Any:
     result = {}
     for key, value in schema.items():
         if key == "title" and isinstance(value, str):
+            continue
+        if key == "description" and "properties" in schema:  # what a class says of itself, to us
+            continue
+        if key == "$defs":
+            undescribed = {name: {k: v for k, v in each.items() if k != "description"} for name, each in value.items()}
+            result[key] = {name: compact(each) for name, each in undescribed.items()}
             continue
         if key == "default" and value in (None, [], {}):
             continue

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from manyoyo_mcp.engines.base import BuildSpec, Built, Step
-from manyoyo_mcp.errors import Reason
+from manyoyo_mcp.errors import NotSupported, Reason
 from manyoyo_mcp.sessions import context
 from manyoyo_mcp.sessions.jobs import Job
 from manyoyo_mcp.text import sanitise
@@ -42,14 +42,13 @@ class BuildInput(CapArguments):
     tags: list[Image] = Field(default_factory=list, max_length=10, description='Names, e.g. ["localhost/app:1"].')
     target: Text | None = Field(None, description="Stage to stop at.")
     build_args: Env = Field(default_factory=dict, description="Values for ARG.")
+    secrets: list[Text] = Field(default_factory=list, description="Secrets for RUN --mount=type=secret,id=NAME.")
     no_cache: bool = Field(False, description="Run every step again.")
     pull: bool = Field(False, description="Fetch newer base images.")
     network: Literal["default", "none"] = Field("default", description="Network of RUN steps.")
     platform: Text | None = Field(None, description='e.g. "linux/arm64"; where the host can run it.')
     timeout_s: float | None = Field(None, gt=0, le=86400, description="Stop it after so many seconds.")
-    wait_s: float | None = Field(
-        None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40."
-    )
+    wait_s: float | None = Field(None, ge=0, le=3600, description="Seconds until it goes on as a job; default 40.")
     max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
 
 
@@ -141,7 +140,7 @@ class BuildOutput(ToolOutput):
     """
 Build an image inside the sandbox from a Dockerfile; memory and CPU caps bind on each RUN step. On failure returns the step, its line in
 the Dockerfile, the exit code, the last lines and, where it is a known one, the cause and what to do. On success image id, size, seconds a step and
-cache hits. A build longer than wait_s goes on as a job (job_status waits for it): no time-out of yours ends it. Then use nested_run with the tag.
+cache hits. A build longer than wait_s goes on as a job: job_status waits for it. Then use nested_run with the tag.
 Where no registry is reachable, build FROM one of the base images that start_sandbox lists.
 """,
     BuildInput,
@@ -156,7 +155,14 @@ async def nested_build(call: Call, arguments: BuildInput) -> ToolOutput:
     directory = arguments.context_dir if arguments.context_dir is not None or arguments.files else "."
     files = decode_files(arguments.files)
     ready = await in_thread(context.prepare, settings, directory, files, arguments.dockerfile)
+    manager.vault.check(arguments.secrets)
     sandbox, started = await call.sandbox(arguments.sandbox_id)
+    if arguments.secrets and not sandbox.engine.build_secrets:
+        raise NotSupported(
+            f"The builder of engine {sandbox.engine_name} knows no secrets.",
+            'Build in a sandbox with engine="podman" (start_sandbox), or do what needs the secret in a nested_run with secrets.',
+            code="BUILD_SECRETS_UNAVAILABLE",
+        )
     spec = BuildSpec(
         context=ready.stream,
         dockerfile=ready.dockerfile,
@@ -171,6 +177,7 @@ async def nested_build(call: Call, arguments: BuildInput) -> ToolOutput:
         platform=arguments.platform,
         caps=manager.work.caps(sandbox, arguments.cpus, arguments.memory, None),
         timeout_s=arguments.timeout_s,
+        secrets=await manager.vault.values(arguments.secrets),
     )
     job = manager.work.build(sandbox, spec)
     await follow(call, job, settings.wait_s if arguments.wait_s is None else arguments.wait_s)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
+from manyoyo_mcp.engines.base import Secret
 from manyoyo_mcp.errors import InvalidArgument, ManyoyoError
 from manyoyo_mcp.sessions.jobs import Job
 from manyoyo_mcp.text import fence, sanitise, shorten
@@ -71,6 +72,47 @@ def _env(value: dict[str, str]) -> dict[str, str]:
 
 
 Env = Annotated[dict[str, str], AfterValidator(_env)]
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KERNELS = re.compile(r"/+(?:proc|sys|dev)(?:/.*)?")
+
+
+def _secrets(value: dict[str, str]) -> dict[str, str]:
+    """Of secrets the places, never a value: that would be no place, and is not quoted."""
+    for name, place in value.items():
+        path = (
+            place.startswith("/") and ".." not in place.split("/") and place.isprintable() and not place.endswith("/")
+        )
+        if place and not _VARIABLE.fullmatch(place) and (not path or _KERNELS.fullmatch(place)):
+            raise ValueError(
+                f"{name[:64]!r} is to go to no place that there is. Write an absolute path (not below /proc, /sys, /dev), a variable's "
+                'name, or "" for /run/secrets/NAME.'
+            )
+    if len(set(value.values()) - {""}) < len([place for place in value.values() if place]):
+        raise ValueError("two secrets have one place.")
+    return value
+
+
+Secrets = Annotated[dict[str, str], AfterValidator(_secrets)]
+
+
+def _variables(value: dict[str, str]) -> dict[str, str]:
+    if not all(map(_VARIABLE.fullmatch, value.values())):
+        raise ValueError("takes names of variables alone: a container that runs is given no files.")
+    return value
+
+
+Variables = Annotated[dict[str, str], AfterValidator(_variables), AfterValidator(_secrets)]
+
+
+def places_of(places: dict[str, str], values: dict[str, bytes]) -> list[Secret]:
+    """Secrets as they go into a container."""
+    return [
+        Secret(name, values[name], variable=place)
+        if _VARIABLE.fullmatch(place)
+        else Secret(name, values[name], path=place or f"/run/secrets/{name}")
+        for name, place in places.items()
+    ]
 
 
 def _command(value: list[str]) -> list[str]:
@@ -140,7 +182,7 @@ def absolute_path(path: str, argument: str, workdir: str | None = None) -> str:
 class SandboxArgument(ToolInput):
     """The one argument that nearly all tools have."""
 
-    sandbox_id: Text | None = Field(None, description="Which sandbox; may be left out while this session has one.")
+    sandbox_id: Text | None = Field(None, description="Default: this session's only one.")
 
 
 class CapArguments(SandboxArgument):

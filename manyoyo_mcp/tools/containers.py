@@ -158,6 +158,7 @@ async def nested_logs(call: Call, arguments: LogsInput) -> ToolOutput:
     sandbox = manager.get(arguments.sandbox_id)
     since = time.time() - arguments.since_s if arguments.since_s else None
     raw = await manager.work.ask(sandbox, lambda: sandbox.engine.logs(arguments.container, arguments.tail, since))
+    raw = manager.vault.redactor.clean(raw)
     tokens = (arguments.max_tokens or manager.settings.result_tokens) - 150
     output, omitted = await in_thread(show, raw, arguments.container, tokens)
     result = LogsOutput(container=arguments.container, output=output, omitted_bytes=omitted)

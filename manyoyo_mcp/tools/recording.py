@@ -10,7 +10,7 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel
 
 from manyoyo_mcp.audit.journal import new_id, since
-from manyoyo_mcp.audit.redacted import arguments, scrubbed, secrets_of
+from manyoyo_mcp.audit.redacted import PLACES, arguments, scrubbed, secrets_of
 from manyoyo_mcp.errors import (
     AuditUnavailable,
     BudgetExceeded,
@@ -36,6 +36,7 @@ _REFUSALS = (
 )
 """What is decided against; all other errors are failures of what was allowed."""
 _BEGINS = ("start", "restart")
+_NO_NAME = "(not declared)"
 
 
 class Recorded:
@@ -61,13 +62,22 @@ class Recorded:
     async def asked(self, parsed: BaseModel) -> None:
         """Raises AuditUnavailable, where the call is not to be done then."""
         given = {name: getattr(parsed, name) for name in type(parsed).model_fields if name in parsed.model_fields_set}
+        if given.get(PLACES):
+            given[PLACES] = self._declared(given[PLACES])
         self._arguments, self._secrets = arguments(given)
         if self._hints is not None and self._hints.read_only_hint:
             return
-        record = {**self._record, "phase": "asked", "arguments": self._arguments}
+        record = self._kept({**self._record, "phase": "asked", "arguments": self._arguments})
         ends = self._hints is not None and self._hints.destructive_hint and given.get("action") not in _BEGINS
         await (self._journal.after if ends else self._journal.before)(record)
         self._asked = True
+
+    def _declared(self, named: Any) -> Any:
+        """Secrets as they were named; but a name that is none may be a value."""
+        known = {name: name for name in self._manager.vault.names}
+        if isinstance(named, Mapping):
+            return {known.get(name, _NO_NAME): place for name, place in named.items()}
+        return [known.get(name, _NO_NAME) for name in named]
 
     async def ended(self, outcome: Mapping[str, Any]) -> None:
         """It was done, and this is how it ended."""
@@ -96,7 +106,13 @@ class Recorded:
 
     async def _end(self, fields: Mapping[str, Any]) -> None:
         told = {} if self._asked else {"arguments": self._arguments}
-        await self._journal.after({**self._record, "phase": "ended", **told, **fields, "seconds": since(self._begun)})
+        record = {**self._record, "phase": "ended", **told, **fields, "seconds": since(self._begun)}
+        await self._journal.after(self._kept(record))
+
+    def _kept(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Without the secrets that were given out in this session, should a caller have come to know one."""
+        kept: dict[str, Any] = self._manager.vault.redactor.anything(record)
+        return kept
 
     def _clean(self, outcome: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -22,12 +22,15 @@ from manyoyo_mcp.tools.common import (
     Name,
     Pids,
     SandboxArgument,
+    Secrets,
     Text,
+    Variables,
     absolute_path,
     decode_files,
     follow,
     log_uri,
     log_view,
+    places_of,
     raise_failure,
     show,
 )
@@ -46,6 +49,10 @@ class RunInput(CapArguments):
     )
     entrypoint: Command | None = Field(None, description="Replaces the image's entrypoint.")
     env: Env = Field(default_factory=dict, description='Environment variables: {"NAME": "value"}.')
+    secrets: Secrets = Field(
+        default_factory=dict,
+        description='Secrets by name (sandbox_status lists them): name → file ("": /run/secrets/NAME) or variable.',
+    )
     stdin: str | None = Field(None, description="Text for standard input, which is then closed.")
     pids_limit: Pids = Field(None, description="Processes and threads; default 1024.")
     network: Text = Field("default", description='"default" (outgoing; services by their address), or "none".')
@@ -65,9 +72,7 @@ class RunInput(CapArguments):
         default_factory=list, max_length=50, description="Paths to bring out when it has ended."
     )
     pull: Literal["missing", "never", "always"] = "missing"
-    wait_s: float | None = Field(
-        None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40."
-    )
+    wait_s: float | None = Field(None, ge=0, le=3600, description="Seconds until it goes on as a job; default 40.")
     max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
 
 
@@ -156,6 +161,7 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
         raise InvalidArgument(
             "Only a detached run keeps its container, so only it has a name.", "Set detach=true, or leave name out."
         )
+    manager.vault.check(arguments.secrets)
     sandbox, started = await call.sandbox(arguments.sandbox_id)
     if arguments.docker_socket:
         manager.endpoints.open_inside(sandbox)
@@ -177,6 +183,7 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
         timeout_s=arguments.timeout_s,
         pull=arguments.pull,
         docker_socket=arguments.docker_socket,
+        secrets=places_of(arguments.secrets, await manager.vault.values(arguments.secrets)),
     )
     if arguments.detach:
         return await _detached(call, sandbox, spec, arguments, started)
@@ -202,7 +209,9 @@ async def _detached(call: Call, sandbox: Sandbox, spec: RunSpec, arguments: RunI
                 if result.address:
                     result.next = f"{result.next} Other runs reach it by its address; names do not resolve."
                 return result
-            raw = await manager.work.ask(sandbox, lambda: engine.logs(container, None, None))
+            raw = manager.vault.redactor.clean(
+                await manager.work.ask(sandbox, lambda: engine.logs(container, None, None))
+            )
             _tell(result, ended)
             result.state, result.seconds, result.output_bytes = "finished", ended.seconds, len(raw)
             tokens = (arguments.max_tokens or manager.settings.result_tokens) - _FRAME_TOKENS
@@ -222,13 +231,12 @@ class ExecInput(SandboxArgument):
     container: Name = Field(description="Name or id of a nested container that runs.")
     command: Command = Field(min_length=1, description='argv list, e.g. ["cat", "/etc/hosts"].')
     env: Env = Field(default_factory=dict, description='Environment variables: {"NAME": "value"}.')
+    secrets: Variables = Field(default_factory=dict, description="Secrets: name → variable.")
     stdin: str | None = Field(None, description="Text for standard input, which is then closed.")
     workdir: Text | None = Field(None, description="Working directory.")
     user: Text | None = Field(None, description="User name or uid[:gid].")
     timeout_s: float | None = Field(None, gt=0, le=86400, description="Kill it after so many seconds.")
-    wait_s: float | None = Field(
-        None, ge=0, le=3600, description="Seconds to wait before it goes on as a job; default 40."
-    )
+    wait_s: float | None = Field(None, ge=0, le=3600, description="Seconds until it goes on as a job; default 40.")
     max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
 
 
@@ -244,6 +252,8 @@ try a fix. It shares that container's caps. Returns exit code, output and why it
     open_world=True,
 )
 async def nested_exec(call: Call, arguments: ExecInput) -> ToolOutput:
+    vault = call.manager.vault
+    vault.check(arguments.secrets)
     sandbox = call.manager.get(arguments.sandbox_id)
     spec = ExecSpec(
         container=arguments.container,
@@ -253,6 +263,7 @@ async def nested_exec(call: Call, arguments: ExecInput) -> ToolOutput:
         workdir=arguments.workdir,
         user=arguments.user,
         timeout_s=arguments.timeout_s,
+        secrets=places_of(arguments.secrets, await vault.values(arguments.secrets)),
     )
     job = call.manager.work.exec(sandbox, spec)
     return await _finish(call, job, arguments.wait_s, arguments.max_tokens, False)
@@ -325,12 +336,13 @@ def _out_file(file: OutputFile, tokens: int) -> OutFile:
             path=file.path,
             size=size,
             text=fence(short, file.path),
-            note=f"{omitted} bytes left out" if omitted else None,
+            note="; ".join(each for each in (f"{omitted} bytes left out" if omitted else "", file.note) if each)
+            or None,
         )
     encoded = base64.b64encode(file.content).decode()
     if estimate_tokens(encoded) > tokens:
         return OutFile(path=file.path, size=size, note="binary, too large for the result: raise max_tokens")
-    return OutFile(path=file.path, size=size, base64=encoded)
+    return OutFile(path=file.path, size=size, base64=encoded, note=file.note or None)
 
 
 TOOLS = [nested_run, nested_exec]

@@ -111,9 +111,11 @@ class StatusOutput(ToolOutput):
     kept: list[Kept] = Field(
         default_factory=list, description="Named sandboxes that are not open here, and checkpoints."
     )
+    secrets: list[str] = Field(default_factory=list)
 
     def words(self) -> str:
-        return "\n".join([self._sandboxes(), *(each.describe() for each in self.kept)])
+        secrets = [f"Secrets that can be named: {', '.join(self.secrets)}."] if self.secrets else []
+        return "\n".join([self._sandboxes(), *(each.describe() for each in self.kept), *secrets])
 
     def _sandboxes(self) -> str:
         if not self.sandboxes:
@@ -148,7 +150,10 @@ async def _look(manager: Manager, one: Sandbox | None) -> StatusOutput:
     items = [await _status(manager, sandbox) for sandbox in ([one] if one else manager.sandboxes())]
     kept = [Kept.of(each) for each in await manager.keeping.stores({each.sandbox_id for each in manager.sandboxes()})]
     return StatusOutput(
-        sandboxes=items, other_sessions=sum("name" not in each.labels for each in await manager.others()), kept=kept
+        sandboxes=items,
+        other_sessions=sum("name" not in each.labels for each in await manager.others()),
+        kept=kept,
+        secrets=manager.vault.names,
     )
 
 

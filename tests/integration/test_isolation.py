@@ -28,7 +28,8 @@ grep CapBnd /proc/self/status
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
-    async with Client(server_parameters(tmp_path)) as connected:
+    secret = {"MANYOYO_SECRETS": "key=env:ISOLATION_TEST_KEY", "ISOLATION_TEST_KEY": "of-the-servers"}
+    async with Client(server_parameters(tmp_path, **secret)) as connected:
         yield connected
         await connected.call_tool("cleanup", {"sandbox_id": NAME})
 
@@ -95,8 +96,10 @@ async def test_root_of_a_nested_container_is_nobody_outside(client: Client) -> N
     sandbox = started["sandbox_id"]
     assert started["isolation"].startswith("userns. ") and started["caps_enforced"] == "enforced"
     await build(client, sandbox)
-    await run(client, sandbox, "exec sleep 1001", detach=True, name="svc")
-    await call(client, "nested_exec", sandbox_id=sandbox, container="svc", command=["sh", "-c", "sleep 1002 & true"])
+    await run(client, sandbox, "exec sleep 1001", detach=True, name="svc", secrets={"key": ""})
+    look_and_stay = ["sh", "-c", "stat -c '%a of %u' /run/secrets/key; sleep 1002 & true"]
+    done = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", command=look_and_stay)
+    assert "400 of 0" in done["output"], done
     dockerfile = f"FROM {BUSYBOX}\nRUN id -u > /who && cat /proc/self/uid_map >> /who\n"
     assert (await build(client, sandbox, dockerfile, tags=["localhost/who"]))["reason"] == "OK"
     step = " ".join((await run(client, sandbox, "cat /who", image="localhost/who"))["output"].split())
@@ -121,6 +124,8 @@ async def test_root_of_a_nested_container_is_nobody_outside(client: Client) -> N
     assert "was stored with isolation userns" in error["message"], error
     again = (await call(client, "start_sandbox", name=NAME))["sandbox"]
     assert again["isolation"].startswith("userns. ")
+    error = await refused(client, "nested_stop", sandbox_id=again["sandbox_id"], container="svc", action="start")
+    assert error["code"] == "SECRETS_GONE", error
     assert (await run(client, again["sandbox_id"], "cat /who", image="localhost/who"))["exit_code"] == 0
 
 

@@ -83,6 +83,15 @@ def test_certificates(tmp_path: Path) -> None:
     assert machine.certificates(Settings(ca_bundle=tmp_path / "none.pem")).state is State.FAIL
 
 
+def test_secrets(tmp_path: Path) -> None:
+    (tmp_path / "key").touch()
+    assert machine.secrets(Settings(), {}) is None
+    declared = Settings(secrets=f"a=env:A,b=file:{tmp_path}/key,c=command:sh -c true")  # type: ignore[arg-type]
+    there, absent = machine.secrets(declared, {"A": "1"}), machine.secrets(declared, {})
+    assert there is not None and well(there) and "a, b, c" in there.found
+    assert absent is not None and absent.state is State.WARN and absent.found == "not to be had: a"
+
+
 def test_access(tmp_path: Path) -> None:
     path = tmp_path / "docker.sock"
     path.touch()

@@ -398,7 +398,7 @@ def test_labels_that_are_the_servers_own_are_no_clients() -> None:
         decide(request, LIMITS)
     assert (decide(replace(request, ours=True), LIMITS).body or {})["Labels"] == own
     told = (decide(replace(request, body={"Image": "x", "Labels": {"a": "b"}}), LIMITS).body or {})["Labels"]
-    assert told == {"a": "b", "org.manyoyo.keep-alive": "", "org.manyoyo.server-pid": ""}
+    assert told == {"a": "b", "org.manyoyo.keep-alive": "", "org.manyoyo.secrets": "", "org.manyoyo.server-pid": ""}
 
 
 def test_a_variable_without_a_value_is_not_sent() -> None:

@@ -72,6 +72,7 @@ def _local(settings: Settings) -> Sequence[Check]:
         machine.runtime_directory(settings.runtime_dir),
         machine.certificates(settings),
         machine.proxy(os.environ),
+        machine.secrets(settings, os.environ),
         machine.access(host.endpoint(settings, os.environ)[0]),
     ]
     return [check for check in found if check is not None]

@@ -4,6 +4,7 @@ import grp
 import ipaddress
 import os
 import pwd
+import shutil
 import stat
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from manyoyo_mcp.cli.doctor.check import Check, fail, ok, warn
 from manyoyo_mcp.config import CONFIG_FILE, Settings
 from manyoyo_mcp.errors import InvalidArgument
+from manyoyo_mcp.references import Reference
 from manyoyo_mcp.sessions import trust
 
 _OTHER_VARIABLES = frozenset(
@@ -115,6 +117,31 @@ def certificates(settings: Settings) -> Check:
         return ok("certificates", f"{off}; nothing to hand to nested containers")
     count = bundle.count(b"BEGIN CERTIFICATE")
     return ok("certificates", f"this machine has its own; a bundle of {count} is handed to nested runs and builds")
+
+
+def secrets(settings: Settings, environ: Mapping[str, str]) -> Check | None:
+    """Whether what is declared as a secret is there; commands are not run. None where nothing is."""
+    if not settings.secrets:
+        return None
+    absent = sorted(name for name, reference in settings.secrets.items() if not _there(reference, environ))
+    if absent:
+        return warn(
+            "secrets",
+            f"not to be had: {', '.join(absent)}",
+            "Name a variable, file or program that is there in MANYOYO_SECRETS; clients hand on few variables to servers that they start.",
+        )
+    return ok("secrets", f"declared: {', '.join(sorted(settings.secrets))} (commands were not run)")
+
+
+def _there(reference: Reference, environ: Mapping[str, str]) -> bool:
+    word = reference.words[0]
+    match reference.kind:
+        case "env":
+            return word in environ
+        case "file":
+            return os.access(Path(word).expanduser(), os.R_OK)
+        case "command":
+            return shutil.which(word) is not None
 
 
 def proxy(environ: Mapping[str, str]) -> Check:

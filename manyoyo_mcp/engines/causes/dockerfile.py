@@ -11,9 +11,9 @@ DOCKERFILE: tuple[Known, ...] = (
     # -- the Dockerfile, before anything runs
     Known(
         "BUILD_SECRETS_NOT_OFFERED",
-        "The step asks for a build secret or an ssh agent, and builds are given none here.",
-        "Leave the mount out: fetch what needs a login beforehand and bring it in with the context (files), or give a value "
-        "that is no secret with build_args.",
+        "The step asks for a build secret that this build was not given, or for an ssh agent, which no build has.",
+        "Name it in secrets of nested_build, in a sandbox with engine podman (sandbox_status lists those that are declared); what needs an "
+        "ssh agent fetch beforehand and bring in with the context (files).",
         (
             engine(r"the --mount option requires BuildKit|secret.* required|no secret with id", _LOGIN_MOUNT),
             said(

@@ -46,9 +46,14 @@ def _runtime_dir() -> Path:
 EngineName = Literal["podman", "docker"]
 Isolation = Literal["privileged", "hardened", "userns"]
 NetworkMode = Literal["none", "allowlist", "log", "open"]
-ApprovalKind = Literal["endpoint", "isolation", "network"]
+ApprovalKind = Literal["endpoint", "isolation", "network", "port"]
 ApprovalHow = Literal["ask", "allow", "deny"]
-_APPROVALS: dict[ApprovalKind, ApprovalHow] = {"endpoint": "allow", "isolation": "allow", "network": "ask"}
+_APPROVALS: dict[ApprovalKind, ApprovalHow] = {
+    "endpoint": "allow",
+    "isolation": "allow",
+    "network": "ask",
+    "port": "ask",
+}
 """How what reaches outside is decided on where the settings say nothing: what they allow is not asked for, what they refuse is."""
 
 

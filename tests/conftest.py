@@ -33,6 +33,7 @@ _UNITS: dict[str, tuple[str, ...]] = {
         "test_base_images.py",
         "test_build_causes.py",
         "test_example_apps.py",
+        "test_testcontainers.py",
     ),
 }
 """Files that stay together, in this order: the guest boots, and the base images are made, while the first of them run."""

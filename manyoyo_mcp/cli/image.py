@@ -81,7 +81,9 @@ def show(as_json: Json = False) -> None:
 
 @app.command()
 def base(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="debian, python, node, busybox.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="debian, python, node, busybox, postgres.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="List them, made or not; make none.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Make them anew, with today's packages.")] = False,

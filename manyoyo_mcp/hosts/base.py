@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
-from manyoyo_mcp.dialled import Dial
+from manyoyo_mcp.dialled import Dial, SocketLike
 from manyoyo_mcp.values import Caps
 
 LABEL = "org.manyoyo."
@@ -137,6 +137,12 @@ class Completed:
     output: str
 
 
+class Hop(SocketLike, Protocol):
+    """A connection into a sandbox's network; `cut` ends what carries it there, where its other side does not."""
+
+    def cut(self) -> None: ...
+
+
 class Host(Protocol):
     """Every method raises HostUnavailable where the host's engine does not answer."""
 
@@ -200,6 +206,10 @@ class Host(Protocol):
     def execs(self, outer: Outer) -> Dial | None:
         """How what runs execs without the engine is reached (`ctl serve-execs` starts it); None where it can't be, as over a
         relay. Once `dialer` has returned."""
+
+    def reach(self, outer: Outer, address: str, port: int) -> Hop:
+        """Connect to what listens at an address in a sandbox's own network: a nested container's, for nothing of ours is to be reached so. An
+        exec on the host, some 0.1 s; from any thread. Raises EngineUnreachable, also later, where nothing listens."""
 
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30, stdin: bytes | None = None) -> Completed:
         """Run `ctl argv…` in the outer container, which knows how much of `stdin` it reads. Never with a value that a client chose.

@@ -31,7 +31,7 @@ from manyoyo_mcp.hosts.base import ENDING, LABEL, Completed, Mirror, Outer, Oute
 from manyoyo_mcp.hosts.execs import execute
 from manyoyo_mcp.hosts.isolation import TIERS
 from manyoyo_mcp.hosts.looking import SOCKET_DIR, Looking
-from manyoyo_mcp.hosts.relay import relay
+from manyoyo_mcp.hosts.relay import Reached, reach, relay
 from manyoyo_mcp.hosts.stores import driver
 from manyoyo_mcp.values import Caps
 from manyoyo_mcp.workers import in_thread, together
@@ -219,6 +219,9 @@ class DockerHost(Looking):
     def execs(self, outer: Outer) -> Dial | None:
         path = self._shared(outer) / "execs.sock"
         return (lambda: sharing.connect(path)) if self._transport == "socket" and outer.socket_dir is not None else None
+
+    def reach(self, outer: Outer, address: str, port: int) -> Reached:
+        return reach(self.client, outer.container_id, address, port)
 
     async def maintain(self, outer: Outer, *argv: str, timeout: float = 30, stdin: bytes | None = None) -> Completed:
         command = ["timeout", str(timeout), "/usr/lib/manyoyo/ctl", *argv]

@@ -1,13 +1,18 @@
 """The transport where host and sandbox share no file system: an exec in the outer container joins the nested engine's
 socket to a hijacked connection of the host's API. `SocketLike` over that connection's multiplexed stream."""
 
+import contextlib
+import secrets
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import docker
+import requests
 
 from manyoyo_mcp.dialled import Stream
-from manyoyo_mcp.errors import EngineUnreachable
+from manyoyo_mcp.errors import EngineUnreachable, ManyoyoError
+from manyoyo_mcp.hosts.execs import execute
 
 DIAL_STDIO = {
     "podman": ["podman", "--url", "unix:///run/manyoyo/engine.sock", "system", "dial-stdio"],
@@ -28,6 +33,21 @@ def relay(client: docker.APIClient, container_id: str, engine: str) -> "RelaySoc
             f"The relay into the sandbox could not be started: {error}", "Start another."
         ) from error
     return RelaySocket(getattr(stream, "_sock", stream), stream._response)
+
+
+def reach(client: docker.APIClient, container_id: str, address: str, port: int) -> "Reached":
+    """Connect to an address and port in a sandbox's own network, as its nested containers have them. Raises EngineUnreachable."""
+    marker = secrets.token_hex(8)
+    argv = ["busybox", "nc", address, str(port)]  # joins it to stdin and stdout, and knows an end from the other
+    try:
+        exec_id = client.exec_create(container_id, argv, stdin=True, environment={"MANYOYO_EXEC": marker})["Id"]
+        stream = client.exec_start(exec_id, socket=True)
+    except (docker.errors.APIError, requests.exceptions.RequestException, OSError) as error:
+        raise EngineUnreachable(
+            f"No connection into the sandbox could be made: {error}", "Is it running? sandbox_status says so."
+        ) from error
+    argv = ["timeout", "30", "/usr/lib/manyoyo/ctl", "kill-exec", marker]
+    return Reached(getattr(stream, "_sock", stream), stream._response, lambda: execute(client, container_id, argv, 30))
 
 
 class RelaySocket(Stream):
@@ -75,3 +95,16 @@ class RelaySocket(Stream):
         if self._keep is not None:
             self._keep.close()
         self._keep = None
+
+
+class Reached(RelaySocket):
+    """A connection to what listens in a sandbox, over a program there that lives as long as it."""
+
+    def __init__(self, sock: Any, keep: Any, cut: Callable[[], object]) -> None:
+        super().__init__(sock, keep)
+        self._cut = cut
+
+    def cut(self) -> None:
+        """End that program: it would wait for a service that does not look whether anybody listens."""
+        with contextlib.suppress(docker.errors.APIError, requests.exceptions.RequestException, ManyoyoError, OSError):
+            self._cut()

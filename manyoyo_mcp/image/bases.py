@@ -104,6 +104,7 @@ RECIPES = {
         Recipe("node", "Node.js and npm, on debian", ("node", "--version"), 1, parent="debian"),
         Recipe("busybox", "one static program: a shell and small tools", ("busybox",), 2, packages=("busybox-static",),
                variant="extract"),
+        Recipe("postgres", "PostgreSQL, a service, on debian", ("psql", "--version"), 1, parent="debian"),
     )
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from manyoyo_mcp.errors import CapExceeded, PolicyRefused
 from manyoyo_mcp.values import Caps, docker_size, format_bytes
@@ -13,12 +13,15 @@ from manyoyo_mcp.values import Caps, docker_size, format_bytes
 class Limits:
     """What one sandbox grants: `default` where a request names no cap, `largest` (the sandbox's own size) at most. `socket`: where in
     the outer container the socket of a gate is that nested containers may have as their Docker socket, "" where there is none.
-    `by_quota`: whether the engine takes a change of CPUs as a quota alone, as podman does, and not as NanoCpus."""
+    `by_quota`: whether the engine takes a change of CPUs as a quota alone, as podman does, and not as NanoCpus. `ports`: whether ports may be
+    published, and how far that reaches (`policy.ports`). `own`: the path of the socket that the client speaks to, which it may take for an engine's."""
 
     default: Caps
     largest: Caps
     socket: str = ""
     by_quota: bool = False
+    ports: Literal["none", "inside", "outside"] = "none"
+    own: str = ""
 
 
 Query = Mapping[str, str | list[str]]

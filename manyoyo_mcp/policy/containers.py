@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from manyoyo_mcp.errors import PolicyRefused
-from manyoyo_mcp.policy import fields
+from manyoyo_mcp.policy import fields, ports
 from manyoyo_mcp.policy.base import (
     NAME,
     Allowed,
@@ -112,10 +112,7 @@ def _ulimit(place: str, value: Any) -> Any:
 
 
 _WINDOWS = off("it is for Windows", "Leave it out.")
-_PORTS = off(
-    "ports are not published",
-    "Another nested container reaches a service at its address or name, exec at localhost.",
-)
+_PORTS = fields.NO_PORTS  # where they may be, `ports` has taken them out before
 _RESOURCES: dict[str, Check] = {
     "CgroupParent": off("its cgroup must lie below the sandbox's caps", "Leave it out."),
     "DeviceCgroupRules": NEVER_DEVICES,
@@ -261,14 +258,33 @@ _CREATE: dict[str, Check] = _CONFIG | {
 
 
 def create(request: Request, limits: Limits) -> Allowed:
-    body = only("a nested container", request.body or {}, _CREATE)
+    published, given = ports.docker_taken(_own_named(request.body or {}, limits), limits)
+    body = only("a nested container", given, _CREATE)
     host = body.get("HostConfig") or {}
     body["HostConfig"] = host | _grant(host, limits) | _sockets(host, limits)
     for name in ("CpuPeriod", "CpuQuota"):
         body["HostConfig"].pop(name, None)
     if not request.ours:
         body["Labels"] = fields.labels("a nested container's Labels", body.get("Labels") or {})
-    return Allowed(request.query, body)
+    return Allowed(request.query, ports.docker_written(body, published, limits))
+
+
+def _own_named(body: Mapping[str, Any], limits: Limits) -> Mapping[str, Any]:
+    """With an engine's usual path for the socket that the client speaks to: programs mount what they speak to themselves (Testcontainers)."""
+    host = body.get("HostConfig")
+    if not limits.own or not isinstance(host, dict):
+        return body
+    binds, mounts = host.get("Binds"), host.get("Mounts")
+    if isinstance(binds, list):
+        usual = [fields.usual_socket(each, limits.own, ":") for each in binds]
+        host = {**host, "Binds": usual}
+    if isinstance(mounts, list):
+        usual = [
+            {**each, "Source": fields.usual_socket(each.get("Source"), limits.own)} if isinstance(each, dict) else each
+            for each in mounts
+        ]
+        host = {**host, "Mounts": usual}
+    return {**body, "HostConfig": host}
 
 
 def _sockets(host: Mapping[str, Any], limits: Limits) -> dict[str, Any]:

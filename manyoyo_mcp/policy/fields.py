@@ -93,6 +93,11 @@ def sysctls(place: str, value: Any) -> Any:
     return value
 
 
+NO_PORTS = off(
+    "ports are not published",
+    "sandbox_endpoint with ports=true asks for an endpoint whose clients may publish; another nested container reaches a service at its address or "
+    "name, exec at localhost.",
+)
 NEVER_DEVICES = off("the host's devices are not given to nested containers", "Leave it out.")
 NO_REAL_TIME = off("real time would take CPUs from others", "Leave it out; cpus caps them.")
 NO_BLOCK_IO = off("block devices are the host's", "Leave it out.")
@@ -113,6 +118,13 @@ def labels(place: str, value: Any) -> Any:
     if any(name.startswith(OURS) for name in value):
         raise PolicyRefused(f"{place}: what begins with {OURS} is the server's own.", "Leave them out.")
     return value | UNTOLD
+
+
+def usual_socket(value: Any, own: str, rest: str = "") -> Any:
+    """An engine's usual path in place of `own`, before `rest`."""
+    if isinstance(value, str) and (value.startswith(own + rest) if rest else value == own):
+        return "/var/run/docker.sock" + value.removeprefix(own)
+    return value
 
 
 def given_socket(limits: Limits) -> str:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlencode
@@ -30,6 +30,7 @@ from manyoyo_mcp.errors import CapExceeded, EngineFailed, InvalidArgument, Manyo
 from manyoyo_mcp.policy import calling, contexts, wire
 from manyoyo_mcp.policy.base import Limits, Request
 from manyoyo_mcp.policy.grpc import Calls
+from manyoyo_mcp.policy.ports import Publisher, settled, started_by
 from manyoyo_mcp.policy.rules import decide, endpoint
 from manyoyo_mcp.policy.table import Endpoint
 from manyoyo_mcp.policy.witness import Witness, changes
@@ -54,7 +55,7 @@ _LINGER = 5.0
 @dataclass(frozen=True, slots=True)
 class Ways:
     """Where a gate leads: to an engine, within `limits`, which are read at each request. `context_max` bounds a build context, in
-    bytes. `used` is told of each use; `hung_up` of the build (by its cgroup) whose client went before its end."""
+    bytes. `used` is told of each use; `hung_up` of the build (by its cgroup) whose client went before its end. `publisher`: of what is published."""
 
     dial: Dial
     limits: Callable[[], Limits]
@@ -62,6 +63,7 @@ class Ways:
     used: Callable[[], None]
     hung_up: Callable[[str], None]
     witness: Witness = field(default_factory=Witness)
+    publisher: Callable[[], Publisher] = Publisher
 
 
 class Gate:
@@ -155,7 +157,7 @@ class _Connection:
         self._streams = threading.Event()
         self._began = False
         self._asked = ("", "")
-        self._tell_end: Callable[[int | None], None] | None = None
+        self._tell_end: list[Callable[[int | None], None]] = []
         self._status: int | None = None
         self._deadline: float | None = None
         self._build = ""
@@ -183,8 +185,8 @@ class _Connection:
         except OSError as error:
             self.refuse(503, f"The sandbox's engine does not answer: {error.strerror or error}")
         finally:
-            if self._tell_end is not None:
-                self._tell_end(self._status)
+            for tell in reversed(self._tell_end):
+                tell(self._status)
 
     def _tell_refusal(self, code: str, reason: str) -> None:
         if not self._began:
@@ -256,10 +258,13 @@ class _Connection:
                 raise PolicyRefused("a build may not choose its cgroup.", "Leave cgroup-parent out.")
             self._build = query["cgroupparent"] = f"/manyoyo-builds/{secrets.token_hex(8)}"
         body = self._json(asked)
-        allowed = decide(Request(method, path, query, body), self._ways.limits())
+        limits = self._ways.limits()
+        allowed = decide(Request(method, path, query, body), limits)
         if path == "/grpc":
             self._serve_calls(head, prefix)
             return
+        if allowed.body is not None:
+            allowed = replace(allowed, body=settled(path, allowed.body, limits, self._ways.publisher()))
         try:
             if builds:
                 length = self._receive_context(str(allowed.query["dockerfile"]))
@@ -268,7 +273,9 @@ class _Connection:
                 length = len(known)
             if changes(method, path):
                 narrowed = (allowed.query, allowed.body) != (query, body)
-                self._tell_end = self._ways.witness.asked(method, path, query, narrowed)
+                if (container := started_by(method, path)) is not None:
+                    self._tell_end.append(self._ways.publisher().starting(container))
+                self._tell_end.append(self._ways.witness.asked(method, path, query, narrowed))
             self._engine = self._ways.dial()
             out = h11.Connection(h11.CLIENT)
             target = f"{prefix}{path}" + (f"?{urlencode(allowed.query, doseq=True)}" if allowed.query else "")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from manyoyo_mcp.errors import PolicyRefused
-from manyoyo_mcp.policy import fields
+from manyoyo_mcp.policy import fields, ports
 from manyoyo_mcp.policy.base import (
     NAME,
     Allowed,
@@ -290,8 +290,8 @@ _SPEC: dict[str, Check] = {
     "personality": off("it is the kernel's", _LEAVE),
     "intelRdt": off("caches are the host's", _LEAVE),
     "pod": _NO_PODS,
-    "portmappings": off("ports are not published", "Another nested container reaches a service at its address or name."),
-    "publish_image_ports": off("ports are not published", "Leave it out."),
+    "portmappings": fields.NO_PORTS,  # where they may be, `ports` has taken them out before
+    "publish_image_ports": fields.NO_PORTS,
     "network_options": off("a driver's options may lead out of the sandbox", _LEAVE),
     "cni_networks": off("podman has given it up", "Use Networks."),
     **dict.fromkeys(
@@ -314,7 +314,13 @@ _SPEC: dict[str, Check] = {
 
 
 def create(request: Request, limits: Limits) -> Allowed:
-    spec = only("a nested container", request.body or {}, _SPEC)
+    published, given = ports.libpod_taken(request.body or {}, limits)
+    if limits.own and isinstance(mounts := given.get("mounts"), list):
+        given["mounts"] = [
+            {**each, "source": fields.usual_socket(each.get("source"), limits.own)} if isinstance(each, dict) else each
+            for each in mounts
+        ]
+    spec = only("a nested container", given, _SPEC)
     spec["resource_limits"] = _grant(spec.get("resource_limits") or {}, limits)
     # Systemd's mode makes the container's own cgroups writable; a notification's socket would be the outer container's.
     spec |= {"systemd": "false", "sdnotifyMode": "ignore"}
@@ -327,7 +333,7 @@ def create(request: Request, limits: Limits) -> Allowed:
         spec["netns"] = {"nsmode": "bridge"}
     if not request.ours:
         spec["labels"] = fields.labels("a nested container's labels", spec.get("labels") or {})
-    return Allowed(request.query, spec)
+    return Allowed(request.query, ports.libpod_written(spec, published, limits))
 
 
 def _grant(resources: Mapping[str, Any], limits: Limits) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -16,9 +17,13 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
 from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import Host
+from manyoyo_mcp.policy.base import Limits
 from manyoyo_mcp.policy.gate import Gate, Ways
+from manyoyo_mcp.policy.ports import Publisher
+from manyoyo_mcp.policy.transport import GuardedClient
+from manyoyo_mcp.sessions.ports import Ports
 from manyoyo_mcp.sessions.sandbox import Sandbox
-from manyoyo_mcp.sessions.witness import GateWitness
+from manyoyo_mcp.sessions.witness import GateWitness, port_on_record
 
 _INSIDE = "/run/manyoyo/gate.sock"
 """Where the outer container has the gate for nested ones: in the directory that it shares with the server."""
@@ -45,13 +50,33 @@ class Endpoints:
         self._spawn = spawn
         self._journal = journal
         self._gates: dict[Path, Gate] = {}
+        self._ports: dict[str, Ports] = {}
 
-    def open(self, sandbox: Sandbox) -> Path:
-        """The sandbox's gate for the user's own clients: a unix socket, made where it is not there. Raises InvalidArgument where its path
-        is too long."""
+    def open(self, sandbox: Sandbox, *, ports: bool = False) -> Path:
+        """The sandbox's gate for the user's own clients: a unix socket, made where it is not there. With `ports`, which stays so, what they publish
+        is reachable on this machine's loopback. Raises InvalidArgument where its path is too long."""
         if self._inside(sandbox) is not None:
             self.open_inside(sandbox)  # a client may mount it
-        return self._open(sandbox, self._directory / f"{sandbox.sandbox_id}.sock", "user")
+        path = self._open(sandbox, self._directory / f"{sandbox.sandbox_id}.sock", "user")
+        if ports and not self.publishes(sandbox):
+            client = GuardedClient(sandbox.dial, lambda: sandbox.limits)
+            reach, told = (
+                partial(self._host.reach, sandbox.outer),
+                partial(port_on_record, self._journal, sandbox.sandbox_id),
+            )
+            opened = Ports(client, reach, partial(_use, sandbox), told)
+            self._ports[sandbox.sandbox_id] = opened
+            opened.open()
+        return path
+
+    def publishes(self, sandbox: Sandbox) -> bool:
+        """Whether the user's clients may publish ports."""
+        return sandbox.sandbox_id in self._ports
+
+    def published(self, sandbox: Sandbox) -> list[str]:
+        """What is published, in words."""
+        ports = self._ports.get(sandbox.sandbox_id)
+        return ports.shown() if ports is not None else []
 
     def open_inside(self, sandbox: Sandbox) -> None:
         """The sandbox's gate for its own nested containers, apart from the user's: they could take every connection. Raises NotSupported
@@ -76,8 +101,13 @@ class Endpoints:
             return path
         token = current_token()
 
-        def used() -> None:
-            sandbox.used = time.monotonic()
+        def limits() -> Limits:
+            if road == "nested":
+                return replace(sandbox.limits, ports="inside")
+            return replace(sandbox.limits, ports="outside" if self.publishes(sandbox) else "none", own=str(path))
+
+        def publisher() -> Publisher:
+            return (self._ports.get(sandbox.sandbox_id) if road == "user" else None) or Publisher()
 
         left: dict[str, int] = {}  # builds whose client has gone: rounds in which each is ended yet
 
@@ -105,7 +135,8 @@ class Endpoints:
                 anyio.from_thread.run_sync(begin, cgroup.rpartition("/")[2], token=token)
 
         witness = GateWitness(self._journal, sandbox.sandbox_id, road)
-        ways = Ways(sandbox.dial, lambda: sandbox.limits, self._settings.context_max_bytes, used, hung_up, witness)
+        context_max, used = self._settings.context_max_bytes, partial(_use, sandbox)
+        ways = Ways(sandbox.dial, limits, context_max, used, hung_up, witness, publisher)
         gate = Gate(path, ways)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -122,9 +153,15 @@ class Endpoints:
         """End a sandbox's gates, where it has some, and all that goes through them."""
         for path in [each for each in self._gates if sandbox_id in (each.stem, each.parent.name)]:
             self._gates.pop(path).close()
+        if (ports := self._ports.pop(sandbox_id, None)) is not None:
+            ports.close()
         if not self._gates:
             with contextlib.suppress(OSError):
                 self._directory.rmdir()
+
+
+def _use(sandbox: Sandbox) -> None:
+    sandbox.used = time.monotonic()
 
 
 def _root(settings: Settings) -> Path:

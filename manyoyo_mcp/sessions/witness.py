@@ -88,6 +88,13 @@ class GateWitness(Witness):
             self._more = 0
 
 
+def port_on_record(journal: Journal, sandbox_id: str, event: str, port: int, whither: str) -> None:
+    """A port of this machine that leads into a sandbox is opened, or closed."""
+    journal.after_now(
+        {"kind": "port", "event": event, "sandbox_id": sandbox_id, "port": port, "to": scrubbed(whither, longest=100)}
+    )
+
+
 def open_journal(settings: Settings, identity: Identity) -> Journal:
     """A session's, with what the configuration allows at most."""
     files = Files(directory(settings.state_dir), settings.audit_max_bytes, settings.audit_files)

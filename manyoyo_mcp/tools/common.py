@@ -179,9 +179,7 @@ def absolute_path(path: str, argument: str, workdir: str | None = None) -> str:
     return path
 
 
-class SandboxArgument(ToolInput):
-    """The one argument that nearly all tools have."""
-
+class SandboxArgument(ToolInput):  # nearly all tools have it; a docstring would be told with each of them
     sandbox_id: Text | None = Field(None, description="Default: this session's only one.")
 
 

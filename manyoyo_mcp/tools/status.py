@@ -46,7 +46,8 @@ class StatusItem(BaseModel):
     jobs: list[str] = Field(default_factory=list, description="Jobs that run now.")
     refused: list[str] = Field(default_factory=list, description="By the network policy.")
     reached: list[str] = Field(default_factory=list)
-    engine_log: str | None = Field(None, description="The engine's last words, where it does not answer.")
+    ports: list[str] = Field(default_factory=list, description="Of this machine.")
+    engine_log: str | None = None
 
     def describe(self) -> str:
         called = f", called {self.name}: kept with all that it holds when this server ends" if self.name else ""
@@ -70,6 +71,8 @@ class StatusItem(BaseModel):
         for what, met in (("refused", self.refused), ("reached", self.reached)):
             if met:
                 lines.append(f"  {what}: " + ", ".join(met))
+        if self.ports:
+            lines.append(f"  ports: {', '.join(self.ports)}")
         if self.will:
             lines.append(f"  {self.will}")
         if self.jobs:
@@ -79,9 +82,7 @@ class StatusItem(BaseModel):
         return "\n".join(lines)
 
 
-class Kept(BaseModel):
-    """What outlives servers."""
-
+class Kept(BaseModel):  # what outlives servers
     name: str
     kind: Literal["sandbox", "checkpoint"]
     engine: str
@@ -131,7 +132,7 @@ class StatusOutput(ToolOutput):
     "sandbox_status",
     "Sandbox status",
     """
-What this session's sandboxes are and have: state, caps and whether they bind, memory, processes and disk in use, running jobs; and the
+What this session's sandboxes are and have: state, caps and whether they bind, memory, processes and disk in use, jobs, ports; the
 engine's last words where it does not answer. For the containers and images inside use nested_list, for one job job_status.
 """,
     SandboxArgument,
@@ -171,6 +172,7 @@ async def _status(manager: Manager, sandbox: Sandbox) -> StatusItem:
         transport=sandbox.transport,
         name=sandbox.name,
         age_seconds=sandbox.age,
+        ports=[sanitise(each) for each in manager.endpoints.published(sandbox)],
         jobs=[job.job_id for job in manager.jobs.of(sandbox.sandbox_id) if job.state == "running"],
     )
     if item.state == "running":

@@ -103,6 +103,8 @@ async def test_a_client_that_can_not_ask_is_told_the_setting(tmp_path: Path, mod
         refused = await call("start_sandbox", network_policy="open")
         assert refused["code"] == "POLICY_REFUSED" and "MANYOYO_APPROVE=network=allow" in refused["hint"], refused
         assert call.decisions() == [("network", "refused", "the client can't ask")]
+        refused = await call("sandbox_endpoint", ports=True)
+        assert refused["code"] == "POLICY_REFUSED" and "MANYOYO_APPROVE=port=allow" in refused["hint"], refused
 
 
 async def test_settings_decide_without_asking(tmp_path: Path) -> None:
@@ -114,9 +116,13 @@ async def test_settings_decide_without_asking(tmp_path: Path) -> None:
     async with asker(tmp_path, "auto", person, MANYOYO_APPROVE="network=allow") as call:
         started = await call("start_sandbox", network_policy="allowlist", network_allow=LIST)
         assert "example.org:443" in started["sandbox"]["network"]
-        assert (await call("sandbox_endpoint"))["docker_host"], "allowed where nothing is said"
+        assert "ports=true" in (await call("sandbox_endpoint"))["note"], "allowed where nothing is said"
+        assert person.asked == []
+        for _ in range(2):
+            assert "127.0.0.1" in (await call("sandbox_endpoint", ports=True))["note"]
+        assert "127.0.0.1" in (await call("sandbox_endpoint"))["note"] and len(person.asked) == 1, "once an endpoint"
+        assert "on 127.0.0.1 alone" in person.asked[0] and call.decisions()[-1][:2] == ("port", "allowed")
         await call("cleanup")
-    assert person.asked == []
 
 
 async def test_always_is_remembered_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import NotSupported
 from manyoyo_mcp.image.bases import Base
+from manyoyo_mcp.sessions.forwarding import listening
 from manyoyo_mcp.sessions.manager import Manager, open_manager
 from tests.contract.test_gate import Docker
 from tests.integration.bases import ensure_bases
@@ -64,6 +65,23 @@ async def test_a_sibling_is_made_and_run(box: Box) -> None:
     status, there = await ask(box, "GET", f"/containers/{name}/json")
     assert there["State"]["Running"] and there["HostConfig"]["Memory"] == box.sandbox.limits.default.memory
     assert (await ask(box, "DELETE", f"/containers/{name}?force=true"))[0] == 204
+
+
+async def test_what_it_publishes_stays_inside(box: Box) -> None:
+    """Also where the user's own endpoint publishes."""
+    box.manager.endpoints.open(box.sandbox, ports=True)
+    with listening(0) as sock:
+        port = sock.getsockname()[1]
+    name = f"sibling-{secrets.token_hex(4)}"
+    host = {"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]}}
+    body = {"Image": DEBIAN, "Cmd": ["sleep", "1000"], "HostConfig": host}
+    assert (await ask(box, "POST", f"/containers/create?name={name}", body))[0] == 201
+    assert (await ask(box, "POST", f"/containers/{name}/start"))[0] == 204
+    assert (await ask(box, "GET", f"/containers/{name}/json"))[1]["State"]["Running"]
+    assert box.manager.endpoints.published(box.sandbox) == []
+    with listening(port):
+        pass
+    await ask(box, "DELETE", f"/containers/{name}?force=true")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.manager import Manager
 from tests.contract.test_gate import Docker
+from tests.contract.test_ports import fetch
 from tests.support import BUSYBOX, Box, busybox_context
 
 pytestmark = pytest.mark.anyio
@@ -260,3 +261,23 @@ async def test_requests_that_lead_out(podman: Podman, box: Box, tmp_path: Path, 
     cli = Docker(box.manager.endpoints.open(box.sandbox), tmp_path)
     answer: Any = await anyio.to_thread.run_sync(cli.raw, request_)
     assert answer.split(b" ", 2)[1] == status, answer[:500]
+
+
+async def test_published_ports(podman: Podman, box: Box) -> None:
+    box.manager.endpoints.open(box.sandbox, ports=True)
+    name = f"web-{secrets.token_hex(4)}"
+    await podman("run", "-d", "--name", name, "-p", "8080", BUSYBOX, "httpd", "-f", "-p", "8080", "-h", "/etc")
+    address = (await podman("port", name, "8080")).stdout.strip()
+    assert address.startswith("127.0.0.1:") and f"{address} to {name}:8080" in box.manager.endpoints.published(
+        box.sandbox
+    )
+    assert b"root:" in await anyio.to_thread.run_sync(fetch, f"http://{address}/passwd")
+    port = address.partition(":")[2]
+    taken = await podman("run", "--rm", "-p", f"{port}:80", BUSYBOX, "true", ok=False)
+    assert taken.returncode == 125 and f"Port {port} " in taken.stderr and name in taken.stderr, taken
+    refused = await podman("run", "--rm", "-p", f"192.0.2.1:{port}:80", BUSYBOX, "true", ok=False)
+    assert "loopback, and nothing beyond" in refused.stderr, refused
+    await podman("rm", "-f", "-t", "0", name)
+    with anyio.fail_after(10):
+        while box.manager.endpoints.published(box.sandbox):
+            await anyio.sleep(0.05)

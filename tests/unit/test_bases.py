@@ -22,7 +22,7 @@ def test_a_recipe_changes_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> No
     changed = bases.RECIPES | {"debian": replace(bases.RECIPES["debian"], packages=("ca-certificates", "file"))}
     monkeypatch.setattr(bases, "RECIPES", changed)
     after = {name: recipe.digest() for name, recipe in changed.items()}
-    assert {name for name in before if before[name] != after[name]} == {"debian", "python", "node"}
+    assert {name for name in before if before[name] != after[name]} == {"debian", "python", "node", "postgres"}
 
 
 def test_a_recipe_changes_with_the_machines_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,13 @@ class Endpoints:
             with contextlib.suppress(OSError):
                 self._directory.rmdir()
 
+    def close_all(self) -> None:
+        """The session ends, and with it what leads into sandboxes that go on."""
+        for path in list(self._gates):
+            self._gates.pop(path).close()
+        while self._ports:
+            self._ports.popitem()[1].close()
+
 
 def _use(sandbox: Sandbox) -> None:
     sandbox.used = time.monotonic()

@@ -352,6 +352,7 @@ async def open_manager(
                     await manager.remove_all()
                     if not manager._held:  # else a named one, of whose container the reaper removes what is left
                         manager._dismiss_reaper()
+                manager.endpoints.close_all()
                 await in_thread(manager.journal.close)
                 shutil.rmtree(manager.directory, ignore_errors=True)
                 endpoints.forget(settings, manager.identity.session)

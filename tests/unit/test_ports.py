@@ -265,7 +265,7 @@ def test_where_nothing_listens_the_client_is_hung_up_on() -> None:
     places = threading.BoundedSemaphore(1)
     opened = Forward(port, dial, places, lambda: None)
     for _ in range(3):  # and what it took is given back
-        with connect(port) as client, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), connect(port) as client:
             client.recv(1)
     opened.close()
     opened.close()
@@ -278,7 +278,7 @@ def test_there_is_a_limit_to_connections() -> None:
         held.sendall(b"x")
         while not ways:
             pass
-        with connect(port) as more, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), connect(port) as more:
             more.recv(1)
         opened.close()
         held.settimeout(10)

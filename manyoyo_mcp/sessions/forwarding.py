@@ -129,8 +129,8 @@ class _Joined:
             _log.info("%s", error)
             ended, broken = False, True
         self._over.set()
-        with contextlib.suppress(OSError):
-            self._client.shutdown(socket.SHUT_RDWR)  # whoever reads it stops
+        with contextlib.suppress(OSError):  # whoever reads it stops; who is hung up on sees no end of what was said
+            self._client.shutdown(socket.SHUT_RDWR if ended else socket.SHUT_RD)
         sending.join()
         if not ended and not broken and (self._given_up.is_set() or not _ends(self._hop)):
             self._hop.cut()

@@ -16,7 +16,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.manager import Manager
 from tests.contract.test_gate import Docker
-from tests.contract.test_ports import fetch
+from tests.contract.test_ports import WEB, fetch
 from tests.support import BUSYBOX, Box, busybox_context
 
 pytestmark = pytest.mark.anyio
@@ -266,7 +266,7 @@ async def test_requests_that_lead_out(podman: Podman, box: Box, tmp_path: Path, 
 async def test_published_ports(podman: Podman, box: Box) -> None:
     box.manager.endpoints.open(box.sandbox, ports=True)
     name = f"web-{secrets.token_hex(4)}"
-    await podman("run", "-d", "--name", name, "-p", "8080", BUSYBOX, "httpd", "-f", "-p", "8080", "-h", "/etc")
+    await podman("run", "-d", "--name", name, "-p", "8080", BUSYBOX, *WEB)
     address = (await podman("port", name, "8080")).stdout.strip()
     assert address.startswith("127.0.0.1:") and f"{address} to {name}:8080" in box.manager.endpoints.published(
         box.sandbox

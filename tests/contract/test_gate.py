@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tarfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -532,3 +533,12 @@ async def test_over_a_relay(engine: Any, tmp_path: Path) -> None:
         assert given.stdout.strip()
         refused = await cli("run", "--rm", "--privileged", BUSYBOX, "true", ok=False)
         assert "never privileged" in refused.stderr
+        manager.endpoints.open(sandbox, ports=True)
+        web = "trap 'exit 0' TERM; httpd -f -p 8080 -h /etc & sleep 0.5; echo ready; wait"
+        await cli("run", "-d", "--name", "web", "-p", "8080", BUSYBOX, "sh", "-c", web)
+        with anyio.fail_after(TIMEOUT):
+            while "ready" not in (await cli("logs", "web")).stdout:
+                await anyio.sleep(0.1)
+        address = (await cli("port", "web", "8080")).stdout.strip()
+        with await anyio.to_thread.run_sync(urllib.request.urlopen, f"http://{address}/passwd") as answer:
+            assert b"root:" in answer.read()

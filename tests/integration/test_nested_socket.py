@@ -15,7 +15,7 @@ from manyoyo_mcp.errors import NotSupported
 from manyoyo_mcp.image.bases import Base
 from manyoyo_mcp.sessions.forwarding import listening
 from manyoyo_mcp.sessions.manager import Manager, open_manager
-from tests.contract.test_gate import Docker
+from tests.contract.test_gate import SERVICE, Docker
 from tests.integration.bases import ensure_bases
 from tests.support import Box
 
@@ -57,9 +57,7 @@ async def ask(box: Box, method: str, path: str, body: Any = None) -> tuple[int, 
 
 async def test_a_sibling_is_made_and_run(box: Box) -> None:
     name = f"sibling-{secrets.token_hex(4)}"
-    status, made = await ask(
-        box, "POST", f"/containers/create?name={name}", {"Image": DEBIAN, "Cmd": ["sleep", "1000"]}
-    )
+    status, made = await ask(box, "POST", f"/containers/create?name={name}", {"Image": DEBIAN, "Cmd": SERVICE})
     assert status == 201, made
     assert (await ask(box, "POST", f"/containers/{name}/start"))[0] == 204
     status, there = await ask(box, "GET", f"/containers/{name}/json")
@@ -74,7 +72,7 @@ async def test_what_it_publishes_stays_inside(box: Box) -> None:
         port = sock.getsockname()[1]
     name = f"sibling-{secrets.token_hex(4)}"
     host = {"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]}}
-    body = {"Image": DEBIAN, "Cmd": ["sleep", "1000"], "HostConfig": host}
+    body = {"Image": DEBIAN, "Cmd": SERVICE, "HostConfig": host}
     assert (await ask(box, "POST", f"/containers/create?name={name}", body))[0] == 201
     assert (await ask(box, "POST", f"/containers/{name}/start"))[0] == 204
     assert (await ask(box, "GET", f"/containers/{name}/json"))[1]["State"]["Running"]

@@ -107,6 +107,7 @@ async def test_a_users_client_may_mount_it(box: Box, tmp_path: Path) -> None:
     for words in (
         ("-v", "/var/run/docker.sock:/var/run/docker.sock:ro"),
         ("--mount", "type=bind,source=/var/run/docker.sock,target=/var/run/docker.sock"),
+        ("-v", f"{cli.path}:/var/run/docker.sock"),  # as Testcontainers' reaper does
     ):
         said = await cli("run", "--rm", *words, DEBIAN, "perl", "-e", PERL, "GET", "/_ping", "")
         assert "HTTP/1.1 200" in said.stdout and "Docker" in said.stdout, said

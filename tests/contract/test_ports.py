@@ -138,6 +138,17 @@ async def test_what_ends_by_itself_lets_its_port_go(cli: Docker, box: Box) -> No
     assert shown(box) == []
 
 
+async def test_another_session_has_what_is_published(cli: Docker, box: Box, name: str) -> None:
+    """As of a named sandbox, which goes on; the engine's record says which ports they are."""
+    await cli("run", "-d", "--name", name, "-p", "8080", BUSYBOX, *WEB)
+    [before], port = shown(box), int((await cli("port", name, "8080")).stdout.rpartition(":")[2])
+    box.manager.endpoints._ports.pop(box.sandbox.sandbox_id).close()
+    assert shown(box) == [] and not listens(port)
+    box.manager.endpoints.open(box.sandbox, ports=True)
+    await soon(lambda: shown(box) == [before])
+    assert b"root:" in await anyio.to_thread.run_sync(fetch, f"http://127.0.0.1:{port}/passwd")
+
+
 async def test_much_goes_both_ways_and_nothing_is_left(cli: Docker, box: Box, name: str) -> None:
     """Several at once; ends are handed on; who goes away leaves no process in the sandbox."""
     serve = "while true; do nc -l -p 8080 -e sh -c 'head -c 3000000 | md5sum; head -c 3000000 /dev/zero'; done"

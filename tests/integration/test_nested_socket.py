@@ -1,13 +1,16 @@
 """A nested container with a Docker socket: a gate of its own sandbox, whoever mounts it, and no more than that."""
 
+import contextlib
 import json
 import re
 import secrets
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import docker
 import pytest
 
 from manyoyo_mcp.config import Settings
@@ -79,6 +82,11 @@ async def test_what_it_publishes_stays_inside(box: Box) -> None:
     assert box.manager.endpoints.published(box.sandbox) == []
     with listening(port):
         pass
+    with contextlib.closing(docker.from_env()) as host, socket.socket() as sock:
+        networks = host.containers.get(box.sandbox.outer.container_id).attrs["NetworkSettings"]["Networks"]
+        sock.settimeout(1)
+        with pytest.raises(TimeoutError):  # nor is it a way in for whoever is beside the sandbox
+            sock.connect((next(iter(networks.values()))["IPAddress"], port))
     await ask(box, "DELETE", f"/containers/{name}?force=true")
 
 

@@ -44,7 +44,8 @@ def _runtime_dir() -> Path:
 
 
 EngineName = Literal["podman", "docker"]
-Isolation = Literal["privileged", "hardened", "userns"]
+ISOLATIONS = r"^(privileged|hardened|userns|gvisor|runtime:[\w.-]+)$"
+Isolation = Annotated[str, Field(pattern=ISOLATIONS)]
 NetworkMode = Literal["none", "allowlist", "log", "open"]
 ApprovalKind = Literal["endpoint", "isolation", "network", "port"]
 ApprovalHow = Literal["ask", "allow", "deny"]

@@ -256,6 +256,13 @@ def gc(
 
 @app.command()
 def doctor(
+    what: Annotated[
+        Literal["isolation"] | None,
+        typer.Argument(
+            metavar="isolation", help="Start a sandbox of each tier of isolation instead; say which can be had."
+        ),
+    ] = None,
+    tiers: Annotated[list[str] | None, typer.Argument(metavar="TIER…", help="Of these tiers alone.")] = None,
     try_sandboxes: Annotated[
         bool, typer.Option("--try", help="Start a sandbox of each engine, probe its caps, remove it.")
     ] = False,
@@ -266,9 +273,10 @@ def doctor(
     from manyoyo_mcp.cli import doctor as surgery
     from manyoyo_mcp.cli.screen import Screen
 
-    raise typer.Exit(
-        run_async(lambda: surgery.doctor(try_sandboxes=try_sandboxes, as_json=as_json, screen=Screen(quiet=quiet)))
-    )
+    screen = Screen(quiet=quiet)
+    if what is not None:
+        raise typer.Exit(run_async(lambda: surgery.isolation(tiers or [], as_json=as_json, screen=screen)))
+    raise typer.Exit(run_async(lambda: surgery.doctor(try_sandboxes=try_sandboxes, as_json=as_json, screen=screen)))
 
 
 @app.command()

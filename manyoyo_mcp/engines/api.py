@@ -14,7 +14,7 @@ from manyoyo_mcp.engines.base import (
 )
 from manyoyo_mcp.engines.building import Building
 from manyoyo_mcp.engines.entering import Entering
-from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
+from manyoyo_mcp.engines.failures import UNTOLD, suspicious, verdict
 from manyoyo_mcp.engines.running import OVER, Running
 from manyoyo_mcp.errors import ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
@@ -48,7 +48,7 @@ class DockerApiEngine(Running, Entering, Building):
         end = b""
         with contextlib.suppress(ManyoyoError):  # that it ended is known all the same
             end = await self.logs(container, 50, unix_time(state["StartedAt"]))
-        record = await self._new_record(raw["Id"]) if code == SIGKILLED or oom or suspicious(end) else ""
+        record = await self._new_record(raw["Id"]) if code in UNTOLD or oom or suspicious(end) else ""
         # The flag is the container's: of an exec that was killed in it, and with podman of a start before this one.
         oom = oom and ("oom-kill" in record or "oom-kill" not in self._seen_records.get(raw["Id"], ""))
         cap = format_bytes(raw["HostConfig"].get("Memory") or 0)

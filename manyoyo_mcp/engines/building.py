@@ -19,7 +19,7 @@ from manyoyo_mcp.engines.base import (
 from manyoyo_mcp.engines.buildlog import BuildLog
 from manyoyo_mcp.engines.complaints import unechoed
 from manyoyo_mcp.engines.diagnosis import Cause, diagnose
-from manyoyo_mcp.engines.failures import SIGKILLED, suspicious, verdict
+from manyoyo_mcp.engines.failures import UNTOLD, suspicious, verdict
 from manyoyo_mcp.engines.giving import Giving, for_build, placeholders
 from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
 from manyoyo_mcp.errors import (
@@ -152,7 +152,7 @@ class Building(Giving):
         instruction = step.instruction if step else ""
         output_end = (unechoed(output, instruction) if code is not None else log.error).encode(errors="replace")
         record = ""
-        if step is not None and (code == SIGKILLED or suspicious(output_end)):
+        if step is not None and (code in UNTOLD or suspicious(output_end)):
             record = await self._record(f"/manyoyo-builds/{spec.build_id}")
         told = verdict(
             code or 1,

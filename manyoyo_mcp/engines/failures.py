@@ -19,6 +19,9 @@ from manyoyo_mcp.errors import (
 )
 
 SIGKILLED = 137
+UNTOLD = (SIGKILLED, 2)
+"""Exit codes of which the kernel's record may know more: killed; and how a runtime ends that is a Go program, as gVisor, and gets no
+thread."""
 _LAST_SIGNAL = 64
 _OF_ITS_OWN = 125
 """The largest exit code that means nothing to a shell."""

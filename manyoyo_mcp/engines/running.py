@@ -25,7 +25,7 @@ from manyoyo_mcp.engines.base import (
 )
 from manyoyo_mcp.engines.failures import (
     REFUSED,
-    SIGKILLED,
+    UNTOLD,
     Verdict,
     ended_well,
     says_killed,
@@ -237,7 +237,7 @@ class Running(Pulling, Giving):
     async def _explain(self, container: str, code: int, output_end: bytes, caps: Caps) -> Verdict:
         state = (await self._inspect(container))["State"]
         oom = bool(state.get("OOMKilled"))
-        record = await self._record(container) if code == SIGKILLED or oom or suspicious(output_end) else ""
+        record = await self._record(container) if code in UNTOLD or oom or suspicious(output_end) else ""
         cap = format_bytes(caps.memory)
         return verdict(code, oom_flag=oom, record=record, cgroup=container, output_end=output_end, cap=cap)
 

@@ -22,7 +22,7 @@ def ours(labels: dict[str, str] | None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """What a host is and has. `identity` tells hosts apart; memory is bytes."""
+    """What a host is and has. `identity` tells hosts apart; memory is bytes; `runtimes`: the OCI runtimes of its engine."""
 
     identity: str
     name: str
@@ -30,6 +30,7 @@ class HostInfo:
     memory: int
     kernel: str
     cgroup_version: str
+    runtimes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

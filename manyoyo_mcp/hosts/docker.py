@@ -29,7 +29,7 @@ from manyoyo_mcp.hosts import mirror as mirroring
 from manyoyo_mcp.hosts import own, sharing
 from manyoyo_mcp.hosts.base import ENDING, LABEL, Completed, Mirror, Outer, OuterSpec, store_of
 from manyoyo_mcp.hosts.execs import execute
-from manyoyo_mcp.hosts.isolation import TIERS
+from manyoyo_mcp.hosts.isolation import host_config as isolated
 from manyoyo_mcp.hosts.looking import SOCKET_DIR, Looking
 from manyoyo_mcp.hosts.relay import Reached, reach, relay
 from manyoyo_mcp.hosts.stores import driver
@@ -147,14 +147,12 @@ class DockerHost(Looking):
             )
         uid, gid = (os.getuid(), os.getgid()) if hasattr(os, "getuid") else (0, 0)
         host_config: dict[str, Any] = spec.caps.host_config() | {
-            **TIERS[spec.isolation].host_config,
+            **isolated(spec.isolation, self._settings.host_runtime),
             "CgroupnsMode": "private",
             "Mounts": mounts,
             "Tmpfs": {"/run": "exec,mode=755"},
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "4m", "max-file": "1"}},
         }
-        if self._settings.host_runtime:
-            host_config["Runtime"] = self._settings.host_runtime
         return {
             "Image": spec.image,
             "Labels": labels,

@@ -87,6 +87,7 @@ class Endpoint:
                 memory=int(raw.get("MemTotal", 0)),
                 kernel=raw.get("KernelVersion", ""),
                 cgroup_version=str(raw.get("CgroupVersion", "1")),
+                runtimes=frozenset(raw.get("Runtimes") or {}),
             )
         return self._info
 

@@ -1,8 +1,11 @@
 """How strong the wall around a sandbox's outer container is. A tier is what was asked for, or an error: never a weaker one."""
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from manyoyo_mcp.config import EngineName
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
 
 
@@ -13,7 +16,7 @@ class Tier:
     host_config: dict[str, Any]
     held: str
     risk: str
-    engines: frozenset[str] = frozenset({"podman", "docker"})
+    engines: frozenset[EngineName] = frozenset[EngineName](("podman", "docker"))
     """The nested engines that it can be had with, and `why_not` with the others."""
     why_not: str = ""
     trial: tuple[str, ...] = ("/bin/true",)
@@ -79,23 +82,87 @@ TIERS = {
         trial=("/usr/bin/unshare", "--user", "/bin/true"),
         owns_store=True,
     ),
+    "gvisor": Tier(
+        _HARDENED,
+        "Code in a nested run, exec or RUN step faces gVisor, a kernel of its own in a process, and not the host's. The outer "
+        "container is a hardened one: it sees no device of the host's.",
+        "gVisor itself runs on the host's kernel, with few of its calls; the sockets of what is nested are the host's kernel's. A "
+        "memory cap that is hit ends the whole nested container.",
+        engines=frozenset({"podman"}),
+        why_not="only podman is set up to have gVisor for runs, execs and RUN steps alike",
+        trial=("/usr/bin/runsc", "--version"),
+    ),
 }
-ORDER = tuple(TIERS)
+_ORDER = tuple(TIERS)
 """From the weakest wall to the strongest."""
+
+RUNTIME = "runtime:"
+"""Begins the name of a tier that is an OCI runtime of the host's."""
+_UNTRIED = "This runtime was not tried by those who made this; the cap probe and the contract suite tell."
+_RUNTIMES: tuple[tuple[str, dict[str, Any], str, bool], ...] = (
+    # sysbox gives an unprivileged container what an engine in it needs, its own user namespace first.
+    ("sysbox", {}, "The outer container has a user namespace of its own: root in it is nobody on the host.", True),
+    # A virtual machine, in whose kernel the engine needs what it needs in the host's.
+    ("kata|krun|crun-vm|io.containerd.kata|io.containerd.krun", _HARDENED,
+     "The outer container is a virtual machine with a kernel of its own.", False),
+    # gVisor's capabilities are its own kernel's.
+    ("runsc|gvisor|io.containerd.runsc", {"CapAdd": ["ALL"]},
+     "The outer container faces gVisor and not the host's kernel.", False),
+    ("", _HARDENED, f"The outer container is a hardened one. {_NESTED}", False),
+)  # fmt: skip
+"""How the names of runtimes begin, what Docker's API is asked for beside such a one, what it holds, and whether it moves the owners of
+a store's files."""
+
+
+def tier(name: str) -> Tier:
+    """What there is by the name of a tier, or by `runtime:NAME`."""
+    if not name.startswith(RUNTIME):
+        return TIERS[name]
+    runtime = name.removeprefix(RUNTIME)
+    _, flags, held, owns_store = next(each for each in _RUNTIMES if re.match(each[0], runtime))
+    return Tier(flags | {"Runtime": runtime}, held, _UNTRIED, owns_store=owns_store)
+
+
+def host_config(name: str, host_runtime: str | None) -> dict[str, Any]:
+    """What Docker's API is asked for, for an outer container of a tier; `host_runtime`: the one for tiers that are none themselves."""
+    return ({"Runtime": host_runtime} if host_runtime else {}) | tier(name).host_config
+
+
+def weaker(name: str, configured: str) -> bool:
+    """Whether a tier may be a weaker wall than the one that is configured. How strong another runtime's is, nobody here can know: it is
+    not weaker than the weakest."""
+    if name == configured:
+        return False
+    if name in _ORDER and configured in _ORDER:
+        return _ORDER.index(name) < _ORDER.index(configured)
+    return configured != _ORDER[0]
+
+
+def check_registered(name: str, runtimes: Collection[str]) -> None:
+    """Raise NotSupported where a tier is a runtime that the host's engine, which has `runtimes`, does not have."""
+    runtime = name.removeprefix(RUNTIME)
+    if name.startswith(RUNTIME) and runtime not in runtimes:
+        raise NotSupported(
+            f"isolation {name} can't be had: the host's engine has no OCI runtime {runtime!r}. It has: "
+            f"{', '.join(sorted(runtimes)) or 'none that it tells of'}.",
+            f"Register it there (dockerd --add-runtime {runtime}=PATH), name one that it has, or take another isolation "
+            f"({', '.join(TIERS)}).",
+            code="ISOLATION_UNAVAILABLE",
+        )
 
 
 def check(name: str, engine: str, before: str | None) -> None:
     """Raise NotSupported where the nested engine can't have this tier, or InvalidArgument where the store to start on was made in
     another (`before`) whose files have other owners."""
-    tier = TIERS[name]
-    if engine not in tier.engines:
+    asked = tier(name)
+    if engine not in asked.engines:
         others = ", ".join(other for other in TIERS if engine in TIERS[other].engines)
         raise NotSupported(
-            f"isolation {name} can't be had with engine {engine}: {tier.why_not}.",
-            f"Start with engine={min(tier.engines)}, or with another isolation ({others}).",
+            f"isolation {name} can't be had with engine {engine}: {asked.why_not}.",
+            f"Start with engine={min(asked.engines)}, or with another isolation ({others}).",
             code="ISOLATION_UNAVAILABLE",
         )
-    if before is not None and before != name and (tier.owns_store or TIERS[before].owns_store):
+    if before is not None and before != name and (asked.owns_store or tier(before).owns_store):
         raise InvalidArgument(
             f"What it begins with was stored with isolation {before}, and {name} could not read it.",
             f"Leave isolation out (it stays {before}), or start a new sandbox.",

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -195,9 +195,16 @@ class Manager:
         store = await self.keeping.store_of(sandbox)
         await settled(sandbox)
         caps = sandbox.limits.largest
-        tier = cast(Isolation, sandbox.isolation)
         wanted = Wanted(
-            None, caps.cpus, caps.memory, caps.pids, sandbox.disk, None, store, isolation=tier, network=sandbox.network
+            None,
+            caps.cpus,
+            caps.memory,
+            caps.pids,
+            sandbox.disk,
+            None,
+            store,
+            isolation=sandbox.isolation,
+            network=sandbox.network,
         )
         try:
             for number in range(count):

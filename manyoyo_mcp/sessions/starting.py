@@ -20,6 +20,7 @@ from manyoyo_mcp.errors import (
 )
 from manyoyo_mcp.hosts.base import ENDING, Host, HostInfo, Outer, OuterSpec, Storage, Store, ours, store_of
 from manyoyo_mcp.hosts.isolation import check as check_isolation
+from manyoyo_mcp.hosts.isolation import check_registered
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
@@ -181,6 +182,7 @@ class Starter:
         check_isolation(isolation, engine, source.labels.get("isolation", "privileged") if source is not None else None)
         network = wanted.network or reach.configured(self._settings)
         info = await self._host.info()
+        check_registered(isolation, info.runtimes)
         caps = granting.caps(self._settings, info, wanted.cpus, wanted.memory, wanted.pids)
         image = await outer_image.ensure(self._host, self._settings, progress)
         storage = await self._host.storage(image)
@@ -386,5 +388,5 @@ def _as(wanted: Wanted, had: dict[str, str]) -> Wanted:
         cpus=wanted.cpus or float(had["cpus"]),
         memory=wanted.memory or int(had["memory"]),
         pids=wanted.pids or int(had["pids"]),
-        isolation=wanted.isolation or cast(Isolation | None, had.get("isolation")),
+        isolation=wanted.isolation or had.get("isolation"),
     )

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from manyoyo_mcp.config import EngineName, Isolation, NetworkMode
 from manyoyo_mcp.errors import InvalidArgument, PolicyRefused
-from manyoyo_mcp.hosts.isolation import ORDER, TIERS
+from manyoyo_mcp.hosts.isolation import tier, weaker
 from manyoyo_mcp.sessions import reach
 from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.sessions.manager import Manager
@@ -27,17 +27,16 @@ class StartInput(ToolInput):
     pids_limit: Pids = Field(None, description="Processes and threads in the whole sandbox; default 4096.")
     disk: Disk = Field(
         None,
-        description='Disk of the whole sandbox, images and all, e.g. "40g"; default 20g where disks can be capped.',
+        description='Disk of the whole sandbox, e.g. "40g"; default 20g where disks can be capped.',
     )
     name: Text | None = Field(
         None,
-        description="Makes it outlive this server: stopped when idle, kept with all that is in it. The same name finds it "
-        "again, in this session or a later one.",
+        description="Makes it outlive this server: stopped when idle, kept with all that is in it. The same name finds it again.",
     )
     from_checkpoint: Text | None = Field(None, description="Begin with what is in this checkpoint, as a private copy.")
     isolation: Isolation | None = Field(
         None,
-        description='Its wall. "hardened": none of the host\'s devices; "userns" (docker): nested root is nobody outside.',
+        description='Its wall. "hardened": none of the host\'s devices; "userns" (docker): nested root is nobody; "gvisor" (podman): another kernel.',
     )
     network_policy: NetworkMode | None = Field(
         None, description='What it may reach: "open" (the internet), "log" (recorded), "allowlist", "none".'
@@ -45,9 +44,7 @@ class StartInput(ToolInput):
     network_allow: list[Text] | None = Field(
         None, max_length=200, description='For "allowlist": ["*.example.org:443", "203.0.113.0/24"].'
     )
-    wait_s: float = Field(
-        0, ge=0, le=3600, description="Seconds to wait in the queue where the budget has no room; 0: refuse at once."
-    )
+    wait_s: float = Field(0, ge=0, le=3600, description="Seconds to wait for room in the budget; 0: refuse at once.")
     sandbox_id: Text | None = Field(None, description="A live sandbox to change: larger caps, network_policy.")
 
 
@@ -77,7 +74,7 @@ class SandboxInfo(BaseModel):
             nested_default=GrantedCaps.of(sandbox.limits.default),
             caps_enforced="enforced" if sandbox.evidence and sandbox.evidence.enforced else "unenforced",
             evidence=sandbox.evidence.words if sandbox.evidence else "not probed",
-            isolation=TIERS[sandbox.isolation].words(sandbox.isolation),
+            isolation=tier(sandbox.isolation).words(sandbox.isolation),
             network=sandbox.network.words(),
             transport=sandbox.transport,
             images=[tag for image in images for tag in image.tags][:30],
@@ -127,9 +124,9 @@ class StartOutput(ToolOutput):
     "Start a sandbox",
     """
 Start a container host of your own: a sandbox with its own engine and image store, apart from the user's Docker. Build and
-run in it as freely as on a throw-away machine. Returns sandbox_id, the caps that bind, and the images that are there.
-It lives until cleanup or until this server ends; with a name it is kept. You need not call this first: the first nested_build or nested_run starts
-one with the defaults. Call it to choose engine or caps, for a second sandbox, or with sandbox_id to change a live one.
+run in it freely. Returns sandbox_id, the caps that bind, and the images that are there.
+It lives until cleanup or until this server ends; with a name it is kept. You need not call this first: nested_build and nested_run start one
+with the defaults. Call it to choose engine or caps, for a second sandbox, or with sandbox_id to change a live one.
 """,
     StartInput,
     StartOutput,
@@ -192,14 +189,14 @@ async def _approved(call: Call, arguments: StartInput) -> bool:
         if closed := ", ".join(str(each) for each in policy.allow if each.closed):
             words += f" Private, link-local or metadata addresses in it: {closed}."
         wishes.append(Wish("network", policy.label, words, refusal))
-    weaker = arguments.isolation
-    if weaker is not None and arguments.sandbox_id is None and ORDER.index(weaker) < ORDER.index(settings.isolation):
+    asked = arguments.isolation
+    if asked is not None and arguments.sandbox_id is None and weaker(asked, settings.isolation):
         refused = PolicyRefused(
-            f"isolation={weaker!r} is a weaker wall than configured, which is {settings.isolation!r}.",
+            f"isolation={asked!r} is a weaker wall than configured, which is {settings.isolation!r}.",
             "Leave isolation out, or ask the user.",
         )
-        words = f"A sandbox with a weaker wall ({TIERS[weaker].words(weaker)}) Configured is {settings.isolation}."
-        wishes.append(Wish("isolation", weaker, words, refused))
+        words = f"A sandbox with a weaker wall ({tier(asked).words(asked)}) Configured is {settings.isolation}."
+        wishes.append(Wish("isolation", asked, words, refused))
     await call.approve(*wishes)
     return network is not None
 

@@ -638,6 +638,20 @@ def test_doctor_tries_both_engines() -> None:
         assert check["state"] == "ok" and "killed (exit 137" in check["found"] and "removed in" in check["found"]
 
 
+def test_doctor_tries_a_tier() -> None:
+    """By what is seen in a sandbox of it; and says why it can't be had, which is a failure where it is the one that is meant."""
+    done = cli("doctor", "isolation", "gvisor", "runtime:no-such", "--json", "--quiet")
+    had, none, *_ = json.loads(done.stdout)["checks"]
+    assert done.returncode == 0 and had["name"] == "isolation gvisor, podman" and had["state"] == "ok", had
+    assert "a nested run sees Linux version 4.4.0" in had["found"]
+    assert none["state"] == "warn" and "has no OCI runtime 'no-such'. It has: " in none["found"] and none["mend"]
+    meant = cli(
+        "doctor", "isolation", "runtime:no-such", "--json", "--quiet", env={"MANYOYO_ISOLATION": "runtime:no-such"}
+    )
+    assert meant.returncode == 1 and json.loads(meant.stdout)["checks"][0]["state"] == "fail"
+    assert cli("doctor", "isolation", "strong").returncode == 2
+
+
 def test_doctor_names_what_is_wrong() -> None:
     for env, name in (
         ({"DOCKER_HOST": "unix:///no/such/socket"}, "host engine"),

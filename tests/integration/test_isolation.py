@@ -129,16 +129,19 @@ async def test_root_of_a_nested_container_is_nobody_outside(client: Client) -> N
     assert (await run(client, again["sandbox_id"], "cat /who", image="localhost/who"))["exit_code"] == 0
 
 
-async def test_an_engine_that_can_not_have_a_tier_refuses_it(client: Client) -> None:
-    error = await refused(client, "start_sandbox", engine="podman", isolation="userns")
-    assert error["code"] == "ISOLATION_UNAVAILABLE" and "engine=docker" in error["hint"], error
+@pytest.mark.parametrize(("tier", "engine", "other"), [("userns", "podman", "docker"), ("gvisor", "docker", "podman")])
+async def test_an_engine_that_can_not_have_a_tier_refuses_it(
+    client: Client, tier: str, engine: str, other: str
+) -> None:
+    error = await refused(client, "start_sandbox", engine=engine, isolation=tier)
+    assert error["code"] == "ISOLATION_UNAVAILABLE" and f"engine={other}" in error["hint"], error
 
 
 async def test_the_default_is_told(client: Client) -> None:
     sandbox = await start(client)
     status = (await call(client, "sandbox_status", sandbox_id=sandbox))["sandboxes"][0]
     assert status["isolation"] == "privileged"
-    error = await refused(client, "start_sandbox", isolation="gvisor")
+    error = await refused(client, "start_sandbox", isolation="stronger")
     assert "hardened" in error["message"] + error["hint"], error
 
 
@@ -148,3 +151,79 @@ async def test_warm_ones_are_of_the_configured_tier_alone(tmp_path: Path) -> Non
         assert first["sandbox"]["isolation"].startswith("hardened. ")
         other = await call(client, "start_sandbox", isolation="privileged")
         assert other["sandbox"]["isolation"].startswith("privileged. ")
+
+
+def said(result: dict[str, Any]) -> str:
+    """The output without its fence."""
+    return "\n".join(result["output"].splitlines()[1:-1])
+
+
+async def test_what_is_nested_has_a_kernel_of_its_own(client: Client) -> None:
+    started = (await call(client, "start_sandbox", isolation="gvisor", name=NAME, memory="1g", network_policy="open"))[
+        "sandbox"
+    ]
+    sandbox = started["sandbox_id"]
+    assert started["isolation"].startswith("gvisor. ") and started["caps_enforced"] == "enforced"
+    host_config, _ = await outside(sandbox)
+    assert host_config["Privileged"] is False
+    theirs = Path("/proc/version").read_text()
+    await build(client, sandbox)
+    # Run, exec, RUN step, and what a client at the gate makes, from within too.
+    ran = await run(client, sandbox, "cat /proc/version /job/in > /job/out; cat /job/out; exit 3",
+                    files={"/job/in": "kept"}, outputs=["/job/out"])  # fmt: skip
+    kernel, kept = said(ran).splitlines()
+    assert ran["exit_code"] == 3 and kept == "kept" and f"{kernel}\nkept" in ran["outputs"][0]["text"], ran
+    assert kernel.startswith("Linux version 4.4.0") and kernel != theirs.strip()
+    await run(client, sandbox, "nc -ll -p 7 -e echo served & exec sleep 1000", detach=True, name="svc")
+    done = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", command=["cat", "/proc/version"])
+    assert done["exit_code"] == 0 and said(done) == kernel, done
+    dockerfile = f"FROM {BUSYBOX}\nRUN cat /proc/version > /tmp/seen\nRUN false || echo more >> /tmp/seen\n"
+    assert (await build(client, sandbox, dockerfile, tags=["localhost/seen"]))["reason"] == "OK"
+    assert said(await run(client, sandbox, "cat /tmp/seen", image="localhost/seen")) == f"{kernel}\nmore"
+    failed = await build(client, sandbox, f"FROM {BUSYBOX}\nRUN exit 7\n")
+    assert failed["reason"] == "BUILD_FAILED" and failed["exit_code"] == 7, failed
+    endpoint = await call(client, "sandbox_endpoint", sandbox_id=sandbox)
+
+    def through_the_gate() -> str:
+        gate = docker.DockerClient(base_url=endpoint["docker_host"])
+        with pytest.raises(docker.errors.APIError, match="runtime is fixed"):
+            gate.containers.run(BUSYBOX, ["true"], runtime="crun")
+        made = gate.containers.run(BUSYBOX, ["cat", "/proc/version"], detach=True)
+        made.wait()
+        return str(made.logs().decode().strip())
+
+    assert await anyio.to_thread.run_sync(through_the_gate) == kernel
+    # Caps, and what is killed.
+    assert (await run(client, sandbox, "tail /dev/zero", memory="64m"))["reason"] == "OOM_KILLED"
+    late = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", timeout_s=1,
+                      command=["sh", "-c", "sleep 900 & sleep 901"])  # fmt: skip
+    assert late["reason"] == "TIMEOUT", late
+    left = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", command=["ps"])
+    assert "sleep 1000" in left["output"] and "sleep 90" not in left["output"], left
+    none = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", command=["no-such-program"])
+    assert none["reason"] == "COMMAND_NOT_FOUND", none
+    # Networks: one container reaches another, by the kernel's sockets.
+    listed = (await call(client, "nested_list", sandbox_id=sandbox))["containers"]
+    address = next(each["address"] for each in listed if each["name"] == "svc")
+    assert "served" in (await run(client, sandbox, f"nc -w 3 {address} 7"))["output"]
+    assert (await run(client, sandbox, f"nc -w 1 {address} 7", network="none"))["exit_code"] != 0
+    await call(client, "cleanup", sandbox_id=NAME, keep_data=True)
+    again = (await call(client, "start_sandbox", name=NAME))["sandbox"]
+    assert again["isolation"].startswith("gvisor. "), "never weaker in silence"
+    await call(client, "nested_stop", sandbox_id=NAME, container="svc", action="start")
+    done = await call(
+        client, "nested_exec", sandbox_id=again["sandbox_id"], container="svc", command=["cat", "/proc/version"]
+    )
+    assert said(done) == kernel, done
+
+
+async def test_a_runtime_of_the_hosts(client: Client) -> None:
+    """One that every Docker has; and one that none has."""
+    sandbox = (await call(client, "start_sandbox", isolation="runtime:runc", memory="512m"))["sandbox"]
+    assert sandbox["isolation"].startswith("runtime:runc. ") and "not tried" in sandbox["isolation"]
+    host_config, _ = await outside(sandbox["sandbox_id"])
+    assert host_config["Runtime"] == "runc" and host_config["Privileged"] is False
+    await build(client, sandbox["sandbox_id"])
+    assert (await run(client, sandbox["sandbox_id"], "echo hi"))["output"].splitlines()[1] == "hi"
+    error = await refused(client, "start_sandbox", isolation="runtime:no-such")
+    assert error["code"] == "ISOLATION_UNAVAILABLE" and "runc" in error["message"], error

@@ -110,6 +110,14 @@ async def test_it_leads_no_further(box: Box, host: dict[str, Any]) -> None:
     assert status == 403, said
 
 
+async def test_in_gvisor_too(manager: Manager, debian: Base) -> None:
+    sandbox = await manager.start("podman", memory=1 << 30, isolation="gvisor")
+    try:
+        assert (await ask(Box(manager, sandbox), "GET", "/version"))[0] == 200
+    finally:
+        await manager.remove(sandbox)
+
+
 async def test_a_users_client_may_mount_it(box: Box, tmp_path: Path) -> None:
     cli = Docker(box.manager.endpoints.open(box.sandbox), tmp_path)
     for words in (

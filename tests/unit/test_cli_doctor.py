@@ -7,7 +7,10 @@ import pytest
 
 from manyoyo_mcp.cli.doctor import host, machine
 from manyoyo_mcp.cli.doctor.check import Check, State
+from manyoyo_mcp.cli.doctor.walls import proof
 from manyoyo_mcp.config import Settings
+from manyoyo_mcp.errors import EngineFailed
+from manyoyo_mcp.hosts.base import Completed
 
 GIB = 1 << 30
 FULL = (1 << 41) - 1
@@ -159,3 +162,36 @@ def test_a_tier_that_can_not_be_had_is_named() -> None:
         and "MANYOYO_ISOLATION=privileged" in check.mend
     )
     assert "capabilities" in host.tiers("privileged", dict.fromkeys(host.TIERS, "x")).mend
+
+
+PROVEN = {
+    "nested_kernel": "Linux version 4.4.0 #1 SMP", "nested_ids": "0 100000 65536", "exit": "0", "outer_disks": "0",
+    "outer_kernel": "Linux version 6.1.0 #1 SMP", "outer_capabilities": "00000000a80425fb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tier", "otherwise", "is_proven"),
+    [
+        ("privileged", {"outer_disks": "3"}, True),
+        ("hardened", {}, True),
+        ("hardened", {"outer_disks": "3"}, False),
+        ("hardened", {"outer_capabilities": "000001ffffffffff"}, False),
+        ("userns", {}, True),
+        ("userns", {"nested_ids": "         0          0 4294967295"}, False),
+        ("userns", {"outer_disks": "1"}, False),
+        ("gvisor", {}, True),
+        ("gvisor", {"nested_kernel": "Linux version 6.1.0 #1 SMP"}, False),
+        ("gvisor", {"outer_capabilities": "000001ffffffffff"}, False),
+    ],
+)
+def test_a_tier_is_proven_by_what_is_seen_in_it(tier: str, otherwise: dict[str, str], is_proven: bool) -> None:
+    output = "".join(f"{key}={value}\n" for key, value in (PROVEN | otherwise).items())
+    found, words = proof(tier, Completed(0, output))
+    assert found is is_proven and words
+
+
+@pytest.mark.parametrize("completed", [Completed(1, "exit=0\n"), Completed(0, "exit=126\n"), Completed(124, "")])
+def test_a_proof_that_did_not_run_is_none(completed: Completed) -> None:
+    with pytest.raises(EngineFailed):
+        proof("hardened", completed)

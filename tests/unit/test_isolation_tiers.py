@@ -1,9 +1,11 @@
 """Which tier can be had with which nested engine, and on what was stored in which."""
 
 import pytest
+from pydantic import ValidationError
 
+from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
-from manyoyo_mcp.hosts.isolation import TIERS, check
+from manyoyo_mcp.hosts.isolation import TIERS, check, check_registered, host_config, tier, weaker
 
 
 @pytest.mark.parametrize("engine", ["podman", "docker"])
@@ -30,3 +32,64 @@ def test_a_store_with_other_owners_is_not_started_on(name: str, before: str) -> 
 def test_tiers_that_store_alike_may_change() -> None:
     check("hardened", "docker", "privileged")
     check("privileged", "podman", "hardened")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ("sysbox-runc", {}),
+        ("runsc", {"CapAdd": ["ALL"]}),
+        ("io.containerd.runsc.v1", {"CapAdd": ["ALL"]}),
+        ("kata", TIERS["hardened"].host_config),
+        ("kata-qemu", TIERS["hardened"].host_config),
+        ("io.containerd.kata.v2", TIERS["hardened"].host_config),
+        ("krun", TIERS["hardened"].host_config),
+        ("crun", TIERS["hardened"].host_config),
+        ("mykata", TIERS["hardened"].host_config),
+    ],
+)
+def test_what_a_runtime_of_the_hosts_is_asked_with(runtime: str, expected: dict[str, object]) -> None:
+    """Never privileged: a runtime that is not known gets what the hardened tier does."""
+    found = host_config(f"runtime:{runtime}", "the-usual-one")
+    assert found == expected | {"Runtime": runtime} and "Privileged" not in found
+    assert "not tried" in tier(f"runtime:{runtime}").words(f"runtime:{runtime}")
+
+
+def test_other_tiers_have_the_runtime_that_is_configured() -> None:
+    assert host_config("hardened", "shim")["Runtime"] == "shim" and "Runtime" not in host_config("privileged", None)
+
+
+def test_a_runtime_that_the_host_does_not_have_is_refused_with_what_it_has() -> None:
+    check_registered("runtime:runc", {"runc", "kata"})
+    check_registered("hardened", set())
+    with pytest.raises(NotSupported) as refused:
+        check_registered("runtime:sysbox-runc", {"runc", "kata"})
+    assert refused.value.instance_code == "ISOLATION_UNAVAILABLE"
+    assert "'sysbox-runc'" in refused.value.message and "kata, runc" in refused.value.message
+
+
+def test_a_store_of_a_runtime_that_moves_owners_is_its_own() -> None:
+    check("runtime:kata", "podman", "hardened")
+    with pytest.raises(InvalidArgument):
+        check("runtime:sysbox-runc", "docker", "hardened")
+    with pytest.raises(InvalidArgument):
+        check("hardened", "docker", "runtime:sysbox-runc")
+
+
+@pytest.mark.parametrize(
+    ("asked", "configured", "is_weaker"),
+    [
+        ("privileged", "hardened", True), ("hardened", "privileged", False), ("userns", "gvisor", True), ("gvisor", "gvisor", False),
+        ("runtime:kata", "privileged", False), ("runtime:kata", "hardened", True), ("runtime:kata", "runtime:kata", False),
+        ("runtime:runc", "runtime:kata", True), ("gvisor", "runtime:kata", True),
+    ],
+)  # fmt: skip
+def test_how_strong_another_runtime_is_nobody_knows(asked: str, configured: str, is_weaker: bool) -> None:
+    assert weaker(asked, configured) is is_weaker
+
+
+@pytest.mark.parametrize("name", ["runtime:", "runtime:a b", "runtime:/bin/sh", "gvisor ", "", "runtime"])
+def test_what_names_no_tier(name: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(isolation=name)
+    assert Settings(isolation="runtime:io.containerd.kata.v2").isolation == "runtime:io.containerd.kata.v2"

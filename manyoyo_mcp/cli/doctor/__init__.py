@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -13,11 +14,13 @@ from manyoyo_mcp.cli.doctor import host, machine
 from manyoyo_mcp.cli.doctor.check import Check, State, fail
 from manyoyo_mcp.cli.doctor.network import network
 from manyoyo_mcp.cli.doctor.trial import trial
+from manyoyo_mcp.cli.doctor.walls import walls
 from manyoyo_mcp.cli.exits import Exit
 from manyoyo_mcp.cli.screen import Screen
-from manyoyo_mcp.config import Settings
-from manyoyo_mcp.errors import ManyoyoError
+from manyoyo_mcp.config import ISOLATIONS, Settings
+from manyoyo_mcp.errors import InvalidArgument, ManyoyoError
 from manyoyo_mcp.hosts.docker import open_host
+from manyoyo_mcp.hosts.isolation import RUNTIME, TIERS
 from manyoyo_mcp.text import sanitise
 
 _MARKS = {State.OK: ("ok  ", "green"), State.WARN: ("warn", "yellow"), State.FAIL: ("FAIL", "bold red")}
@@ -25,9 +28,23 @@ _MARKS = {State.OK: ("ok  ", "green"), State.WARN: ("warn", "yellow"), State.FAI
 
 async def doctor(*, try_sandboxes: bool, as_json: bool, screen: Screen) -> int:
     """Print every check; the exit code: 1 where one fails."""
+    return await _tell(_examine(try_sandboxes, screen), as_json)
+
+
+async def isolation(names: Sequence[str], *, as_json: bool, screen: Screen) -> int:
+    """The same for tiers of isolation, each of which is tried: those with these `names`, or all. Raises InvalidArgument for what is none."""
+    for name in names:
+        if re.match(ISOLATIONS, name) is None:
+            raise InvalidArgument(
+                f"There is no isolation {name[:60]!r}.", f"There are: {', '.join(TIERS)}, {RUNTIME}NAME."
+            )
+    return await _tell(walls(load_settings(), names, screen), as_json)
+
+
+async def _tell(examined: AsyncGenerator[Check], as_json: bool) -> int:
     checks: list[Check] = []
     console = Console(highlight=False)
-    async with aclosing(_examine(try_sandboxes, screen)) as found:
+    async with aclosing(examined) as found:
         async for check in found:
             checks.append(check)
             if not as_json:

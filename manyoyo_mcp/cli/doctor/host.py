@@ -19,7 +19,7 @@ from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
 from manyoyo_mcp.errors import ManyoyoError
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import DockerHost
-from manyoyo_mcp.hosts.isolation import TIERS, Tier
+from manyoyo_mcp.hosts.isolation import TIERS, host_config, tier
 from manyoyo_mcp.hosts.pool import KEEPER
 from manyoyo_mcp.image import bases, outer
 from manyoyo_mcp.sessions import sweep
@@ -138,7 +138,7 @@ async def capabilities(facts: Facts) -> Check:
         return ok("capabilities", "the engine is not on this machine; `manyoyo-mcp doctor --try` tells")
     status = dict(line.split(":\t", 1) for line in _read("/proc/self/status").splitlines() if ":\t" in line)
     missing = lacking(int(status["CapBnd"], 16), int(_read("/proc/sys/kernel/cap_last_cap")))
-    refusal = await _refusal(facts, TIERS["privileged"]) if missing and runtime is None else ""
+    refusal = await _refusal(facts, "privileged") if missing and runtime is None else ""
     return privileged(missing, runtime, refusal, ENGINE_SCRIPT.exists())
 
 
@@ -165,8 +165,8 @@ async def isolation(facts: Facts) -> Check:
     if facts.settings.host_runtime not in (None, *(facts.info.get("Runtimes") or {})):
         return ok("isolation", "not tried without the runtime that is configured: see capabilities")
     refused: dict[str, str] = {}
-    for name, tier in TIERS.items():
-        refusal = await _refusal(facts, tier, facts.settings.host_runtime)
+    for name in dict.fromkeys((*TIERS, facts.settings.isolation)):
+        refusal = await _refusal(facts, name, facts.settings.host_runtime)
         if refusal is None:
             return ok("isolation", "tried once there is the sandbox image: `manyoyo-mcp image build`")
         if refusal:
@@ -176,7 +176,10 @@ async def isolation(facts: Facts) -> Check:
 
 def tiers(configured: str, refused: Mapping[str, str]) -> Check:
     """What becomes of the tiers where the host refuses some, each in its words; a failure where that is the one that is meant."""
-    words = ", ".join(f"{name} {'can not be had' if name in refused else 'can be had'}" for name in TIERS)
+    words = ", ".join(
+        f"{name} {'can not be had' if name in refused else 'can be had'}"
+        for name in dict.fromkeys((*TIERS, configured))
+    )
     words += f"; {configured} where start_sandbox names none"
     if configured in refused:
         others = [name for name in TIERS if name not in refused]
@@ -190,18 +193,18 @@ def tiers(configured: str, refused: Mapping[str, str]) -> Check:
     return ok("isolation", words)
 
 
-async def _refusal(facts: Facts, tier: Tier, runtime: str | None = None) -> str | None:
+async def _refusal(facts: Facts, name: str, runtime: str | None = None) -> str | None:
     """What is said to a container of a tier that does next to nothing: nothing where it starts and succeeds; None where there is no
     image to try it with."""
-    image = outer.reference(facts.settings)
+    image, trial = outer.reference(facts.settings), tier(name).trial
     if not await facts.host.image_exists(image):
         return None
     body = {
         "Image": image,
-        "Entrypoint": list(tier.trial),
+        "Entrypoint": list(trial),
         "Labels": {LABEL + key: value for key, value in Identity().labels().items()},
         "NetworkDisabled": True,
-        "HostConfig": tier.host_config | ({"Runtime": runtime} if runtime else {}),
+        "HostConfig": host_config(name, runtime),
     }
 
     def attempt(client: docker.APIClient) -> str:
@@ -212,7 +215,7 @@ async def _refusal(facts: Facts, tier: Tier, runtime: str | None = None) -> str 
             code = client.wait(container, timeout=30)["StatusCode"]
             if code != 0:
                 said = client.logs(container).decode(errors="replace").strip()
-                return f"{' '.join(tier.trial)} ended with {code}: {said}"
+                return f"{' '.join(trial)} ended with {code}: {said}"
         except docker.errors.APIError as error:
             return str(error.explanation or error)
         finally:

@@ -9,7 +9,7 @@ from manyoyo_mcp.cli.doctor.check import Check, fail, ok
 from manyoyo_mcp.cli.doctor.host import Facts
 from manyoyo_mcp.errors import ManyoyoError
 from manyoyo_mcp.hosts.base import LABEL
-from manyoyo_mcp.hosts.isolation import TIERS
+from manyoyo_mcp.hosts.isolation import host_config
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions import reach
 from manyoyo_mcp.sessions.identity import Identity
@@ -35,8 +35,7 @@ async def network(facts: Facts) -> Check:
         "Image": image,
         "Entrypoint": ["/usr/lib/manyoyo/egress"],
         "Labels": {LABEL + key: value for key, value in Identity().labels().items()},
-        "HostConfig": TIERS[settings.isolation].host_config
-        | ({"Runtime": settings.host_runtime} if settings.host_runtime else {}),
+        "HostConfig": host_config(settings.isolation, settings.host_runtime),
     }
 
     def attempt(client: docker.APIClient) -> str | None:

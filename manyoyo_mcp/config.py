@@ -79,7 +79,8 @@ class Settings(BaseSettings):
         None, description="The host engine's endpoint; default: DOCKER_HOST, else the current docker context."
     )
     host_runtime: str | None = Field(
-        None, description="OCI runtime for the sandboxes' outer containers, as registered with the host's engine."
+        None,
+        description="OCI runtime of the outer containers in tiers that are none themselves, asked for with that tier's rights; as a wall use MANYOYO_ISOLATION=runtime:NAME.",
     )
     engine: EngineName = Field("podman", description="The nested engine where start_sandbox names none.")
     isolation: Isolation = Field("privileged", description="The wall around a sandbox where start_sandbox names none.")

@@ -39,6 +39,7 @@ def no_port(value: list[str] | None) -> Any:
     """The same for ports."""
     if value:
         raise NotSupported(
-            "Published ports are not offered: nothing outside a sandbox reaches what runs in it.",
-            "What talks to a service runs beside it, in the same sandbox: nested_run twice, through an MCP client.",
+            "Published ports are not offered here: this sandbox ends with its command.",
+            "What talks to a service runs beside it in the same sandbox; through an MCP client sandbox_endpoint with ports=true has them "
+            "(docs/endpoint.md).",
         )

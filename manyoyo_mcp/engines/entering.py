@@ -78,7 +78,7 @@ class Entering(Asking):
                 return ended
 
         if spec.secrets:
-            await self._may_be_told(spec)
+            await self._may_be_told(spec, body)
 
         def begin(client: GuardedClient) -> _Entered:
             answer = client._post_json(client._url("/containers/{0}/exec", spec.container), data=body)
@@ -91,8 +91,8 @@ class Entering(Asking):
     async def _enter(self, spec: ExecSpec, body: dict[str, Any]) -> Attached | None:
         """Begin an exec without the engine's exec, where that goes. Engines say whether it does."""
 
-    async def _may_be_told(self, spec: ExecSpec) -> None:
-        """Raise NotSupported where the engine would store an exec's secrets. Engines say whether they do."""
+    async def _may_be_told(self, spec: ExecSpec, body: dict[str, Any]) -> None:
+        """Raise NotSupported where the engine would store an exec's secrets, which stand in `body`. Engines say whether they do."""
 
     async def _follow(self, entered: "_Entered", spec: ExecSpec, sink: Sink, marker: str, begun: float) -> Ended | None:
         """An exec to its end; None where it has no exit code, as where it never began."""

@@ -74,18 +74,17 @@ class Giving(Asking):
     """Secrets laid where a container's or build's OCI runtime finds them, and taken away."""
 
     async def _give(self, id_: str, archive: bytes) -> None:
+        self._given.add(id_)  # whatever comes of it
         done = await self._maintain("give-secrets", id_, str(len(archive)), stdin=archive)
         if done.exit_code:
             raise EngineFailed(
                 f"The secrets could not be laid into the sandbox: {str(done.output).strip()[:200]}", "Try once more."
             )
-        self._given.add(id_)
 
     async def _take_away(self, id_: str) -> None:
         """No error, and no question, where none were given."""
-        if id_ in self._given:
+        if id_ in self._given and (await self._maintain("drop-secrets", id_)).exit_code == 0:
             self._given.discard(id_)
-            await self._maintain("drop-secrets", id_)
 
     async def _still_has(self, container: str) -> None:
         """Raises NotSupported where a container that is to be started was given secrets that are not there any more."""

@@ -10,6 +10,7 @@ from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec
 from manyoyo_mcp.engines.buildlog import BuildLog
+from manyoyo_mcp.engines.giving import variable
 from manyoyo_mcp.engines.running import ATTACH_OUTPUT
 from manyoyo_mcp.engines.streams import Streaming
 from manyoyo_mcp.errors import EngineFailed, EngineUnreachable, ManyoyoError, NotSupported
@@ -76,14 +77,16 @@ class PodmanEngine(DockerApiEngine):
         except ManyoyoError:
             return None
 
-    async def _may_be_told(self, spec: ExecSpec) -> None:
-        # It keeps an exec's environment in its database, on the disk.
+    async def _may_be_told(self, spec: ExecSpec, body: dict[str, Any]) -> None:
+        # It keeps an exec's environment in its database, on the disk. Who is not running has podman's own word for that; but without the secrets, for
+        # it may run by then.
         if (await self._inspect(spec.container))["State"]["Status"] == "running":
             raise NotSupported(
                 "This exec would have its secrets on the sandbox's disk: podman has to be asked for it.",
-                "Start the container with the secrets (nested_run), or use engine docker.",
+                'Run it anew with the secrets (nested_run), or in a sandbox with start_sandbox engine="docker".',
                 code="EXEC_SECRETS_UNAVAILABLE",
             )
+        body["Env"] = [each for each in body["Env"] if each not in {variable(secret) for secret in spec.secrets}]
 
     async def logs(self, container: str, tail: int | None, since: float | None) -> bytes:
         # It reads the file while it is written to, and takes the beginning of a line for a broken one.

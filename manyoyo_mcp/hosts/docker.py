@@ -211,7 +211,7 @@ class DockerHost(Looking):
             )
         raise EngineFailed(
             f"The nested {engine} engine did not start. Its last words:\n{words}",
-            "Try engine='docker'." if engine == "podman" else "Try engine='podman'.",
+            "sandbox_status and `manyoyo-mcp doctor --try` say more; the other engine may start, where the isolation can be had with it.",
         )
 
     def execs(self, outer: Outer) -> Dial | None:

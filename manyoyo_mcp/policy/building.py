@@ -72,7 +72,9 @@ def build(request: Request, limits: Limits) -> Allowed:
 def stream(request: Request, limits: Limits) -> Allowed:
     """BuildKit's own protocols, which a gate alone reads on."""
     if request.ours:
-        raise PolicyRefused("BuildKit is reached through a gate alone.", "This is the server's fault.")
+        raise PolicyRefused(
+            "BuildKit is reached through a gate alone.", "Use nested_build, or docker buildx over sandbox_endpoint."
+        )
     return Allowed(request.query, request.body)
 
 

@@ -93,6 +93,6 @@ _CALLS: Mapping[str, tuple[Schema, Rule]] = {
 }
 MESSAGES: Mapping[str, Schema] = {path: schema for path, (schema, _) in _CALLS.items()}
 """Each call's message."""
-CHANGING = frozenset({f"{_CONTROL}/Prune", f"{_CONTROL}/Solve", f"{_GATEWAY}/Solve"})
+CHANGING = frozenset({f"{_CONTROL}/Prune", f"{_CONTROL}/Solve", f"{_GATEWAY}/Solve", f"{_GATEWAY}/Return"})
 """Calls that may change something."""
 ENDPOINTS = tuple(row(METHOD, re.escape(path), takes="message", rule=rule) for path, (_, rule) in _CALLS.items())

@@ -77,5 +77,6 @@ def judge(limits: Callable[[], Limits], witness: Witness) -> Judge:
 
 def _shown(asked: dict[str, Any]) -> dict[str, str]:
     """What a record says of a build: the names that its image gets."""
-    names = [str(each.get("Attrs", {}).get("name", "")) for each in asked.get("Exporters", [])]
+    told = [*(each.get("Attrs", {}) for each in asked.get("Exporters", [])), asked.get("ExporterAttrsDeprecated", {})]
+    names = list(dict.fromkeys(str(each.get("name", "")) for each in told))
     return {"name": ",".join(filter(None, names))} if any(names) else {}

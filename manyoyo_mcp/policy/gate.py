@@ -1,7 +1,8 @@
 """The gate: a unix socket that speaks Docker's API, and podman's own, to clients that we don't trust. Every request is read, judged by `rules` as the
 tools' own are, and written anew; what the engine answers goes back as it comes.
 
-A connection carries one request, so that nothing can hide behind the end of another; clients make a new one for the next. What
+A connection carries one request, so that nothing can hide behind the end of another; clients make a new one for the next. But BuildKit's: `POST /grpc`
+carries many calls, each judged (`calling`, `grpc`). What
 a client sends after its request reaches an engine only once that has said that the connection is a stream now. It has a thread of its own and one more for what the client goes on to
 send, for what reaches an engine need not be a socket that an event loop knows.
 """

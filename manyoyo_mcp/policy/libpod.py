@@ -30,6 +30,10 @@ from manyoyo_mcp.policy.fields import NEVER_DEVICES, NO_BLOCK_IO, NO_PATHS, NO_R
 from manyoyo_mcp.values import Caps
 
 _LEAVE = "Leave it out."
+_NO_SECRETS = off(
+    "podman's secrets are not offered",
+    "A variable or a volume is kept on the sandbox's disk; nested_run and nested_exec give those that are declared (docs/secrets.md).",
+)
 _MOUNT_OPTIONS = (
     "rw",
     "ro",
@@ -270,8 +274,8 @@ _SPEC: dict[str, Check] = {
     "overlay_volumes": off("paths are not mounted", NO_PATHS),
     "image_volumes": off("images are not mounted", "Run the image."),
     "artifact_volumes": off("artifacts are not mounted", _LEAVE),
-    "secrets": off("podman's secrets are not offered", "Use a variable, or a volume."),
-    "secret_env": off("podman's secrets are not offered", "Use a variable."),
+    "secrets": _NO_SECRETS,
+    "secret_env": _NO_SECRETS,
     "devices": NEVER_DEVICES,
     "device_cgroup_rule": NEVER_DEVICES,
     "devices_from": NEVER_DEVICES,

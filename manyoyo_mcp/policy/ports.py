@@ -15,6 +15,10 @@ from manyoyo_mcp.policy.base import Limits, a, matching, only
 LOOPBACK = "127.0.0.1"
 MOST = 32
 """Ports of one container."""
+_LEAST = 1024
+"""The first port that may be published outside."""
+_NAME_SERVER = (53, 1053)
+"""Ports of the outer container's own name server (`egress` in the outer image): who has one could answer in its place."""
 _ANY = ("", "0.0.0.0", "::", "::1", "localhost", LOOPBACK)  # noqa: S104 - what clients write; nobody listens there
 """Addresses that mean this machine, whichever of them."""
 _STARTING = re.compile(r"(?:/libpod)?/containers/([^/]+)/(?:start|restart)")
@@ -76,6 +80,7 @@ def docker_taken(body: Mapping[str, Any], limits: Limits) -> tuple[Published, di
             first, _, last = (kept.get("HostPort") or "0").partition("-")
             _judge_address(kept.get("HostIp") or "")
             bindings.append(Binding(int(number), int(first), int(last or first), protocol or "tcp"))
+            _judge_count(bindings)
     every = a(bool)("PublishAllPorts", host.get("PublishAllPorts") or False)
     exposed = _exposed(body.get("ExposedPorts")) if every else []
     return _judged(bindings, exposed, every, limits), {**body, "HostConfig": rest}
@@ -91,10 +96,11 @@ def libpod_taken(body: Mapping[str, Any], limits: Limits) -> tuple[Published, di
         kept = only("a published port", a(dict)("a published port", row), _MAPPING)
         _judge_address(kept.get("host_ip") or "")
         inner, outer = kept.get("container_port") or 0, kept.get("host_port") or 0
-        for protocol in (kept.get("protocol") or "tcp").split(","):
+        for protocol in dict.fromkeys((kept.get("protocol") or "tcp").split(",")):
             for number in range(min(max(kept.get("range") or 1, 1), MOST + 1)):
                 at = outer + number if outer else 0
                 bindings.append(Binding(inner + number, at, at, _PROTOCOL("a published port", protocol) or "tcp"))
+            _judge_count(bindings)
     every = a(bool)("publish_image_ports", body.get("publish_image_ports") or False)
     expose = body.get("expose") if every else None
     named: dict[str, Any] = (
@@ -106,18 +112,32 @@ def libpod_taken(body: Mapping[str, Any], limits: Limits) -> tuple[Published, di
 def _judged(bindings: list[Binding], exposed: list[Binding], every: bool, limits: Limits) -> Published:
     known = {(each.port, each.protocol) for each in bindings}
     bindings += [each for each in exposed if (each.port, each.protocol) not in known]
+    _judge_count(bindings)
     for each in bindings:
         if not 1 <= each.port <= 65535 or not 0 <= each.first <= each.last <= 65535:
             raise PolicyRefused(f"{each.first}-{each.last}:{each.port} is no port.", "Ports are 1 to 65535.")
+        if any(each.first <= taken <= each.last for taken in _NAME_SERVER):
+            raise PolicyRefused(
+                f"port {each.first} may not be published: the sandbox's own name server has 53 and 1053.",
+                "Publish another one.",
+            )
+        if limits.ports == "outside" and 0 < each.first < _LEAST:
+            raise PolicyRefused(
+                f"port {each.first} may not be published: below {_LEAST} are the machine's own services.",
+                f"Publish another one (-p {each.first + 8000}:{each.port}), or none in particular (-p {each.port}).",
+            )
         if limits.ports == "outside" and each.protocol != "tcp":
             raise PolicyRefused(
                 f"port {each.port}/{each.protocol} can't be published: what reaches outside is TCP.",
                 "Publish TCP ports; another nested container reaches the others at its address or name.",
             )
-    unique = tuple(dict.fromkeys(bindings))
-    if len(unique) > MOST:
+    return Published(tuple(dict.fromkeys(bindings)), every)
+
+
+def _judge_count(bindings: list[Binding]) -> None:
+    """Asked while they are read: what is written in a few bytes may be very many."""
+    if len(bindings) > 2 * MOST or len(set(bindings)) > MOST:
         raise PolicyRefused(f"a container may publish {MOST} ports, not more.", "Publish those that are used.")
-    return Published(unique, every)
 
 
 def _judge_address(address: str) -> None:
@@ -136,6 +156,8 @@ def _exposed(given: Any) -> list[Binding]:
         if parts and (parts[3] or "tcp") == "tcp":
             first = int(parts[1])
             found += [Binding(each) for each in range(first, min(int(parts[2] or first), first + MOST) + 1)]
+        if len(found) > MOST:
+            break  # too many already
     return found
 
 

@@ -26,7 +26,7 @@ def endpoint(method: str, path: str) -> Endpoint:
             return each
     raise PolicyRefused(
         f"{method} {path[:100]} is not among the engine calls that a sandbox allows.",
-        "What is not offered by the tools, or by Docker's API for containers, images, networks and volumes, is not offered.",
+        "Containers, images, networks, volumes and builds are; push, plugins and swarm are not. docs/endpoint.md lists what goes through.",
     )
 
 

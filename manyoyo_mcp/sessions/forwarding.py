@@ -123,15 +123,16 @@ class _Joined:
         """Until the service hangs up; whether it did, rather than the client, or the way to it."""
         sending = threading.Thread(target=self._send, daemon=True, name="port sending")
         sending.start()
+        ended, broken = False, True
         try:
             ended, broken = self._receive(), False
         except ManyoyoError as error:  # as where nothing listens there
             _log.info("%s", error)
-            ended, broken = False, True
-        self._over.set()
-        with contextlib.suppress(OSError):  # whoever reads it stops; who is hung up on sees no end of what was said
-            self._client.shutdown(socket.SHUT_RDWR if ended else socket.SHUT_RD)
-        sending.join()
+        finally:
+            self._over.set()
+            with contextlib.suppress(OSError):  # whoever reads it stops; who is hung up on sees no end of what was said
+                self._client.shutdown(socket.SHUT_RDWR if ended else socket.SHUT_RD)
+            sending.join()
         if not ended and not broken and (self._given_up.is_set() or not _ends(self._hop)):
             self._hop.cut()
         return ended

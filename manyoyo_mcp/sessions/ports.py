@@ -160,11 +160,15 @@ class Ports(Publisher):
             return False
         if had is not None:
             raise _in_use(number, f"the nested container {had.name} has it")
-        if self._closed.is_set() or len(self._held) >= _MOST:
+        if self._closed.is_set():
+            raise RequestError(
+                "This endpoint has ended.", "sandbox_endpoint with ports=true opens another.", code="PORT_LIMIT"
+            )
+        if len(self._held) >= _MOST:
             raise RequestError(
                 f"{_MOST} ports of this sandbox are published, the most at a time.",
                 "Stop containers whose ports are not needed.",
-                code="PORT_IN_USE",
+                code="PORT_LIMIT",
             )
         try:
             wanted.forward = Forward(number, lambda: self._dial(wanted), self._places, self._used)
@@ -267,7 +271,8 @@ def _address(found: dict[str, Any]) -> str:
         for name in ("IPAddress", "GlobalIPv6Address"):
             with contextlib.suppress(ValueError):
                 address = ipaddress.ip_address(network.get(name) or "")
-                if not (address.is_loopback or address.is_unspecified or address.is_multicast):
+                address = getattr(address, "ipv4_mapped", None) or address
+                if not (address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast):
                     return str(address)
     return ""
 

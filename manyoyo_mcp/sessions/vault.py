@@ -30,6 +30,7 @@ class Vault:
         self._references = references.of(declared, principal)
         self._patience = patience
         self._given: dict[str, list[bytes]] = {}
+        self._adding = anyio.Lock()
         self.redactor = Redactor()
 
     @property
@@ -56,14 +57,19 @@ class Vault:
         names = list(dict.fromkeys(names))
         self.check(names)
         found = {name: await self._value(name) for name in names}
-        for name, value in found.items():
-            known = self._given.setdefault(name, [])
-            if value not in known:
-                known.append(value)
-                del known[:-_KEPT]
-                pairs = [(each, value) for each, values in self._given.items() for value in values]
-                self.redactor = await in_thread(Redactor, pairs)
+        async with self._adding:  # nobody has a value before the redactor knows it
+            await self._add(found)
         return found
+
+    async def _add(self, found: Mapping[str, bytes]) -> None:
+        new = {name: value for name, value in found.items() if value not in self._given.get(name, [])}
+        if not new:
+            return
+        given = {name: [*values] for name, values in self._given.items()}
+        for name, value in new.items():
+            given[name] = [*given.get(name, []), value][-_KEPT:]
+        self.redactor = await in_thread(Redactor, [(name, value) for name, values in given.items() for value in values])
+        self._given = given  # only now: a call that is cut off leaves nothing that counts as known
 
     async def _value(self, name: str) -> bytes:
         reference = self._references[name]

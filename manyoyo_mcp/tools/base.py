@@ -23,7 +23,10 @@ from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.tools import approving
 from manyoyo_mcp.tools.recording import Recorded
 
-_NO_PORTS = "Ports are not published: another nested run reaches a service at its address (nested_list), nested_exec at localhost."
+_NO_PORTS = (
+    "It publishes none: another nested run reaches a service at its address (nested_list), nested_exec at localhost. For programs of "
+    "the user's own: sandbox_endpoint with ports=true, then docker run -p."
+)
 _NOT_OFFERED = {
     "privileged": "Nested containers are never privileged.",
     "devices": "The host's devices are not given to nested containers.",
@@ -38,7 +41,7 @@ _NOT_OFFERED = {
     "publish": _NO_PORTS,
     "pid": "Namespaces can't be shared with the sandbox.",
     "ipc": "Namespaces can't be shared with the sandbox.",
-    "runtime": "The nested engine's runtime is fixed.",
+    "runtime": 'The nested engine\'s runtime is fixed; start_sandbox has isolation="runtime:NAME" for the outer container.',
     "gpu": "GPUs are not given to nested containers.",
 }
 """Docker arguments that callers try, with the reason why they are not offered."""

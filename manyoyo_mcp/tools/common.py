@@ -74,7 +74,7 @@ def _env(value: dict[str, str]) -> dict[str, str]:
 Env = Annotated[dict[str, str], AfterValidator(_env)]
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_KERNELS = re.compile(r"/+(?:proc|sys|dev)(?:/.*)?")
+_KERNELS = re.compile(r"/(?:proc|sys|dev)(?:/.*)?")
 
 
 def _secrets(value: dict[str, str]) -> dict[str, str]:
@@ -83,7 +83,8 @@ def _secrets(value: dict[str, str]) -> dict[str, str]:
         path = (
             place.startswith("/") and ".." not in place.split("/") and place.isprintable() and not place.endswith("/")
         )
-        if place and not _VARIABLE.fullmatch(place) and (not path or _KERNELS.fullmatch(place)):
+        plain = "/" + "/".join(part for part in place.split("/") if part not in ("", "."))
+        if place and not _VARIABLE.fullmatch(place) and (not path or plain == "/" or _KERNELS.fullmatch(plain)):
             raise ValueError(
                 f"{name[:64]!r} is to go to no place that there is. Write an absolute path (not below /proc, /sys, /dev), a variable's "
                 'name, or "" for /run/secrets/NAME.'

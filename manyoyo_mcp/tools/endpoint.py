@@ -30,7 +30,7 @@ _WISH = Wish(
 _PORTS = Wish(
     "port",
     "endpoint",
-    "Ports that programs of yours publish through a sandbox's Docker endpoint (docker run -p, compose, Testcontainers): each opens a port of "
+    "Ports that programs of yours publish through a sandbox's Docker endpoint (docker run -p, Testcontainers): each opens a port of "
     "this machine, on 127.0.0.1 alone, that leads to a service in the sandbox.",
     PolicyRefused("Ports of sandboxes are not opened on this machine.", "Leave ports out."),
 )

@@ -114,7 +114,7 @@ CASES = [
     Case("copy-heredoc", "NEEDS_PODMAN", f"FROM {TOOLS}\n\nCOPY <<EOF /x\n1\nEOF\n", ("<<EOF",), ("docker",), line=3),
     Case("platform", "NEEDS_PODMAN", f"FROM --platform=$BUILDPLATFORM {TOOLS}\n", ("$BUILDPLATFORM",), ("docker",),
         line=1),
-    Case("secret", "BUILD_SECRETS_NOT_OFFERED", f"FROM {TOOLS}\nRUN --mount=type=secret,id=x,required=true true\n",
+    Case("secret", "BUILD_SECRET_NOT_GIVEN", f"FROM {TOOLS}\nRUN --mount=type=secret,id=x,required=true true\n",
         ("build secret", "context")),
     Case("step-network", "STEP_NETWORK", f"FROM {TOOLS}\nRUN --network=host true\n", ("host", "nested_build")),
     Case("link", "FLAG_NOT_SUPPORTED", f"FROM {TOOLS}\nCOPY --link a /a\n", ("--link",), ("podman",), {"a": b"1"}),

@@ -147,14 +147,13 @@ async def test_what_the_gate_let_pass_would_be_refused_behind_it(box: Box, tmp_p
 
 async def test_a_step_that_takes_all_memory_ends_at_its_cap(docker: Docker, box: Box, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(f"FROM {BUSYBOX}\nRUN tail /dev/zero\n")
-    before = (await box.manager.host.maintain(box.sandbox.outer, "counters")).exit_code
     done = await docker("buildx", "build", ".", ok=False)
     assert done.returncode != 0 and "137" in done.stderr, done
     record = await box.manager.host.maintain(box.sandbox.outer, "kernel-record", "manyoyo-builds")
     assert "oom-kill:" in record.output and f"/manyoyo-builds/{box.sandbox.limits.default.memory}-" in record.output, (
         record
     )
-    assert before == 0 and (await docker("run", "--rm", BUSYBOX, "echo", "well")).stdout == "well\n"
+    assert (await docker("run", "--rm", BUSYBOX, "echo", "well")).stdout == "well\n"
 
 
 class Refused(Witness):

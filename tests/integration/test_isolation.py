@@ -227,3 +227,32 @@ async def test_a_runtime_of_the_hosts(client: Client) -> None:
     assert (await run(client, sandbox["sandbox_id"], "echo hi"))["output"].splitlines()[1] == "hi"
     error = await refused(client, "start_sandbox", isolation="runtime:no-such")
     assert error["code"] == "ISOLATION_UNAVAILABLE" and "runc" in error["message"], error
+
+
+async def test_secrets_reach_what_is_in_gvisor(tmp_path: Path) -> None:
+    value = "cAnArY-of-gvisor-77ab"
+    settings = {"MANYOYO_SECRETS": "key=env:THE_KEY", "THE_KEY": value, "MANYOYO_ISOLATION": "gvisor"}
+    async with Client(server_parameters(tmp_path, **settings)) as client:
+        sandbox = (await call(client, "start_sandbox", memory="512m"))["sandbox"]["sandbox_id"]
+        await build(client, sandbox)
+        turned = await run(client, sandbox, 'rev /run/secrets/key; echo; echo "$KEY"', secrets={"key": ""})
+        assert said(turned).splitlines()[0] == value[::-1], turned
+        shown = await run(client, sandbox, 'echo "$KEY" | rev; echo "$KEY"', secrets={"key": "KEY"})
+        assert said(shown).splitlines() == [value[::-1], "[secret key]"], shown
+        step = f"FROM {BUSYBOX}\nRUN --mount=type=secret,id=key rev /run/secrets/key > /seen\n"
+        assert (await build(client, sandbox, step, tags=["localhost/seen"], secrets=["key"]))["reason"] == "OK"
+        assert said(await run(client, sandbox, "cat /seen", image="localhost/seen")) == value[::-1]
+
+
+@on_both
+async def test_a_device_node_in_the_store_is_none(client: Client, engine: str) -> None:
+    """What an image or a build's context has for a file the engine opens as root of the outer container."""
+    sandbox = await start(client, engine=engine)
+
+    def opened() -> tuple[int, str]:
+        outer = docker.from_env().containers.get(f"manyoyo-{sandbox}")
+        done = outer.exec_run(["sh", "-c", "cd /var/lib/manyoyo/tmp && mknod null c 1 3 && cat null"])
+        return done.exit_code, done.output.decode()
+
+    code, words = await anyio.to_thread.run_sync(opened)
+    assert code != 0 and "Permission denied" in words, words

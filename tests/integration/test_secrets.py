@@ -176,7 +176,7 @@ COPY . /context
         assert error["code"] == "BUILD_SECRETS_UNAVAILABLE" and 'engine="podman"' in error["hint"]
         return
     failed = await caller.ok("nested_build", secrets=["token"], **arguments)
-    assert failed["cause_code"] == "BUILD_SECRETS_NOT_OFFERED" and "secrets of nested_build" in failed["mend"], failed
+    assert failed["cause_code"] == "BUILD_SECRET_NOT_GIVEN" and "secrets of nested_build" in failed["mend"], failed
     built = await caller.ok("nested_build", secrets=["token", "key"], no_cache=True, **arguments)
     assert built["reason"] == "OK", built
     log = (await caller.ok("read_log", job_id=built["job_id"], max_tokens=8000))["output"]

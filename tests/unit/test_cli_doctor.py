@@ -152,16 +152,18 @@ def test_disk(free: int, state: State) -> None:
 
 def test_a_tier_that_can_not_be_had_is_named() -> None:
     assert (
-        host.tiers("privileged", {}).state is State.OK
-        and host.tiers("privileged", {"hardened": "no"}).state is State.OK
+        host.tiers("privileged", "podman", {}).state is State.OK
+        and host.tiers("privileged", "podman", {"hardened": "no"}).state is State.OK
     )
-    check = host.tiers("hardened", {"hardened": "unable to apply caps"})
+    check = host.tiers("hardened", "docker", dict.fromkeys(("hardened", "gvisor", "userns"), "unable to apply caps"))
     assert (
         check.state is State.FAIL
         and "unable to apply caps" in check.found
         and "MANYOYO_ISOLATION=privileged" in check.mend
     )
-    assert "capabilities" in host.tiers("privileged", dict.fromkeys(host.TIERS, "x")).mend
+    strongest = host.tiers("hardened", "docker", {"hardened": "no"})
+    assert "MANYOYO_ISOLATION=userns" in strongest.mend, "the strongest that the engine can have"
+    assert "capabilities" in host.tiers("privileged", "podman", dict.fromkeys(host.TIERS, "x")).mend
 
 
 PROVEN = {

@@ -62,6 +62,7 @@ def test_other_tiers_have_the_runtime_that_is_configured() -> None:
 def test_a_runtime_that_the_host_does_not_have_is_refused_with_what_it_has() -> None:
     check_registered("runtime:runc", {"runc", "kata"})
     check_registered("hardened", set())
+    check_registered("runtime:io.containerd.kata.v2", {"runc"})
     with pytest.raises(NotSupported) as refused:
         check_registered("runtime:sysbox-runc", {"runc", "kata"})
     assert refused.value.instance_code == "ISOLATION_UNAVAILABLE"

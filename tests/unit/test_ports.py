@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,7 +54,7 @@ def test_outside_is_loopback_and_inside_is_not(given: str | None) -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (DOCKER, docker_body({"80/tcp": [{"HostPort": "80"}]})),
+        (DOCKER, docker_body({"80/tcp": [{"HostPort": "8080"}]})),
         (DOCKER, docker_body({}, PublishAllPorts=True)),
         (LIBPOD, libpod_body({"container_port": 80})),
         (LIBPOD, libpod_body(publish_image_ports=True)),
@@ -101,12 +102,49 @@ def test_what_is_no_port_is_refused(path: str, body: dict[str, Any], limits: Lim
 
 def test_what_is_not_tcp_stays_inside() -> None:
     for path, body in (
-        (DOCKER, docker_body({"53/udp": [{"HostPort": "53"}]})),
-        (LIBPOD, libpod_body({"container_port": 53, "host_port": 53, "protocol": "tcp,udp"})),
+        (DOCKER, docker_body({"53/udp": [{"HostPort": "5300"}]})),
+        (LIBPOD, libpod_body({"container_port": 53, "host_port": 5300, "protocol": "tcp,udp"})),
     ):
         assert judged(path, body, INSIDE)
         with pytest.raises(PolicyRefused, match="TCP"):
             judged(path, body, OUTSIDE)
+
+
+@pytest.mark.parametrize("port", ["53", "1053", "1000-1060"])
+def test_the_sandboxs_own_name_server_keeps_its_ports(port: str) -> None:
+    for limits in (INSIDE, OUTSIDE):
+        for exposed in ("53/tcp", "53/udp"):
+            with pytest.raises(PolicyRefused):
+                judged(DOCKER, docker_body({exposed: [{"HostPort": port}]}), limits)
+    with pytest.raises(PolicyRefused, match="name server"):
+        judged(LIBPOD, libpod_body({"container_port": 1050, "host_port": 1050, "range": 5}), INSIDE)
+
+
+def test_the_machines_own_ports_are_not_taken() -> None:
+    body = docker_body({"22/tcp": [{"HostPort": "1023"}]})
+    assert judged(DOCKER, body, INSIDE)
+    with pytest.raises(PolicyRefused, match="below 1024"):
+        judged(DOCKER, body, OUTSIDE)
+    assert judged(DOCKER, docker_body({"22/tcp": [{"HostPort": "1024"}]}), OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (LIBPOD, libpod_body(*[{"container_port": 1, "range": 33, "protocol": "," * 30}] * 300)),
+        (LIBPOD, libpod_body(publish_image_ports=True, expose={f"{each}-65000": "tcp" for each in range(3000)})),
+        (DOCKER, docker_body({}, PublishAllPorts=True) | {"ExposedPorts": {f"{each}-65000": {} for each in range(3000)}}),
+        (DOCKER, docker_body({"1/tcp": [{"HostPort": str(each)} for each in range(2000, 9000)]})),
+    ],
+)  # fmt: skip
+def test_what_is_very_many_is_refused_before_it_is_made(path: str, body: dict[str, Any]) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(PolicyRefused, match="32 ports"):
+            judged(path, body, INSIDE)
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
 
 
 class Chooses(Publisher):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 import re
 import time
 from urllib.parse import quote
@@ -119,6 +120,15 @@ def test_long_secrets_cost_little() -> None:
     cleaned = streamed(redactor, [text[at : at + 4096] for at in range(0, len(text), 4096)] + [long])
     assert cleaned == text + b"[secret long]"
     assert time.process_time() - begun < 5, "a megabyte"
+
+
+def test_a_secret_of_many_lines_costs_little() -> None:
+    lines = [base64.b64encode(random.Random(number).randbytes(9)) for number in range(3000)]
+    redactor = Redactor([("env", b"\n".join(lines))])
+    text = b"".join(base64.b64encode(random.Random(9000 + number).randbytes(30)) + b"\n" for number in range(6000))
+    begun = time.process_time()
+    assert redactor.clean(text + lines[1700]) == text + b"[secret env]"
+    assert time.process_time() - begun < 5, "a quarter of a megabyte"
 
 
 VALUES = st.one_of(

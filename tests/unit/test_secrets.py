@@ -108,6 +108,24 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vault:
 
 
 @pytest.mark.anyio
+async def test_nobody_has_a_value_that_is_not_redacted_yet(tmp_path: Path) -> None:
+    """However long it takes to look for it, and whoever else asks meanwhile."""
+    (tmp_path / "long").write_text("\n".join(f"line-{number:06}-of-a-file" for number in range(1500)))
+    (tmp_path / "short").write_text(VALUE)
+    vault = Vault(parse(f"long=file:{tmp_path}/long,short=file:{tmp_path}/short"))
+
+    async def one(name: str, seen: str) -> None:
+        await vault.values([name])
+        assert seen not in vault.redactor.text(f"it is {seen}.")
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(one, "long", "line-000700-of-a-file")
+            group.start_soon(one, "short", VALUE)
+    assert vault.redactor.text(f"{VALUE} line-001499-of-a-file") == "[secret short] [secret long]"
+
+
+@pytest.mark.anyio
 async def test_where_they_are_had_from(vault: Vault) -> None:
     assert await vault.values(["env", "file", "command"]) == {
         "env": VALUE.encode(),
@@ -221,7 +239,22 @@ def test_places(place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["x/y", "/", "/x/", "/a/../b", "/proc/1/x", "//sys/x", "/dev/shm/x", "9x", f"{VALUE}", "/x\ny", "/x\0"]
+    "place",
+    [
+        "x/y",
+        "/",
+        "/x/",
+        "/a/../b",
+        "/proc/1/x",
+        "//sys/x",
+        "/./proc/x",
+        "/.",
+        "/dev/shm/x",
+        "9x",
+        f"{VALUE}",
+        "/x\ny",
+        "/x\0",
+    ],
 )
 def test_no_places(place: str) -> None:
     with pytest.raises(ValidationError) as raised:

@@ -15,7 +15,7 @@ import requests
 from docker.context import ContextAPI
 
 from manyoyo_mcp.cli.doctor.check import Check, fail, ok, warn
-from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
+from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, EngineName, Settings
 from manyoyo_mcp.errors import ManyoyoError
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import DockerHost
@@ -171,22 +171,23 @@ async def isolation(facts: Facts) -> Check:
             return ok("isolation", "tried once there is the sandbox image: `manyoyo-mcp image build`")
         if refusal:
             refused[name] = refusal
-    return tiers(facts.settings.isolation, refused)
+    return tiers(facts.settings.isolation, facts.settings.engine, refused)
 
 
-def tiers(configured: str, refused: Mapping[str, str]) -> Check:
-    """What becomes of the tiers where the host refuses some, each in its words; a failure where that is the one that is meant."""
+def tiers(configured: str, engine: EngineName, refused: Mapping[str, str]) -> Check:
+    """What becomes of the tiers where the host refuses some, each in its words; a failure where that is the one that is meant. The strongest of
+    the others is proposed."""
     words = ", ".join(
-        f"{name} {'can not be had' if name in refused else 'can be had'}"
+        f"{name} {'is refused' if name in refused else 'is not refused'}"
         for name in dict.fromkeys((*TIERS, configured))
     )
-    words += f"; {configured} where start_sandbox names none"
+    words += f" (`manyoyo-mcp doctor isolation` starts each); {configured} where start_sandbox names none"
     if configured in refused:
-        others = [name for name in TIERS if name not in refused]
+        others = [name for name in TIERS if name not in refused and engine in tier(name).engines]
         return fail(
             "isolation",
             f"{words}; the engine says: {refused[configured][-200:]}",
-            f"Set MANYOYO_ISOLATION={others[0]}: docs/security.md says what it holds back."
+            f"Set MANYOYO_ISOLATION={others[-1]}: docs/security.md says what it holds back."
             if others
             else "See capabilities, above.",
         )

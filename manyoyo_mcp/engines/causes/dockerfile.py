@@ -10,8 +10,8 @@ _VARIABLE = r"\$\{?(?P<name>\w+)"
 DOCKERFILE: tuple[Known, ...] = (
     # -- the Dockerfile, before anything runs
     Known(
-        "BUILD_SECRETS_NOT_OFFERED",
-        "The step asks for a build secret that this build was not given, or for an ssh agent, which no build has.",
+        "BUILD_SECRET_NOT_GIVEN",
+        "The step asks for a build secret that this build was not given, or for an ssh agent, which no nested_build has.",
         "Name it in secrets of nested_build, in a sandbox with engine podman (sandbox_status lists those that are declared); what needs an "
         "ssh agent fetch beforehand and bring in with the context (files).",
         (

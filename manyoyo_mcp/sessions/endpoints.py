@@ -18,7 +18,8 @@ from manyoyo_mcp.errors import InvalidArgument, NotSupported
 from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import Host
 from manyoyo_mcp.policy.base import Limits
-from manyoyo_mcp.policy.gate import Gate, Ways
+from manyoyo_mcp.policy.connection import Ways
+from manyoyo_mcp.policy.gate import Gate
 from manyoyo_mcp.policy.ports import Publisher
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.ports import Ports

@@ -12,7 +12,8 @@ import anyio.to_thread
 import pytest
 
 from manyoyo_mcp.audit.reading import Wanted, entries
-from manyoyo_mcp.policy.gate import Gate, Ways
+from manyoyo_mcp.policy.connection import Ways
+from manyoyo_mcp.policy.gate import Gate
 from manyoyo_mcp.policy.witness import Witness
 from manyoyo_mcp.sessions.manager import Manager
 from tests import buildx

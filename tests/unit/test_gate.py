@@ -16,8 +16,9 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.dialled import SocketLike
 from manyoyo_mcp.errors import AuditUnavailable, ContextRefused, InvalidArgument
 from manyoyo_mcp.policy.base import Limits, Query
+from manyoyo_mcp.policy.connection import Ways
 from manyoyo_mcp.policy.contexts import copy
-from manyoyo_mcp.policy.gate import Gate, Ways
+from manyoyo_mcp.policy.gate import Gate
 from manyoyo_mcp.policy.witness import Witness
 from manyoyo_mcp.sessions import endpoints
 from manyoyo_mcp.values import Caps

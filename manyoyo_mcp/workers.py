@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 import anyio
 import anyio.to_thread
@@ -10,6 +10,8 @@ from anyio.lowlevel import RunVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
+V = TypeVar("V")
 
 MAX_THREADS = 64
 """For calls that have an end of their own."""
@@ -39,22 +41,31 @@ def allow_more_waiting() -> None:
     _get(_waiting, 0).total_tokens += MAX_WAITING
 
 
-async def together(*works: Callable[[], Awaitable[object]]) -> None:
-    """Do several things at once. What one of them raises comes out as it is, after the others have been cancelled."""
+@overload
+async def together(
+    first: Callable[[], Awaitable[T]], second: Callable[[], Awaitable[U]], third: Callable[[], Awaitable[V]], /
+) -> tuple[T, U, V]: ...
+@overload
+async def together(first: Callable[[], Awaitable[T]], second: Callable[[], Awaitable[U]], /) -> tuple[T, U]: ...
+async def together(*works: Callable[[], Awaitable[Any]]) -> tuple[Any, ...]:
+    """Do several things at once; returns what each of them did. What one raises comes out as it is, after the others have been
+    cancelled."""
     raised: list[Exception] = []
+    results: list[Any] = [None] * len(works)
 
-    async def guarded(work: Callable[[], Awaitable[object]]) -> None:
+    async def guarded(at: int, work: Callable[[], Awaitable[Any]]) -> None:
         try:
-            await work()
+            results[at] = await work()
         except Exception as error:
             raised.append(error)
             group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
-        for work in works:
-            group.start_soon(guarded, work)
+        for at, work in enumerate(works):
+            group.start_soon(guarded, at, work)
     if raised:
         raise raised[0]
+    return tuple(results)
 
 
 def _get(variable: RunVar[anyio.CapacityLimiter], most: int) -> anyio.CapacityLimiter:

@@ -71,17 +71,16 @@ class DockerHost(Looking):
             sharing.lay(spec.files, shared / "files")
         try:
             device = await self._device_for(spec)
-            made: dict[str, Any] = {}
 
-            async def container() -> None:
+            async def container() -> dict[str, Any]:
                 body = self._body(spec, shared, device)
-                made.update(await self._call(lambda client: client.create_container_from_config(body, name)))
+                return await self._call(lambda client: client.create_container_from_config(body, name))
 
             if spec.keep:  # what there is a volume of is there, whenever one of us dies
                 await self._lay_store(spec, device)
-                await container()
+                made = await container()
             else:
-                await together(container, partial(self._lay_store, spec, device))
+                made, _ = await together(container, partial(self._lay_store, spec, device))
             container_id = str(made["Id"])
             if spec.files and shared is None:
                 archive = tar(spec.files)

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import anyio
@@ -32,6 +33,7 @@ from manyoyo_mcp.sessions.identity import Identity, answers_for
 from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
 from manyoyo_mcp.sessions.sandbox import Sandbox, isolation_of, join
 from manyoyo_mcp.values import Caps, docker_size, format_bytes
+from manyoyo_mcp.workers import together
 
 _STOPPING = 12.0
 """Seconds that what is nested in a sandbox may take to stop before another start of it ends it: a little more than a container
@@ -184,10 +186,13 @@ class Starter:
         info = await self._host.info()
         check_registered(isolation, info.runtimes)
         caps = granting.caps(self._settings, info, wanted.cpus, wanted.memory, wanted.pids)
-        image = await outer_image.ensure(self._host, self._settings, progress)
+        image, mirrors, bases_volume = await together(  # a start waits for each of these questions
+            partial(outer_image.ensure, self._host, self._settings, progress),
+            partial(registries.mirrors, self._settings, self._host),
+            partial(bases.volume, self._host),
+        )
         storage = await self._host.storage(image)
         disk = await self._disk(wanted, storage, there)
-        mirrors = await registries.mirrors(self._settings, self._host)
         spec = OuterSpec(
             sandbox_id=sandbox_id,
             image=image,
@@ -211,7 +216,7 @@ class Starter:
             files=trust.files(self._settings)
             | registries.files(self._settings, mirrors)
             | await reach.files(self._settings, self._host, network, engine, mirrors),
-            bases_volume=await bases.volume(self._host),
+            bases_volume=bases_volume,
             disk=disk,
             origin=wanted.origin.name if wanted.origin is not None else None,
             keep="name" in labels,

@@ -171,7 +171,24 @@ class Settings(BaseSettings):
     http_rate: float = Field(100, gt=0, description="Tool calls a second of one principal; twice that at once.")
     http_calls: int = Field(64, ge=1, description="Tool calls of one principal that go on at a time.")
     http_connections: int = Field(2000, ge=8, description="Connections in all; a quarter of them for one principal.")
+    http_principals: int = Field(100, ge=1, description="Principals that have something going on at a time.")
     http_body_bytes: Memory = Field(8 << 20, description="Largest request.")
+    oauth_issuer: str | None = Field(
+        None, description="The authorization server whose access tokens `serve --http` takes: its issuer."
+    )
+    oauth_resource: str | None = Field(
+        None, description="This server's own URL as clients write it, for which the tokens must be."
+    )
+    oauth_audience: str | None = Field(None, description="What their aud must have; default: MANYOYO_OAUTH_RESOURCE.")
+    oauth_jwks: str | None = Field(
+        None, description="Where the keys are that they are signed with; default: where the issuer's metadata say."
+    )
+    oauth_introspection: str | None = Field(
+        None, description="Where it is asked what a token is worth, in place of keys (RFC 7662)."
+    )
+    oauth_client: str | None = Field(None, description="Who asks there: a client of the authorization server.")
+    oauth_client_secret: Path | None = Field(None, description="File with that client's secret.")
+    oauth_scope_prefix: str = Field("", description="What the scopes are called there before read, run, build, admin.")
     wait_s: float = Field(40, gt=0, description="Seconds after which a build or run becomes a job.")
     result_tokens: int = Field(2000, ge=200, description="Longest result, in tokens.")
     log_max_bytes: Memory = Field(256 << 20, description="Longest log kept on disk for one job.")

@@ -17,7 +17,7 @@ _ORDER = ("reason", "exit_code", "cause_code", "state", "sandbox_id", "image", "
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which entries. `session` may be the beginning of one; `tool` also gate, port, job, approval, session or log; `since` is a time as records have it."""
+    """Which entries. `session` may be the beginning of one; `tool` also another kind of record, such as gate or command; `since` is a time as records have it."""
 
     session: str = ""
     tool: str = ""

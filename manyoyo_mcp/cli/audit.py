@@ -69,7 +69,10 @@ def _tell(where: Path, verdict: "Verdict", contains: str) -> None:
 @app.command()
 def show(
     session: Annotated[str, typer.Option(help="Only this session's, or those that begin so.")] = "",
-    tool: Annotated[str, typer.Option(help="Only this tool's; also gate, port, job, approval, session, log.")] = "",
+    tool: Annotated[
+        str,
+        typer.Option(help="Only this tool's; also http, principal, gate, port, job, approval, session, log."),
+    ] = "",
     refused: Annotated[bool, typer.Option("--refused", help="Only what was refused.")] = False,
     since: Annotated[str, typer.Option(metavar="TIME", help="2h, 7d …, or a time such as 2026-02-03T10:00.")] = "",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="The newest so many.")] = 50,
@@ -124,6 +127,8 @@ def _row(entry: dict[str, Any]) -> list[str]:
         case "gate":
             what = f"gate ({entry.get('road', '')})"
             asked = f"{entry.get('method', '')} {entry.get('path', '')} {outlined(entry.get('query'))}"
+        case "http":
+            what, asked = "http", str(entry.get("address", entry.get("owner", "")))
         case "job":
             what, asked = "job", str(entry.get("job_id", ""))
         case "approval":

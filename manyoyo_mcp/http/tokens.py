@@ -60,7 +60,10 @@ class Tokens:
                     raise InvalidArgument(
                         f"{self.path} can be read by others, or is another user's.", f"chown and chmod 600 {self.path}."
                     )
-                return [Token(**each) for each in json.load(file)["tokens"]]
+                tokens = [Token(**each) for each in json.load(file)["tokens"]]
+                if wrong := [each.name for each in tokens if not _NAME.fullmatch(each.name)]:
+                    raise ValueError(f"{wrong[0][:70]!r} is no name for a principal")
+                return tokens
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError, KeyError) as error:

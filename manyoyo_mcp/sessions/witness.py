@@ -1,7 +1,9 @@
-"""What a session puts on record beside its calls: jobs that went on after the call that began them, and what goes through its gates."""
+"""What is put on record beside calls: jobs that went on after the call that began them, what goes through gates, what is refused over HTTP
+before it is a call."""
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from manyoyo_mcp.audit.files import Files
@@ -11,13 +13,45 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.engines.base import Built, Ended
 from manyoyo_mcp.policy.base import Query
 from manyoyo_mcp.policy.witness import Witness
-from manyoyo_mcp.sessions.identity import Identity
+from manyoyo_mcp.sessions.identity import Identity, owner
 from manyoyo_mcp.sessions.jobs import Job
 
-_AT_ONCE, _A_SECOND = 100.0, 5.0
-"""Refusals of one gate that are each on record: who repeats one in a loop is not to drive older records out of the log."""
 _SHOWN = ("name", "fromImage", "reference", "repo", "tag", "t", "signal")
 """Parameters that say what is meant, and never hold a secret."""
+_KINDS = 1000
+"""Kinds of refusals over HTTP, each a principal's, that are counted at a time."""
+
+
+class Sparing:
+    """Refusals of one kind, each on record as long as they are few: who repeats one in a loop is not to drive older records out of the log.
+    The rest is counted."""
+
+    def __init__(self, at_once: float, a_second: float) -> None:
+        self._most, self._rate = at_once, a_second
+        self._left, self._counted = at_once, time.monotonic()
+        self._more = 0
+        self._lock = threading.Lock()
+
+    def take(self) -> dict[str, int] | None:
+        """None where this one is only counted; else what its record says of those that were before it."""
+        with self._lock:
+            now = time.monotonic()
+            self._left = min(self._most, self._left + (now - self._counted) * self._rate)
+            self._counted = now
+            if self._left < 1:
+                self._more += 1
+                return None
+            self._left -= 1
+            return self._counted_only()
+
+    def rest(self) -> dict[str, int]:
+        """What was only counted, at the end."""
+        with self._lock:
+            return self._counted_only()
+
+    def _counted_only(self) -> dict[str, int]:
+        more, self._more = self._more, 0
+        return {"more": more} if more else {}
 
 
 async def job_over(journal: Journal, job: Job) -> None:
@@ -42,9 +76,7 @@ class GateWitness(Witness):
     def __init__(self, journal: Journal, sandbox_id: str, road: str) -> None:
         self._journal = journal
         self._where = {"kind": "gate", "sandbox_id": sandbox_id, "road": road}
-        self._left, self._counted = _AT_ONCE, time.monotonic()
-        self._more = 0
-        self._lock = threading.Lock()
+        self._refusals = Sparing(100, 5)
 
     def asked(self, method: str, path: str, query: Query, narrowed: bool) -> Callable[[int | None], None]:
         request = {**self._where, "call": new_id(), "method": method[:10], "path": scrubbed(path)}
@@ -65,27 +97,62 @@ class GateWitness(Witness):
         return ended
 
     def refused(self, method: str, path: str, code: str, reason: str) -> None:
-        with self._lock:
-            now = time.monotonic()
-            self._left = min(_AT_ONCE, self._left + (now - self._counted) * _A_SECOND)
-            self._counted = now
-            if self._left < 1:
-                self._more += 1
-                return
-            self._left -= 1
-            more, self._more = self._more, 0
+        more = self._refusals.take()
+        if more is None:
+            return
         self._journal.after_now(
             {
                 **self._where, "phase": "ended", "method": method[:10], "path": scrubbed(path), "decision": "refused", "code": code,
-                "reason": scrubbed(reason, strict=True), **({"more": more} if more else {}),
+                "reason": scrubbed(reason, strict=True), **more,
             }
         )  # fmt: skip
 
     def close(self) -> None:
         """The gate ends: what was only counted is told."""
-        if self._more:
-            self._journal.after_now({**self._where, "phase": "ended", "decision": "refused", "more": self._more})
-            self._more = 0
+        if more := self._refusals.rest():
+            self._journal.after_now({**self._where, "phase": "ended", "decision": "refused", **more})
+
+
+class HttpWitness:
+    """Of what a server over HTTP decides before a call comes to its principal's session."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._journal = open_journal(settings, Identity())
+        self._refusals: OrderedDict[tuple[str, str], Sparing] = OrderedDict()
+
+    async def came(self, principal: str, issuer: str, subject: str) -> None:
+        """Somebody's first call, of whom an authorization server says who it is: from here on records have the principal's name alone.
+        Raises AuditUnavailable."""
+        if issuer:
+            who = {"issuer": scrubbed(issuer), "subject": scrubbed(subject)}
+            await self._journal.before({"kind": "principal", "event": "came", "owner": owner(principal), **who})
+
+    def refused(self, principal: str, code: str, reason: str) -> None:
+        """A request of a principal's."""
+        self._note(principal, code, {"owner": owner(principal), "reason": reason})
+
+    def unknown(self, address: str) -> None:
+        """A request with a token that is worth nothing. Those of all addresses are counted as one."""
+        self._note("", "UNAUTHENTICATED", {"address": address[:60], "reason": "a token that is not good here"})
+
+    def _note(self, principal: str, code: str, fields: dict[str, str]) -> None:
+        kind = (principal, code)
+        sparing = self._refusals.pop(kind, None) or Sparing(20, 0.2)
+        self._refusals[kind] = sparing
+        if len(self._refusals) > _KINDS:
+            self._refusals.popitem(last=False)
+        more = sparing.take()
+        if more is not None:
+            self._journal.after_now({"kind": "http", "decision": "refused", "code": code, **fields, **more})
+
+    def close(self) -> None:
+        """The server ends."""
+        for (principal, code), sparing in self._refusals.items():
+            if more := sparing.rest():
+                self._journal.after_now(
+                    {"kind": "http", "decision": "refused", "code": code, "owner": owner(principal), **more}
+                )
+        self._journal.close()
 
 
 def port_on_record(journal: Journal, sandbox_id: str, event: str, port: int, whither: str) -> None:

@@ -3,100 +3,26 @@
 import asyncio
 import base64
 import contextlib
-import os
 import secrets
 import signal
-import socket
 import ssl
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
-import docker
 import httpx2
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import CallToolResult, ElicitRequestParams, ElicitResult
+from mcp_types import ElicitRequestParams, ElicitResult
 
-from manyoyo_mcp.http.tokens import Tokens
-from manyoyo_mcp.sessions.identity import owner
+from tests.served import Server, code, left, words
 from tests.support import BUSYBOX, SLACK, busybox_context
 
 pytestmark = pytest.mark.anyio
-
-
-@dataclass
-class Server:
-    """`manyoyo-mcp serve --http` in a directory of its own, with tokens of its own."""
-
-    directory: Path
-    settings: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
-    secrets: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.tokens = Tokens(self.directory / "tokens.json")
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/mcp"
-
-    def add(self, name: str, *scopes: str) -> None:
-        self.secrets[name] = self.tokens.add(name, list(scopes))
-
-    def start(self) -> None:
-        environment = {
-            "MANYOYO_STATE_DIR": str(self.directory / "state"),
-            "MANYOYO_HTTP_TOKENS": str(self.tokens.path),
-            **self.settings,
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "manyoyo_mcp", "serve", "--http", f"127.0.0.1:{self.port}"],
-            env={**os.environ, **environment},
-            cwd=self.directory,
-        )
-        deadline = time.monotonic() + 60 * SLACK
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            assert self.process.poll() is None, "the server ended"
-            time.sleep(0.1)
-        raise AssertionError("the server does not listen")
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
-            self.process.wait(60 * SLACK)
-
-    def headers(self, name: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.secrets[name]}"}
-
-    @contextlib.asynccontextmanager
-    async def client(self, name: str, mode: str = "auto", **options: Any) -> AsyncIterator[Client]:
-        async with (
-            httpx2.AsyncClient(headers=self.headers(name), timeout=300) as http,
-            Client(streamable_http_client(self.url, http_client=http), mode=mode, **options) as connected,
-        ):
-            yield connected
-
-
-def _left() -> list[str]:
-    """What the principals of this user's servers have on the host."""
-    host = docker.from_env()
-    theirs = {"label": f"org.manyoyo.user={owner()}"}
-    found = [each.name for each in host.containers.list(all=True, filters=theirs, ignore_removed=True)]
-    found += [each.name for each in host.volumes.list(filters=theirs)]
-    host.close()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +35,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield started
     started.stop()
     deadline = time.monotonic() + 30 * SLACK
-    while (left := _left()) and time.monotonic() < deadline:
+    while (there := left("alice", "bob", "reader")) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert not left
-
-
-def _code(result: CallToolResult) -> str:
-    return str((result.meta or {}).get("org.manyoyo/error", {}).get("code", "OK"))
-
-
-def _words(result: CallToolResult) -> str:
-    return "\n".join(getattr(each, "text", "") for each in result.content)
+    assert not there
 
 
 async def _start(client: Client, **arguments: Any) -> str:
@@ -140,7 +58,7 @@ async def test_main_job(server: Server, mode: str) -> None:
     async with server.client("alice", mode) as client:
         sandbox_id = await _start(client)
         missing = await client.call_tool("nested_run", {"image": BUSYBOX, "command": ["true"]})
-        assert _code(missing) == "SANDBOX_ID_REQUIRED"
+        assert code(missing) == "SANDBOX_ID_REQUIRED"
         await _busybox(client, sandbox_id)
     async with server.client("alice", mode) as client:  # that one went away; what it began is there
         killed = await client.call_tool(
@@ -148,7 +66,7 @@ async def test_main_job(server: Server, mode: str) -> None:
             {"sandbox_id": sandbox_id, "image": BUSYBOX, "command": ["tail", "/dev/zero"], "memory": "32m"},
         )
         assert killed.structured_content["reason"] == "OOM_KILLED"
-        assert _code(await client.call_tool("cleanup", {})) == "SANDBOX_ID_REQUIRED"
+        assert code(await client.call_tool("cleanup", {})) == "SANDBOX_ID_REQUIRED"
         cleaned = await client.call_tool("cleanup", {"sandbox_id": sandbox_id})
         assert cleaned.structured_content["removed"] == [sandbox_id]
 
@@ -179,7 +97,7 @@ async def test_a_call_without_its_scope_is_refused_by_name(server: Server, mode:
         assert not (await client.call_tool("sandbox_status", {})).is_error
         for tool, scope in (("start_sandbox", "run"), ("nested_build", "build"), ("sandbox_endpoint", "admin")):
             refused = await client.call_tool(tool, {})
-            assert _code(refused) == "SCOPE_MISSING" and repr(scope) in _words(refused)
+            assert code(refused) == "SCOPE_MISSING" and repr(scope) in words(refused)
     on_record = (server.directory / "state" / "audit" / "audit.jsonl").read_text().splitlines()[-3:]
     assert all('"SCOPE_MISSING"' in line and '/reader"' in line for line in on_record), on_record
 
@@ -246,21 +164,21 @@ async def test_what_is_anothers_is_answered_as_what_is_not_there(server: Server)
                 answers = []
                 for arguments, of in ((forbidden, handles), (unknown, UNKNOWN)):
                     answer = await bob.call_tool(tool, arguments)
-                    words = _words(answer)
+                    told = words(answer)
                     for handle in of.values():
-                        words = words.replace(handle, "…")
-                    answers.append((_code(answer), answer.is_error, words))
+                        told = told.replace(handle, "…")
+                    answers.append((code(answer), answer.is_error, told))
                 assert answers[0] == answers[1], (tool, forbidden)
                 assert answers[0][1] or tool == "cleanup", (tool, answers)
         for uri in (f"manyoyo://jobs/{job}/log", f"manyoyo://jobs/{UNKNOWN['job']}/log"):
             with pytest.raises(Exception, match="JOB_NOT_FOUND"):
                 await bob.read_resource(uri)
 
-        listed = _words(await bob.call_tool("sandbox_status", {})) + _words(await bob.call_tool("job_status", {}))
+        listed = words(await bob.call_tool("sandbox_status", {})) + words(await bob.call_tool("job_status", {}))
         assert hers not in listed and job not in listed and "hers" not in listed
         state = (await alice.call_tool("job_status", {"job_id": job, "wait_s": 0})).structured_content["jobs"][0]
         assert state["state"] == "running"
-        assert "private" in _words(await alice.call_tool("read_log", {"job_id": job}))
+        assert "private" in words(await alice.call_tool("read_log", {"job_id": job}))
         looked = await alice.call_tool("nested_exec", {"sandbox_id": hers, "container": container, "command": ["true"]})
         assert looked.structured_content["reason"] == "OK"
 
@@ -282,11 +200,23 @@ async def test_slow_and_idle_connections_keep_nobody_from_calling(server: Server
         async with server.client("alice") as client:
             for _ in range(20):
                 assert not (await client.call_tool("job_status", {})).is_error
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writers.append(writer)
-        writer.write(b"POST /mcp HTTP/1.1\r\n")
-        with anyio.fail_after(30 * SLACK):
-            assert await reader.read() == b""  # it took too long
+        slow = {
+            b"POST /mcp HTTP/1.1\r\n": b"HTTP/1.1 408 ",
+            b"": b"",  # who says nothing is told nothing
+            b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\nAuthorization: Bearer "
+            + server.secrets["alice"].encode()
+            + b"\r\n\r\n{}": b"HTTP/1.1 408 ",
+        }
+        readers = []
+        for said in slow:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writers.append(writer)
+            writer.write(said)
+            readers.append(reader)
+        for reader, answer in zip(readers, slow.values(), strict=True):
+            with anyio.fail_after(60 * SLACK):  # 10 s for headers, 30 for the body
+                told = await reader.read()
+            assert told.startswith(answer) and bool(told) == bool(answer), told
     finally:
         for writer in writers:
             writer.close()
@@ -334,7 +264,7 @@ async def test_a_server_killed_under_load_loses_no_named_sandbox(tmp_path: Path)
                 limited = await client.call_tool("job_status", {})
                 if limited.is_error:
                     break
-            assert limited is not None and _code(limited) == "RATE_LIMITED"
+            assert limited is not None and code(limited) == "RATE_LIMITED"
             assert limited.meta["org.manyoyo/error"]["details"]["retry_after_s"] > 0
         async with httpx2.AsyncClient(headers=server.headers("carol"), timeout=30) as http:
 
@@ -351,15 +281,17 @@ async def test_a_server_killed_under_load_loses_no_named_sandbox(tmp_path: Path)
         async with server.client("carol") as client:
             again = await client.call_tool("start_sandbox", {"name": name})
             assert again.structured_content["sandbox"]["sandbox_id"] == named, again.content
-            assert _code(await client.call_tool("sandbox_status", {"sandbox_id": unnamed})) == "SANDBOX_NOT_FOUND"
+            assert code(await client.call_tool("sandbox_status", {"sandbox_id": unnamed})) == "SANDBOX_NOT_FOUND"
             await anyio.sleep(2)
             assert not (await client.call_tool("cleanup", {"sandbox_id": name})).is_error
     finally:
         server.stop()
     deadline = time.monotonic() + 60 * SLACK
-    while (left := [each for each in _left() if named in each or unnamed in each]) and time.monotonic() < deadline:
+    while (
+        there := [each for each in left("carol") if named in each or unnamed in each]
+    ) and time.monotonic() < deadline:
         await anyio.sleep(0.5)
-    assert not left
+    assert not there
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

@@ -9,7 +9,7 @@ import pytest
 from manyoyo_mcp.cli.main import HTTP_ADDRESS, with_address
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NameConflict, NotFound, ScopeMissing
-from manyoyo_mcp.http.door import Sessions
+from manyoyo_mcp.http.limits import Sessions
 from manyoyo_mcp.http.serving import address_of, security, tokens_for
 from manyoyo_mcp.http.tokens import Tokens
 from manyoyo_mcp.sessions import names
@@ -131,15 +131,15 @@ def test_what_one_principal_is_about_to_take_is_not_the_others(tmp_path: Path) -
 
 
 def test_one_principal_can_not_have_all_sessions() -> None:
-    sessions = Sessions(2)
+    alice, bob = Sessions(2), Sessions(2)
     for session in (b"1", b"1", b"2"):
-        assert not sessions.full("alice")
-        sessions.use("alice", session)
-    assert sessions.full("alice") and not sessions.full("bob")
-    sessions.end("bob", b"1")
-    assert sessions.full("alice")
-    sessions.end("alice", b"1")
-    assert not sessions.full("alice")
+        assert not alice.full()
+        alice.use(session)
+    assert alice.full() and not bob.full()
+    bob.end(b"1")
+    assert alice.full()
+    alice.end(b"1")
+    assert not alice.full()
 
 
 def test_nothing_of_it_is_loaded_where_stdio_is_served() -> None:

@@ -75,10 +75,10 @@ class Journal:
         except AuditUnavailable as error:
             self._lose(error)
 
-    def close(self) -> None:
-        """The session has ended in order."""
+    def close(self, *, told: bool = True) -> None:
+        """The session has ended in order, and that is `told`."""
         if self._files is not None:
-            if self._count:
+            if self._count and told:
                 self.after_now({"kind": "session", "event": "ended"})
             self._files.close()
 

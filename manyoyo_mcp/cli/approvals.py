@@ -37,10 +37,15 @@ def forget(
 ) -> None:
     """Ask again from the next time on. What runs already stays as it is: `manyoyo-mcp rm` removes it."""
     from manyoyo_mcp.cli.connect import load_settings
+    from manyoyo_mcp.cli.recorded import on_record
     from manyoyo_mcp.sessions.approvals import Approvals
 
     with reported():
         if (approval is None) != everything:
             raise InvalidArgument("Which?", "Give an ID, or --all.")
-        for each in Approvals(load_settings()).forget(approval):
+        settings = load_settings()
+        with on_record(settings, "approvals forget", which=(approval or "all")[:40]) as result:
+            gone = Approvals(settings).forget(approval)
+            result["forgotten"] = [f"{each.kind} {each.subject}" for each in gone]
+        for each in gone:
             typer.echo(f"Forgotten: {each.kind} {each.subject}")

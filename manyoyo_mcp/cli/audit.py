@@ -71,7 +71,7 @@ def show(
     session: Annotated[str, typer.Option(help="Only this session's, or those that begin so.")] = "",
     tool: Annotated[
         str,
-        typer.Option(help="Only this tool's; also http, principal, gate, port, job, approval, session, log."),
+        typer.Option(help="Only this tool's; also command, http, principal, gate, port, job, approval, session, log."),
     ] = "",
     refused: Annotated[bool, typer.Option("--refused", help="Only what was refused.")] = False,
     since: Annotated[str, typer.Option(metavar="TIME", help="2h, 7d …, or a time such as 2026-02-03T10:00.")] = "",
@@ -127,6 +127,8 @@ def _row(entry: dict[str, Any]) -> list[str]:
         case "gate":
             what = f"gate ({entry.get('road', '')})"
             asked = f"{entry.get('method', '')} {entry.get('path', '')} {outlined(entry.get('query'))}"
+        case "command":
+            what, asked = f"cli {entry.get('command', '')}", outlined(entry.get("arguments"))
         case "http":
             what, asked = "http", str(entry.get("address", entry.get("owner", "")))
         case "job":

@@ -9,8 +9,10 @@ import anyio.to_thread
 
 from manyoyo_mcp.cli.connect import find_sandbox, load_settings, open_sandbox, own_sandboxes
 from manyoyo_mcp.cli.exits import code_of, complain, hint_of
+from manyoyo_mcp.cli.recorded import on_record
 from manyoyo_mcp.cli.screen import Screen, age, print_table
 from manyoyo_mcp.cli.wording import in_options
+from manyoyo_mcp.config import Settings
 from manyoyo_mcp.engines.base import Ended, ExecSpec, Sink
 from manyoyo_mcp.errors import Reason, SandboxAmbiguous
 from manyoyo_mcp.hosts.base import Host, Outer, Store
@@ -191,6 +193,18 @@ async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
     """Remove these sandboxes and checkpoints; none where one of the names means none or several. `sandbox:` or `checkpoint:`
     before a name tells which is meant."""
     settings = load_settings()
+    with on_record(settings, "rm", names=names) as result:
+        found, stores = await _rm(settings, names, result, as_json=as_json, screen=screen)
+    if as_json:
+        rows = [describe(each) for each in found] + [describe_kept(each) for each in stores]
+        print(json.dumps({"sandboxes": rows}, indent=2))
+
+
+async def _rm(
+    settings: Settings, names: list[str], result: dict[str, Any], *, as_json: bool, screen: Screen
+) -> tuple[list[Outer], list[Store]]:
+    removed: list[str] = []
+    result["removed"] = removed
     async with open_host(settings) as host:
         kept = {(store.labels["kind"], str(describe_kept(store)["name"])): store for store in await _kept(host)}
         live = {("sandbox", outer.labels.get("name")) for outer in await own_sandboxes(host)}
@@ -216,17 +230,17 @@ async def rm(names: list[str], *, as_json: bool, screen: Screen) -> None:
                     await keeping.remove_sandbox(store.labels["sandbox"], progress=say)
                 else:
                     await keeping.remove_checkpoint(name, say)
+            removed.append(f"{kind} {name}")
             if not as_json:
                 print(f"removed the {kind} {name}", flush=True)
         for outer in found.values():
             with screen.working(f"removing {outer.sandbox_id}") as say:
                 await keeping.remove_sandbox(outer.sandbox_id, progress=say)
+            removed.append(outer.sandbox_id)
             if not as_json:
                 held = "; the server that held it runs on" if answers_for(outer.labels) else ""
                 print(f"removed {outer.sandbox_id} ({age(time.time() - outer.created)} old{held})", flush=True)
-    if as_json:
-        rows = [describe(each) for each in found.values()] + [describe_kept(each) for each in stores.values()]
-        print(json.dumps({"sandboxes": rows}, indent=2))
+    return list(found.values()), list(stores.values())
 
 
 async def gc(*, dry_run: bool, as_json: bool, screen: Screen) -> None:
@@ -234,7 +248,14 @@ async def gc(*, dry_run: bool, as_json: bool, screen: Screen) -> None:
     settings = load_settings()
     async with open_host(settings) as host:
         with screen.working("looking for sandboxes whose server has ended"):
-            swept = await sweep.sweep(host, settings, dry_run=dry_run)
+            if dry_run:
+                swept = await sweep.sweep(host, settings, dry_run=True)
+            else:
+                with on_record(settings, "gc") as result:
+                    swept = await sweep.sweep(host, settings)
+                    result["removed"] = [outer.sandbox_id for outer in swept.sandboxes]
+                    if swept.failed is not None:
+                        result["failed"] = swept.failed.instance_code
     if as_json:
         print(json.dumps({"dry_run": dry_run, "sandboxes": [describe(each) for each in swept.sandboxes]}, indent=2))
     else:

@@ -18,10 +18,14 @@ def add(
 ) -> None:
     """Make a token and print it, this once: only its hash is kept."""
     from manyoyo_mcp.cli.connect import load_settings
+    from manyoyo_mcp.cli.recorded import on_record
     from manyoyo_mcp.http.tokens import Tokens
 
+    settings = load_settings()
     wanted = [each.strip() for each in scopes.split(",") if each.strip()]
-    typer.echo(Tokens(load_settings().http_tokens).add(name, wanted))
+    with on_record(settings, "token add", ends=False, name=name[:70], scopes=wanted):
+        token = Tokens(settings.http_tokens).add(name, wanted)
+    typer.echo(token)
 
 
 @app.command("list")
@@ -43,6 +47,9 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="One JSON document
 def revoke(name: Annotated[str, typer.Argument(help="The principal.")]) -> None:
     """Make a principal's token worthless from the next request on. What it has stays until it ends by itself."""
     from manyoyo_mcp.cli.connect import load_settings
+    from manyoyo_mcp.cli.recorded import on_record
     from manyoyo_mcp.http.tokens import Tokens
 
-    Tokens(load_settings().http_tokens).revoke(name)
+    settings = load_settings()
+    with on_record(settings, "token revoke", name=name[:70]):
+        Tokens(settings.http_tokens).revoke(name)

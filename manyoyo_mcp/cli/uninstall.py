@@ -15,6 +15,7 @@ from manyoyo_mcp.audit import journal
 from manyoyo_mcp.cli.connect import load_settings
 from manyoyo_mcp.cli.exits import Exit, complain
 from manyoyo_mcp.cli.processes import running
+from manyoyo_mcp.cli.recorded import on_record
 from manyoyo_mcp.cli.screen import Screen, print_table
 from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, Settings
 from manyoyo_mcp.errors import HostUnavailable, InvalidArgument
@@ -53,8 +54,8 @@ async def uninstall(*, yes: bool, dry_run: bool, as_json: bool, screen: Screen) 
             unseen = None
             try:
                 await host.info()  # the host answers, or this says why not
-                things += await in_thread(lambda: list(on_host(host.client, owner())))
                 things += await in_thread(lambda: list(of_principals(host.client, owner())))
+                things += await in_thread(lambda: list(on_host(host.client, owner())))  # last: what the others are made of
             except HostUnavailable as error:
                 unseen = error
             things += await in_thread(lambda: list(on_disk(settings)))
@@ -70,7 +71,7 @@ async def uninstall(*, yes: bool, dry_run: bool, as_json: bool, screen: Screen) 
         if not dry_run and things:
             if not yes and not _agreed(len(things)):
                 return Exit.FAILED
-            kept = await in_thread(_remove, things, screen)
+            kept = await in_thread(_removed, settings, things, screen)
             screen.say(f"Removed {len(things) - kept} of {len(things)}.")
         else:
             kept = 0
@@ -209,6 +210,16 @@ def _agreed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise InvalidArgument("Nobody is there to say yes: nothing was removed.", "Add --yes to remove what is listed.")
     return typer.confirm(f"Remove these {count}? They can't be brought back.", default=False, err=True)
+
+
+def _removed(settings: Settings, things: list[Thing], screen: Screen) -> int:
+    """The same on record, where there is a log: who has none is not left one by this, and the log goes too."""
+    if not journal.directory(settings.state_dir).exists():
+        return _remove(things, screen)
+    with on_record(settings, "uninstall", things=[f"{each.kind} {each.name}" for each in things]) as result:
+        kept = _remove(things, screen)
+        result["removed"], result["kept"] = len(things) - kept, kept
+    return kept
 
 
 def _remove(things: list[Thing], screen: Screen) -> int:

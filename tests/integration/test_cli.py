@@ -27,7 +27,7 @@ from mcp import Client
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
-from manyoyo_mcp.sessions.identity import owner
+from manyoyo_mcp.sessions.identity import owner, owner_labels
 from manyoyo_mcp.sessions.names import checkpoint_store
 from tests.conftest import ROOT, server_parameters
 from tests.support import busybox_context, busybox_rootfs
@@ -469,10 +469,11 @@ def test_shell_needs_a_terminal() -> None:
 
 
 @pytest.fixture
-def orphan() -> Iterator[str]:
-    """A container with the labels of a sandbox whose server ended before this machine was booted."""
+def orphan(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A container with the labels of a sandbox whose server ended before this machine was booted: the user's, or a principal's."""
     sandbox_id = f"sb-{secrets.token_hex(8)}"
-    labels = {"kind": "sandbox", "sandbox": sandbox_id, "owner": owner(), "engine": "podman", "session": "0" * 16,
+    whose = owner_labels(owner(getattr(request, "param", "")))
+    labels = {"kind": "sandbox", "sandbox": sandbox_id, **whose, "engine": "podman", "session": "0" * 16,
               "server-pid": str(os.getpid()), "server-start": "1", "server-boot": "another"}  # fmt: skip
     host = docker.from_env()
     image = host.api.import_image_from_data(busybox_rootfs(), repository="localhost/cli-test-orphan", tag=sandbox_id)
@@ -489,6 +490,24 @@ def orphan() -> Iterator[str]:
         volume.remove()
     host.images.remove(f"localhost/cli-test-orphan:{sandbox_id}")
     host.close()
+
+
+def test_what_is_removed_is_on_record(orphan: str, tmp_path: Path) -> None:
+    env = {"MANYOYO_STATE_DIR": str(tmp_path)}
+    assert cli("rm", "sb-0000000000000000", env=env).returncode == 125
+    assert cli("rm", orphan[:12], env=env).returncode == 0
+    assert cli("gc", "--dry-run", env=env).returncode == 0  # which only looks
+    assert cli("gc", env=env).returncode == 0
+    found = json.loads(cli("audit", "show", "--json", "--tool", "command", env=env).stdout)
+    assert [(each["command"], each["decision"], each["client"]) for each in found] == [
+        ("rm", "failed", "cli"),
+        ("rm", "allowed", "cli"),
+        ("gc", "allowed", "cli"),
+    ]
+    assert found[0]["code"] == "SANDBOX_NOT_FOUND"
+    assert found[1]["arguments"] == {"names": [orphan[:12]]} and found[1]["result"] == {"removed": [orphan]}
+    assert orphan not in found[2]["result"]["removed"]
+    assert cli("audit", "verify", env=env).returncode == 0
 
 
 def test_rm(orphan: str) -> None:
@@ -583,6 +602,7 @@ def test_rm_of_what_a_server_holds(project: Path) -> None:
     assert left_of(process.pid) == []
 
 
+@pytest.mark.parametrize("orphan", ["", "alice"], ids=["user", "principal"], indirect=True)
 def test_gc(orphan: str) -> None:
     listed = json.loads(cli("gc", "--dry-run", "--json").stdout)
     (row,) = [each for each in listed["sandboxes"] if each["sandbox_id"] == orphan]
@@ -740,10 +760,13 @@ def test_uninstall_removes_ours_alone(own_engine: dict[str, str], tmp_path: Path
         host.api.import_image_from_data(busybox_rootfs(), repository=name, tag="1")
     for name, image, whose in (
         ("ours", "localhost/manyoyo/sandbox:1", owner()),
+        ("principals", "localhost/manyoyo/sandbox:1", owner("alice")),
+        ("anothers-principals", "localhost/other:1", "4242@elsewhere/alice"),
         ("anothers", "localhost/other:1", "4242@elsewhere"),
         ("nobodys", "localhost/other:1", None),
     ):
-        labels = {"org.manyoyo.owner": whose, "org.manyoyo.kind": "sandbox"} if whose else {}
+        labels = {"kind": "sandbox", **owner_labels(whose)} if whose else {}
+        labels = {f"org.manyoyo.{key}": value for key, value in labels.items()}
         host.volumes.create(f"data-{name}", labels=labels)
         host.containers.run(
             image,
@@ -761,8 +784,16 @@ def test_uninstall_removes_ours_alone(own_engine: dict[str, str], tmp_path: Path
     env = {**own_engine, "MANYOYO_STATE_DIR": str(state), "MANYOYO_RUNTIME_DIR": str(tmp_path / "run")}
     done = cli("uninstall", "--yes", env=env)
     assert done.returncode == 0, done.stderr
-    assert sorted(each.name for each in host.containers.list(all=True)) == ["anothers", "nobodys"]
-    assert sorted(each.name for each in host.volumes.list()) == ["data-anothers", "data-nobodys"]
+    assert sorted(each.name for each in host.containers.list(all=True)) == [
+        "anothers",
+        "anothers-principals",
+        "nobodys",
+    ]
+    assert sorted(each.name for each in host.volumes.list()) == [
+        "data-anothers",
+        "data-anothers-principals",
+        "data-nobodys",
+    ]
     assert [tag for each in host.images.list() for tag in each.tags] == ["localhost/other:1"]
     assert [path.name for path in state.iterdir()] == ["notes.txt"]
     again = cli("uninstall", "--yes", env=env)

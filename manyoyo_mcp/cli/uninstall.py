@@ -55,7 +55,9 @@ async def uninstall(*, yes: bool, dry_run: bool, as_json: bool, screen: Screen) 
             try:
                 await host.info()  # the host answers, or this says why not
                 things += await in_thread(lambda: list(of_principals(host.client, owner())))
-                things += await in_thread(lambda: list(on_host(host.client, owner())))  # last: what the others are made of
+                things += await in_thread(
+                    lambda: list(on_host(host.client, owner()))
+                )  # last: what the others are made of
             except HostUnavailable as error:
                 unseen = error
             things += await in_thread(lambda: list(on_disk(settings)))

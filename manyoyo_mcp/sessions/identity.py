@@ -86,13 +86,18 @@ class Identity:
         }
 
 
-def answers_for(labels: dict[str, str]) -> bool:
-    """Whether the server process that these labels name still runs. Where that can't be told (another system than Linux, a
-    server in another container), yes."""
+def can_be_seen(labels: dict[str, str]) -> bool:
+    """Whether it can be told from here if the server process that these labels name still runs: not on another system than Linux, nor
+    of one in another container."""
     if sys.platform != "linux" or not _PID.fullmatch(labels.get("server-pid", "")):
-        return True
+        return False
     here = pid_namespace()
-    if labels.get("server-boot") == boot_id() and labels.get("server-pid-namespace", here) != here:
+    return labels.get("server-boot") != boot_id() or labels.get("server-pid-namespace", here) == here
+
+
+def answers_for(labels: dict[str, str]) -> bool:
+    """Whether the server process that these labels name still runs. Where that can't be told, yes."""
+    if not can_be_seen(labels):
         return True
     if labels.get("server-boot") != boot_id():
         return False

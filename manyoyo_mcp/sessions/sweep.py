@@ -15,7 +15,7 @@ from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
 from manyoyo_mcp.image.outer import no_progress
 from manyoyo_mcp.sessions import budgets, endpoints, names
-from manyoyo_mcp.sessions.identity import Identity, answers_for, owner, pid_namespace
+from manyoyo_mcp.sessions.identity import Identity, answers_for, can_be_seen, owner, pid_namespace
 from manyoyo_mcp.workers import in_thread
 
 _OWNER = "server.json"
@@ -23,6 +23,8 @@ _LATE_COMER = 3.0
 """Seconds after which a host's engine has made the container that was asked of it a moment before the server's end."""
 
 
+_LONG_S = 600.0
+"""Seconds after which a sandbox that has stopped is nobody's, where it can't be told from here whether its server runs."""
 _LEASES = 3
 """Leases after which a named sandbox that still runs is another server's, and so is what it will leave."""
 
@@ -109,9 +111,17 @@ async def orphans(host: Host) -> list[Outer]:
     """Sandboxes of this user, or of a principal of its servers, whose server runs no longer; of those with a name, the ones that
     have stopped."""
     found = await host.find({"owner": owner()}, remains=True) + await host.find({"user": owner()}, remains=True)
-    return [
-        outer for outer in found if (not outer.running if "name" in outer.labels else not answers_for(outer.labels))
-    ]
+    return [outer for outer in found if _is_over(outer, time.time())]
+
+
+def _is_over(outer: Outer, now: float) -> bool:
+    if "name" in outer.labels:
+        return not outer.running
+    if can_be_seen(outer.labels):
+        return not answers_for(outer.labels)
+    return (
+        not outer.running and now - outer.created > _LONG_S
+    )  # its lease has ended it, and nobody has come to clear up
 
 
 async def sweep(host: Host, settings: Settings, *, dry_run: bool = False) -> Swept:

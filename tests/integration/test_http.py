@@ -250,41 +250,69 @@ async def test_tls(tmp_path: Path) -> None:
         server.stop()
 
 
-@pytest.mark.timeout(600)
-async def test_a_server_killed_under_load_loses_no_named_sandbox(tmp_path: Path) -> None:
+async def test_more_calls_than_are_allowed_are_told_when_to_come_again(tmp_path: Path) -> None:
     server = Server(tmp_path, {"MANYOYO_HTTP_RATE": "2"})
-    server.add("carol", "read", "run")
+    server.add("carol", "read")
+    server.start()
+    try:
+        async with server.client("carol") as client:
+            limited = [await client.call_tool("job_status", {}) for _ in range(10)]
+        (first, *_) = [each for each in limited if each.is_error]
+        assert code(first) == "RATE_LIMITED" and first.meta["org.manyoyo/error"]["details"]["retry_after_s"] > 0
+        assert any(each["kind"] == "http" and each["code"] == "RATE_LIMITED" for each in server.records())
+    finally:
+        server.stop()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["ended", "killed"])
+async def test_a_restart_under_load_loses_no_named_sandbox(tmp_path: Path, number: int) -> None:
+    """Twenty clients call all the time, before, meanwhile and after; what runs in the named sandbox goes on."""
+    server = Server(tmp_path)
+    server.add("carol", "read", "run", "build")
     name = f"kept-{secrets.token_hex(4)}"
+    answered = [0, 0]
+    restarted = over = False
     server.start()
     try:
         async with server.client("carol") as client:
             named, unnamed = await _start(client, name=name), await _start(client)
-            limited = None
-            for _ in range(10):
-                limited = await client.call_tool("job_status", {})
-                if limited.is_error:
-                    break
-            assert limited is not None and code(limited) == "RATE_LIMITED"
-            assert limited.meta["org.manyoyo/error"]["details"]["retry_after_s"] > 0
-        async with httpx2.AsyncClient(headers=server.headers("carol"), timeout=30) as http:
+            await _busybox(client, named)
+            run = {"sandbox_id": named, "image": BUSYBOX, "command": ["sleep", "1000"], "detach": True, "name": "web"}
+            started = await client.call_tool("nested_run", run)
+            assert not started.is_error, started.content
 
-            async def ask() -> None:
-                with contextlib.suppress(httpx2.HTTPError):
-                    await http.post(server.url, json={})
+        async def load(tool: str) -> None:
+            while not over:
+                with contextlib.suppress(Exception):  # the server is gone for a while
+                    async with server.client("carol") as one:
+                        while not over:
+                            if not (await one.call_tool(tool, {"sandbox_id": name})).is_error:
+                                answered[restarted] += 1
+                await anyio.sleep(0.1)
 
-            async with anyio.create_task_group() as group:
-                for _ in range(20):
-                    group.start_soon(ask)
-                server.stop(signal.SIGKILL)
-        server.start()
-        await anyio.sleep(2)
-        async with server.client("carol") as client:
-            again = await client.call_tool("start_sandbox", {"name": name})
-            assert again.structured_content["sandbox"]["sandbox_id"] == named, again.content
-            assert code(await client.call_tool("sandbox_status", {"sandbox_id": unnamed})) == "SANDBOX_NOT_FOUND"
-            await anyio.sleep(2)
-            assert not (await client.call_tool("cleanup", {"sandbox_id": name})).is_error
+        async with anyio.create_task_group() as group:
+            for index in range(20):
+                group.start_soon(load, ("sandbox_status", "nested_list")[index % 2])
+            with anyio.fail_after(60 * SLACK):
+                while answered[0] < 40:
+                    await anyio.sleep(0.1)
+            await anyio.to_thread.run_sync(server.stop, number)
+            await anyio.to_thread.run_sync(server.start)
+            restarted = True
+            async with server.client("carol") as client:
+                again = await client.call_tool("start_sandbox", {"name": name})
+                assert again.structured_content["sandbox"]["sandbox_id"] == named, again.content
+                run = {"sandbox_id": named, "container": "web", "command": ["echo", "goes on"]}
+                assert "goes on" in words(await client.call_tool("nested_exec", run))
+                assert code(await client.call_tool("sandbox_status", {"sandbox_id": unnamed})) == "SANDBOX_NOT_FOUND"
+                with anyio.fail_after(60 * SLACK):
+                    while answered[1] < 40:
+                        await anyio.sleep(0.1)
+                over = True
+                assert not (await client.call_tool("cleanup", {"sandbox_id": name})).is_error
     finally:
+        over = True
         server.stop()
     deadline = time.monotonic() + 60 * SLACK
     while (

@@ -22,23 +22,25 @@ class Nobody(Exception):
 
 
 class Callers:
-    """`tokens` is None where nobody is asked for one of ours, `oauth` where no authorization server is named; without both
-    whoever reaches this server calls as its user."""
+    """`oauth` is None where no authorization server is named. As long as there is no file of tokens either, whoever reaches this
+    server calls as its user; once there was one, nobody does."""
 
-    def __init__(self, tokens: Tokens | None, oauth: OAuth | None) -> None:
+    def __init__(self, tokens: Tokens, oauth: OAuth | None) -> None:
         self._tokens = tokens
         self._oauth = oauth
+        self._asks = oauth is not None
 
     async def find(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
         """Raises Nobody."""
-        if self._tokens is None and self._oauth is None:
+        self._asks = self._asks or self._tokens.path.exists()
+        if not self._asks:
             return USER
         given = [value for key, value in headers if key == b"authorization"]
         scheme, _, token = given[0].decode("latin-1").partition(" ") if len(given) == 1 else ("", "", "")
         token = token.strip()
         found = None
         if scheme.lower() == "bearer" and token:
-            found = self._tokens.caller(token) if self._tokens is not None else None
+            found = self._tokens.caller(token)
             if found is None and self._oauth is not None:
                 try:
                     found = await self._oauth.caller(token)

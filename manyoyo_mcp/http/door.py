@@ -27,10 +27,10 @@ _SCOPES: dict[str, Scope] = {tool.name: tool.scope for tool in TOOLS}
 
 
 class Door:
-    """An ASGI application around MCP's. Without `tokens` and `oauth` nobody is asked who it is."""
+    """An ASGI application around MCP's."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, tokens: Tokens | None, oauth: OAuth | None, witness: HttpWitness
+        self, app: ASGIApp, settings: Settings, tokens: Tokens, oauth: OAuth | None, witness: HttpWitness
     ) -> None:
         self._app = app
         self._settings = settings
@@ -53,13 +53,13 @@ class Door:
             caller = await self._callers.find(request["headers"])
         except Nobody as nobody:
             if nobody.given:
-                self._witness.unknown(str((request.get("client") or ("",))[0]))
+                await self._witness.unknown(str((request.get("client") or ("",))[0]))
             await nobody.answer(request, receive, send)
             return
         share = self._shares.of(caller.principal)
         wait = share.wait()
         if wait:
-            refused = self._limited(caller, f"too many requests of yours. Ask again in {wait:.3f} s.")
+            refused = await self._limited(caller, f"too many requests of yours. Ask again in {wait:.3f} s.")
             refused.headers["Retry-After"] = str(math.ceil(wait))
             await refused(request, receive, send)
             return
@@ -69,8 +69,8 @@ class Door:
         finally:
             share.open -= 1
 
-    def _limited(self, caller: Caller, words: str) -> Response:
-        self._witness.refused(caller.principal, "RATE_LIMITED", words)
+    async def _limited(self, caller: Caller, words: str) -> Response:
+        await self._witness.refused(caller.principal, "RATE_LIMITED", words)
         return refusal(429, f"RATE_LIMITED: {words}")
 
     async def _admitted(self, caller: Caller, share: Share, request: Request, receive: Receive, send: Send) -> None:
@@ -80,9 +80,9 @@ class Door:
         session = _header(request, _SESSION)
         version = (_header(request, _VERSION) or b"").decode("latin-1")
         begins = session is None and version in ("", *HANDSHAKE_PROTOCOL_VERSIONS)  # as the SDK tells the eras apart
-        refused = body if isinstance(body, Response) else self._lacking(caller, body)
+        refused = body if isinstance(body, Response) else await self._lacking(caller, body)
         if refused is None and begins and share.sessions.full():
-            refused = self._limited(caller, "too many sessions of yours are open. End one (DELETE).")
+            refused = await self._limited(caller, "too many sessions of yours are open. End one (DELETE).")
         if refused is not None:
             await refused(request, receive, send)
             return
@@ -128,7 +128,7 @@ class Door:
                     return bytes(body)
         return refusal(408, f"The body took more than {BODY_S:g} s.")
 
-    def _lacking(self, caller: Caller, body: bytes) -> Response | None:
+    async def _lacking(self, caller: Caller, body: bytes) -> Response | None:
         """What is answered where an access token lacks a scope, so that its client can ask for it. This is for the client's sake: the
         tools look for themselves, and refuse the principals with tokens of ours."""
         if self._oauth is None or not caller.issuer:
@@ -137,7 +137,7 @@ class Door:
         if scope is None or caller.may(scope):
             return None
         words = f"this token does not have the scope {scope!r}."
-        self._witness.refused(caller.principal, "SCOPE_MISSING", words)
+        await self._witness.refused(caller.principal, "SCOPE_MISSING", words)
         refused = refusal(403, f"SCOPE_MISSING: {words}")
         refused.headers["WWW-Authenticate"] = self._oauth.lacking(scope)
         return refused

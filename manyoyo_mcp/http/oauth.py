@@ -1,18 +1,14 @@
-"""Access tokens of an authorization server that the operator named (RFC 6750, 7662, 8707, 9068, 9728): whose they are, what they allow."""
+"""OAuth's resource server (RFC 9728): what it publishes, and who calls by the tokens of the authorization server that the operator named."""
 
 import hashlib
 import json
-import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 import httpx2
-import jwt
 from mcp.client.auth.utils import build_oauth_authorization_server_metadata_discovery_urls
-from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.routes import build_resource_metadata_url, create_protected_resource_routes
 from pydantic import AnyHttpUrl, TypeAdapter
 from starlette.routing import Route
@@ -20,123 +16,13 @@ from starlette.routing import Route
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.http import asking
-from manyoyo_mcp.http.keys import ALGORITHMS, Keys
+from manyoyo_mcp.http.judging import LONGEST, Asked, Signed, Verifier
+from manyoyo_mcp.http.keys import Keys
 from manyoyo_mcp.sessions.principals import SCOPES, Caller, Scope
 
-LONGEST = 8 << 10
-"""Characters of a token."""
-SKEW_S = 30
-"""Seconds by which the two clocks may differ."""
-REMEMBERED_S = 10.0
-"""Seconds for which the authorization server's word on a token counts: so long one works yet that it has revoked."""
-_REMEMBERED = 1000
-_LONGEST_NAME = 1000
 _NEEDED: tuple[Scope, ...] = ("read", "run", "build")
 """What a client is told to ask for that has no token; admin it is told of when it needs that."""
-_TYPES = ("", "jwt", "at+jwt", "application/at+jwt")
-_ALLOWED = frozenset(name for names in ALGORITHMS.values() for name in names)
 _url: TypeAdapter[AnyHttpUrl] = TypeAdapter(AnyHttpUrl, config={"url_preserve_empty_path": True})
-
-
-class Verifier(Protocol):
-    """As the SDK has it."""
-
-    async def verify_token(self, token: str) -> AccessToken | None:
-        """What a token says; None where it is worth nothing here. Raises Unavailable."""
-
-
-class Signed:
-    """Tokens that are JWTs, verified here."""
-
-    def __init__(self, keys: Keys, issuer: str, audience: str) -> None:
-        self._keys = keys
-        self._issuer = issuer
-        self._audience = audience
-
-    async def verify_token(self, token: str) -> AccessToken | None:
-        try:
-            header = jwt.get_unverified_header(token)
-            kid, algorithm = header.get("kid"), header.get("alg")
-            if algorithm not in _ALLOWED or "crit" in header or str(header.get("typ", "")).lower() not in _TYPES:
-                return None
-            key = await self._keys.find(kid, algorithm)  # whatever else the header says of keys (jku, x5u, jwk)
-            if key is None:
-                return None
-            claims = jwt.decode(
-                token, key, algorithms=[algorithm], issuer=self._issuer, audience=self._audience, leeway=SKEW_S,
-                options={"require": ["exp", "iss", "aud", "sub"], "enforce_minimum_key_length": True},
-            )  # fmt: skip
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
-            return None
-        return _told(claims, self._issuer, self._audience)
-
-
-class Asked:
-    """Tokens of any kind: the authorization server is asked about each, and its word counts for some seconds."""
-
-    def __init__(self, http: httpx2.AsyncClient, url: str, who: tuple[str, str], issuer: str, audience: str) -> None:
-        self._http = http
-        self._url = url
-        self._who = who
-        self._issuer = issuer
-        self._audience = audience
-        self._known: OrderedDict[bytes, tuple[float, AccessToken | None]] = OrderedDict()
-
-    async def verify_token(self, token: str) -> AccessToken | None:
-        name = hashlib.sha256(token.encode()).digest()
-        until, found = self._known.get(name, (0.0, None))
-        if until <= time.monotonic():
-            claims = await asking.ask(
-                self._http, self._url, {"token": token, "token_type_hint": "access_token"}, self._who
-            )
-            found = self._judged(claims)
-            self._known[name] = (time.monotonic() + REMEMBERED_S, found)
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return found if found is not None and not _over(found.expires_at) else None
-
-    def _judged(self, claims: Mapping[str, Any]) -> AccessToken | None:
-        audience, begins = claims.get("aud"), claims.get("nbf", 0)
-        if claims.get("active") is not True or claims.get("iss", self._issuer) != self._issuer:
-            return None
-        if self._audience not in ([audience] if isinstance(audience, str) else audience or ()):
-            return None
-        if not isinstance(begins, int | float) or begins > time.time() + SKEW_S:
-            return None
-        if str(claims.get("token_type", "bearer")).lower() not in ("bearer", "access_token"):
-            return None
-        return _told(claims, self._issuer, self._audience)
-
-
-def _told(claims: Mapping[str, Any], issuer: str, audience: str) -> AccessToken | None:
-    """What a token says whose issuer and audience were looked at."""
-    subject, expires = claims.get("sub"), claims.get("exp")
-    if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_NAME:
-        return None
-    if claims.get("cnf") is not None:  # it is bound to a key of the client's, of which a bearer gives no proof
-        return None
-    scopes = claims.get("scope", claims.get("scp", ""))
-    named = scopes.split() if isinstance(scopes, str) else scopes if isinstance(scopes, list) else []
-    client = claims.get("client_id", claims.get("azp"))
-    try:
-        until = int(expires) if expires is not None else None
-    except (ValueError, TypeError, OverflowError):
-        return None
-    if _over(until):
-        return None
-    return AccessToken(
-        token="",
-        client_id=client if isinstance(client, str) else "",
-        scopes=[each for each in named if isinstance(each, str)],
-        expires_at=until,
-        resource=audience,
-        subject=subject,
-        claims={"iss": issuer},
-    )
-
-
-def _over(until: int | None) -> bool:
-    return until is not None and until <= time.time() - SKEW_S
 
 
 def principal(issuer: str, subject: str) -> str:
@@ -224,7 +110,8 @@ async def open_oauth(settings: Settings) -> AsyncIterator[OAuth | None]:
     if not check(settings):
         yield None
         return
-    issuer, resource = settings.oauth_issuer or "", settings.oauth_resource or ""
+    issuer = settings.oauth_issuer or ""
+    resource = str(_url.validate_python(settings.oauth_resource))  # as it is published, and clients ask for it
     audience = settings.oauth_audience or resource
     async with asking.client() as http:
         verifier: Verifier
@@ -258,7 +145,12 @@ async def _look(http: httpx2.AsyncClient, issuer: str, jwks: str | None) -> dict
         except asking.Unavailable as error:
             why = error
             continue
-        if told.get("issuer") == issuer and isinstance(told.get("jwks_uri"), str):
-            return await asking.ask(http, told["jwks_uri"])
+        where = told.get("jwks_uri")
+        if (
+            told.get("issuer") == issuer
+            and isinstance(where, str)
+            and (where.startswith("https:") or issuer.startswith("http:"))
+        ):
+            return await asking.ask(http, where)
         why = asking.Unavailable("its metadata are another issuer's, or name no keys")
     raise why or asking.Unavailable("it has no metadata")

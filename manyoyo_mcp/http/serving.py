@@ -44,9 +44,9 @@ def security(settings: Settings, host: str) -> TransportSecuritySettings:
     )
 
 
-def tokens_for(settings: Settings, host: str) -> Tokens | None:
-    """Who may call; None: whoever reaches it, which is for loopback alone. Raises InvalidArgument where an address needs more than
-    the settings give."""
+def tokens_for(settings: Settings, host: str) -> Tokens:
+    """Who may call; where there is no file of them, and no OAuth, whoever reaches it, which is for loopback alone. Raises InvalidArgument where
+    an address needs more than the settings give."""
     tokens = Tokens(settings.http_tokens)
     known = tokens.all() or oauth.check(settings)
     if (settings.http_certificate is None) != (settings.http_key is None):
@@ -67,7 +67,7 @@ def tokens_for(settings: Settings, host: str) -> Tokens | None:
                 f"{host} is not loopback: tokens would cross the network unencrypted.",
                 "Set MANYOYO_HTTP_CERTIFICATE and MANYOYO_HTTP_KEY; or, behind a proxy that ends TLS, MANYOYO_HTTP_TLS=off.",
             )
-    return tokens if settings.http_tokens.exists() else None
+    return tokens
 
 
 def serve(settings: Settings, words: str) -> None:
@@ -77,7 +77,7 @@ def serve(settings: Settings, words: str) -> None:
     anyio.run(_serve, settings, host, port, tokens_for(settings, host))
 
 
-async def _serve(settings: Settings, host: str, port: int, tokens: Tokens | None) -> None:
+async def _serve(settings: Settings, host: str, port: int, tokens: Tokens) -> None:
     witness = HttpWitness(settings)
     server = build_server(settings, open_principals(settings, witness))
     app = server.streamable_http_app(
@@ -108,7 +108,10 @@ async def _serve(settings: Settings, host: str, port: int, tokens: Tokens | None
             ssl_keyfile=str(settings.http_key) if settings.http_key else None,
         )
         scheme = "https" if settings.http_certificate else "http"
-        asked = [*(["tokens"] if tokens else []), *([f"access tokens of {settings.oauth_issuer}"] if others else [])]
+        asked = [
+            *(["tokens"] if tokens.path.exists() else []),
+            *([f"access tokens of {settings.oauth_issuer}"] if others else []),
+        ]
         who = f"{' or '.join(asked)} are asked for" if asked else "without tokens: whoever is on this machine may call"
         shown = f"[{host}]" if ":" in host else host
         print(f"manyoyo-mcp: {scheme}://{shown}:{port}{PATH}, {who}", file=sys.stderr, flush=True)

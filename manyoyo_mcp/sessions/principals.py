@@ -120,7 +120,7 @@ class Principals:
             if place.going >= self._settings.http_calls:
                 raise _limited(f"{place.going} calls of yours go on already.", 1.0)
         except RateLimited as error:
-            self._witness.refused(caller.principal, error.code, error.message)
+            await self._witness.refused(caller.principal, error.code, error.message)
             raise
         place.going += 1
         try:

@@ -127,15 +127,15 @@ class HttpWitness:
             who = {"issuer": scrubbed(issuer), "subject": scrubbed(subject)}
             await self._journal.before({"kind": "principal", "event": "came", "owner": owner(principal), **who})
 
-    def refused(self, principal: str, code: str, reason: str) -> None:
+    async def refused(self, principal: str, code: str, reason: str) -> None:
         """A request of a principal's."""
-        self._note(principal, code, {"owner": owner(principal), "reason": reason})
+        await self._note(principal, code, {"owner": owner(principal), "reason": reason})
 
-    def unknown(self, address: str) -> None:
+    async def unknown(self, address: str) -> None:
         """A request with a token that is worth nothing. Those of all addresses are counted as one."""
-        self._note("", "UNAUTHENTICATED", {"address": address[:60], "reason": "a token that is not good here"})
+        await self._note("", "UNAUTHENTICATED", {"address": address[:60], "reason": "a token that is not good here"})
 
-    def _note(self, principal: str, code: str, fields: dict[str, str]) -> None:
+    async def _note(self, principal: str, code: str, fields: dict[str, str]) -> None:
         kind = (principal, code)
         sparing = self._refusals.pop(kind, None) or Sparing(20, 0.2)
         self._refusals[kind] = sparing
@@ -143,7 +143,7 @@ class HttpWitness:
             self._refusals.popitem(last=False)
         more = sparing.take()
         if more is not None:
-            self._journal.after_now({"kind": "http", "decision": "refused", "code": code, **fields, **more})
+            await self._journal.after({"kind": "http", "decision": "refused", "code": code, **fields, **more})
 
     def close(self) -> None:
         """The server ends."""

@@ -9,13 +9,14 @@ import pytest
 from manyoyo_mcp.cli.main import HTTP_ADDRESS, with_address
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NameConflict, NotFound, ScopeMissing
+from manyoyo_mcp.http.callers import Callers, Nobody
 from manyoyo_mcp.http.limits import Sessions
 from manyoyo_mcp.http.serving import address_of, security, tokens_for
 from manyoyo_mcp.http.tokens import Tokens
 from manyoyo_mcp.sessions import names
 from manyoyo_mcp.sessions.budgets import Amount, Budgets
 from manyoyo_mcp.sessions.identity import Identity, owner, principal_of
-from manyoyo_mcp.sessions.principals import Bucket, Caller
+from manyoyo_mcp.sessions.principals import USER, Bucket, Caller
 from manyoyo_mcp.tools import TOOLS
 
 
@@ -94,7 +95,7 @@ def test_addresses() -> None:
 
 def test_another_address_than_loopback_needs_tokens_hosts_and_tls(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
-    assert tokens_for(Settings(http_tokens=path), "127.0.0.1") is None
+    tokens_for(Settings(http_tokens=path), "127.0.0.1")
     with pytest.raises(InvalidArgument, match="must have a token"):
         tokens_for(Settings(http_tokens=path), "0.0.0.0")
     Tokens(path).add("alice", ["read"])
@@ -103,13 +104,27 @@ def test_another_address_than_loopback_needs_tokens_hosts_and_tls(tmp_path: Path
     with pytest.raises(InvalidArgument, match="unencrypted"):
         tokens_for(Settings(http_tokens=path, http_hosts=["a.example"]), "0.0.0.0")
     settings = Settings(http_tokens=path, http_hosts=["a.example"], http_tls="off")
-    assert tokens_for(settings, "0.0.0.0") is not None
+    tokens_for(settings, "0.0.0.0")
     assert security(settings, "0.0.0.0").allowed_hosts == ["a.example"]
     assert security(settings, "0.0.0.0").allowed_origins == []
     with pytest.raises(InvalidArgument, match="certificate and its key"):
         tokens_for(Settings(http_tokens=path, http_certificate=path), "127.0.0.1")
     Tokens(path).revoke("alice")
-    assert tokens_for(Settings(http_tokens=path), "127.0.0.1") is not None  # none is left, and so nobody comes in
+    with pytest.raises(InvalidArgument, match="must have a token"):
+        tokens_for(settings, "0.0.0.0")
+
+
+@pytest.mark.anyio
+async def test_a_server_that_asks_nobody_does_so_from_its_first_token_on(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "tokens.json")
+    callers = Callers(tokens, None)
+    assert await callers.find([]) == USER
+    token = tokens.add("alice", ["read"])
+    assert (await callers.find([(b"authorization", f"Bearer {token}".encode())])).principal == "alice"
+    for change in (lambda: None, lambda: tokens.revoke("alice"), tokens.path.unlink):
+        change()
+        with pytest.raises(Nobody):
+            await callers.find([])
 
 
 def test_a_principal_is_an_owner_of_its_own() -> None:

@@ -16,8 +16,9 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.http import asking, keys
 from manyoyo_mcp.http.door import needed
+from manyoyo_mcp.http.judging import LONGEST
 from manyoyo_mcp.http.keys import ALGORITHMS
-from manyoyo_mcp.http.oauth import LONGEST, OAuth, check, open_oauth, principal
+from manyoyo_mcp.http.oauth import OAuth, check, open_oauth, principal
 from manyoyo_mcp.http.tokens import Tokens
 from tests.authorization import Authorization, jwk, private_key
 
@@ -319,6 +320,33 @@ def test_what_is_set_wrong(wrong: dict[str, str]) -> None:
         check(Settings(**wrong))
 
 
+async def test_the_address_counts_as_it_is_published(server: Authorization) -> None:
+    settings = Settings(oauth_issuer=server.issuer, oauth_resource="https://BOX.example.org:443/mcp")
+    async with open_oauth(settings) as oauth:
+        assert oauth is not None
+        assert await oauth.caller(server.token(RESOURCE)) is not None
+        assert "https://box.example.org/.well-known/oauth-protected-resource/mcp" in oauth.challenge(given=False)
+    async with open_oauth(_settings(server, oauth_audience="box")) as other:
+        assert other is not None and await other.caller(server.token(RESOURCE)) is None
+        assert await other.caller(server.token("box")) is not None
+
+
+async def test_an_issuer_with_tls_has_no_keys_without(server: Authorization, monkeypatch: pytest.MonkeyPatch) -> None:
+    from manyoyo_mcp.http import oauth as module
+
+    issuer = "https://issuer.example"
+
+    async def metadata(_: Any, url: str) -> dict[str, Any]:
+        assert url.startswith(issuer), url
+        return {"issuer": issuer, "jwks_uri": f"{server.issuer}/keys"}
+
+    monkeypatch.setattr(module.asking, "ask", metadata)
+    async with open_oauth(Settings(oauth_issuer=issuer, oauth_resource=RESOURCE)) as oauth:
+        assert oauth is not None
+        with pytest.raises(asking.Unavailable):
+            await oauth.caller(server.token(RESOURCE, iss=issuer))
+
+
 async def test_scopes_by_another_name(server: Authorization) -> None:
     async with open_oauth(_settings(server, oauth_scope_prefix="manyoyo:")) as oauth:
         assert oauth is not None
@@ -367,9 +395,9 @@ def test_what_is_no_message_needs_no_scope() -> None:
 async def test_opaque_tokens_are_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx2
 
-    from manyoyo_mcp.http import oauth as module
+    from manyoyo_mcp.http import judging
 
-    monkeypatch.setattr(module, "REMEMBERED_S", 0.5)
+    monkeypatch.setattr(judging, "REMEMBERED_S", 0.5)
     server = Authorization(opaque=True)
     secret = tmp_path / "secret"
     secret.write_text(server.clients["box"].secret + "\n")
@@ -398,14 +426,33 @@ async def test_opaque_tokens_are_asked_about(tmp_path: Path, monkeypatch: pytest
             assert await oauth.caller(got[0]) == caller
             assert server.asked.count("/introspect") == before
             assert await oauth.caller(got[1]) is None  # for another server
+            found: list[Any] = []
+
+            async def ask() -> None:
+                found.append(await oauth.caller(got[2]))
+
+            before = server.asked.count("/introspect")
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(ask)
+            assert found == [caller] * 20 and server.asked.count("/introspect") == before + 1
             assert await oauth.caller("made-up") is None
             assert await oauth.caller(server.token(RESOURCE)) is None
             server.opaque[got[0]].revoked = True
             await anyio.sleep(0.6)
             assert await oauth.caller(got[0]) is None
             server.down = True
-            with pytest.raises(asking.Unavailable):
-                await oauth.caller(got[2])
+            failed: list[bool] = []
+
+            async def fail() -> None:
+                with pytest.raises(asking.Unavailable):
+                    await oauth.caller(got[2])
+                failed.append(True)
+
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(fail)
+            assert len(failed) == 20
         server.down = False
         secret.write_text("wrong")
         async with open_oauth(_settings(server, **asked)) as oauth:

@@ -12,10 +12,10 @@ from manyoyo_mcp.engines.base import (
     Image,
     Usage,
 )
-from manyoyo_mcp.engines.building import Building
+from manyoyo_mcp.engines.daemonless import Daemonless
 from manyoyo_mcp.engines.entering import Entering
 from manyoyo_mcp.engines.failures import UNTOLD, suspicious, verdict
-from manyoyo_mcp.engines.running import OVER, Running
+from manyoyo_mcp.engines.running import OVER
 from manyoyo_mcp.errors import ManyoyoError, Reason
 from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.values import format_bytes, unix_time
@@ -24,7 +24,7 @@ _NEVER = re.compile(r"Exited \(\d+\) [1-9]\d\d years ago")
 """What podman says of a container that ran when its store was copied: of its end it knows neither time nor code."""
 
 
-class DockerApiEngine(Running, Entering, Building):
+class DockerApiEngine(Daemonless, Entering):
     """An engine behind a guarded docker-py client. Subclasses say where theirs differs."""
 
     async def logs(self, container: str, tail: int | None, since: float | None) -> bytes:

@@ -27,9 +27,19 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """A directory of the outer container's for a nested one of the server's own. No tool takes one, and no engine is told."""
+
+    source: str
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RunSpec:
     """A nested container to be run. `files` maps absolute paths to content; `outputs` are absolute paths to bring out.
-    `docker_socket`: it gets the gate that its sandbox has for nested containers. `secrets` are told to no engine."""
+    `docker_socket`: it gets the gate that its sandbox has for nested containers. `secrets` are told to no engine. Of the server's own
+    alone: `archive` yields a tar that is unpacked in its workdir, and what is `given` comes with the right to make namespaces."""
 
     image: str
     command: list[str]
@@ -50,6 +60,8 @@ class RunSpec:
     pull: Literal["missing", "never", "always"] = "missing"
     docker_socket: bool = False
     secrets: Sequence[Secret] = ()
+    archive: Callable[[], Iterator[bytes]] | None = None
+    given: Sequence[Given] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,7 @@ class ExecSpec:
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
     """An image build. `context` yields a tar stream; it is read once, in a worker thread. `secrets`: what `RUN --mount=type=secret,id=NAME`
-    has, by name."""
+    has, by name. `daemonless`: by buildah in a nested container, which has these `labels`, and not by the engine."""
 
     context: Callable[[], Iterator[bytes]]
     dockerfile: str
@@ -85,6 +97,8 @@ class BuildSpec:
     platform: str | None = None
     timeout_s: float | None = None
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
+    daemonless: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

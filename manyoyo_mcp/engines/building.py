@@ -104,7 +104,7 @@ class Building(Giving):
         with contextlib.suppress(ManyoyoError):  # podman can't show an image that it built with EXPOSE of no port
             size = (await self._ask(lambda client: client.inspect_image(image)))["Size"] if image else None
         for name in spec.tags[1:]:
-            await self._ask(partial(_tag, image, name))
+            await self._ask(partial(named, image, name))
         return Built(Reason.OK, seconds, log.steps, image_id=log.image_id, size=size, tags=spec.tags)
 
     def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
@@ -178,6 +178,7 @@ class Building(Giving):
                      mend=cause.mend if cause else "", evidence=told.evidence)  # fmt: skip
 
 
-def _tag(image: str, name: str, client: GuardedClient) -> None:
+def named(image: str, name: str, client: GuardedClient) -> None:
+    """Give an image a name."""
     repository, tag = docker.utils.parse_repository_tag(name)
     client.tag(image, repository, tag or "latest")

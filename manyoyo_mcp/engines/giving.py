@@ -8,7 +8,7 @@ from typing import Any
 
 from manyoyo_mcp.archive import tar
 from manyoyo_mcp.engines.asking import Asking
-from manyoyo_mcp.engines.base import Secret
+from manyoyo_mcp.engines.base import Given, Secret
 from manyoyo_mcp.errors import EngineFailed, NotSupported
 from manyoyo_mcp.policy.fields import OURS
 
@@ -21,7 +21,7 @@ _MARK = "manyoyo-secret:"
 _READ_ONLY = ("bind", "ro", "nosuid", "nodev", "noexec")
 
 
-def for_run(container: str, secrets: Sequence[Secret]) -> bytes:
+def for_run(container: str, secrets: Sequence[Secret], given: Sequence[Given] = ()) -> bytes:
     """The archive for a container: files, and in the OCI runtime's words the mounts and variables to be added. Raises NotSupported for
     a variable that can't be."""
     files: dict[str, bytes] = {}
@@ -34,6 +34,11 @@ def for_run(container: str, secrets: Sequence[Secret]) -> bytes:
         files[f"files/{number}"] = secret.value
         source = f"{HELD}/{container}/files/{number}"
         mounts.append({"destination": secret.path, "type": "bind", "source": source, "options": list(_READ_ONLY)})
+    for each in given:
+        options = ["bind", "rw" if each.writable else "ro", "nosuid", "nodev"]
+        mounts.append({"destination": each.target, "type": "bind", "source": each.source, "options": options})
+    if given:
+        files["namespaces"] = b""
     for name, parts in (("mounts", mounts), ("env", variables)):
         files[f"{name}.json"] = ",".join(json.dumps(each) for each in parts).encode()
     return tar(files)

@@ -145,6 +145,8 @@ class Running(Pulling, Giving):
             create(client)
             if archive is not None:
                 client.put_archive(made.container, "/", archive)
+            if spec.archive is not None:
+                client.put_archive(made.container, spec.workdir, spec.archive())
             if attach and made.attached is None:
                 made.attached = self._attach(client, made.container, stdin=spec.stdin is not None)
             client.start(made.container)
@@ -161,9 +163,10 @@ class Running(Pulling, Giving):
             return then()
 
         async def attempt() -> T:
-            if spec.secrets and made.container not in self._given:  # laid for a container by its id, before it starts
+            # Laid for a container by its id, before it starts.
+            if (spec.secrets or spec.given) and made.container not in self._given:
                 await wait_in_thread(do, create)
-                await self._give(made.container, for_run(made.container, spec.secrets))
+                await self._give(made.container, for_run(made.container, spec.secrets, spec.given))
             return await wait_in_thread(work)
 
         async def ask() -> T:

@@ -57,6 +57,7 @@ class Work:
 
     def build(self, sandbox: Sandbox, spec: BuildSpec) -> Job:
         """A nested build as a job; its result is a `Built`. Steps are reported as progress."""
+        spec = replace(spec, labels=self._labels)
 
         async def work(job: Job, sink: Sink) -> Built:
             token = current_token()

@@ -47,6 +47,9 @@ class BuildInput(CapArguments):
     pull: bool = Field(False, description="Fetch newer base images.")
     network: Literal["default", "none"] = Field("default", description="Network of RUN steps.")
     platform: Text | None = Field(None, description='e.g. "linux/arm64"; where the host can run it.')
+    builder: Literal["engine", "daemonless"] = Field(
+        "engine", description="daemonless: buildah in an unprivileged nested container; no cache, no secrets."
+    )
     timeout_s: float | None = Field(None, gt=0, le=86400, description="Stop it after so many seconds.")
     wait_s: float | None = Field(None, ge=0, le=3600, description="Seconds until it goes on as a job; default 40.")
     max_tokens: int | None = Field(None, ge=200, le=50000, description="Longest result; default 2000.")
@@ -157,6 +160,9 @@ async def nested_build(call: Call, arguments: BuildInput) -> ToolOutput:
     ready = await in_thread(context.prepare, settings, directory, files, arguments.dockerfile)
     manager.vault.check(arguments.secrets)
     sandbox, started = await call.sandbox(arguments.sandbox_id)
+    daemonless = arguments.builder == "daemonless"
+    if daemonless:
+        _check_daemonless(arguments, sandbox.isolation)
     if arguments.secrets and not sandbox.engine.build_secrets:
         raise NotSupported(
             f"The builder of engine {sandbox.engine_name} knows no secrets.",
@@ -178,12 +184,29 @@ async def nested_build(call: Call, arguments: BuildInput) -> ToolOutput:
         caps=manager.work.caps(sandbox, arguments.cpus, arguments.memory, None),
         timeout_s=arguments.timeout_s,
         secrets=await manager.vault.values(arguments.secrets),
+        daemonless=daemonless,
     )
     job = manager.work.build(sandbox, spec)
     await follow(call, job, settings.wait_s if arguments.wait_s is None else arguments.wait_s)
     result = describe(job, arguments.max_tokens or settings.result_tokens)
     result.sandbox_started = started or None
     return result
+
+
+def _check_daemonless(arguments: BuildInput, isolation: str) -> None:
+    """Raise NotSupported for what can't be had without the engine's builder."""
+    if arguments.secrets:
+        raise NotSupported(
+            "A daemonless build knows no secrets.",
+            'Leave builder out in a sandbox with engine="podman", or do what needs the secret in a nested_run with secrets.',
+            code="BUILD_SECRETS_UNAVAILABLE",
+        )
+    if isolation == "gvisor":
+        raise NotSupported(
+            "A daemonless build can't be had with isolation gvisor: buildah needs user namespaces and mounts of the kernel's.",
+            "Leave builder out: in this isolation every step runs in gVisor.",
+            code="BUILDER_UNAVAILABLE",
+        )
 
 
 def describe(job: Job, max_tokens: int) -> BuildOutput:

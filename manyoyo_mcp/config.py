@@ -44,7 +44,7 @@ def _runtime_dir() -> Path:
 
 
 EngineName = Literal["podman", "docker"]
-ISOLATIONS = r"^(privileged|hardened|userns|gvisor|runtime:[\w.-]+)$"
+ISOLATIONS = r"^(privileged|hardened|userns|rootless|gvisor|runtime:[\w.-]+)$"
 Isolation = Annotated[str, Field(pattern=ISOLATIONS)]
 NetworkMode = Literal["none", "allowlist", "log", "open"]
 ApprovalKind = Literal["endpoint", "isolation", "network", "port"]

@@ -19,6 +19,8 @@ from manyoyo_mcp.workers import in_thread
 
 _DIRECT = {"Cmd", "Env", "WorkingDir", "User", "AttachStdin", "AttachStdout", "AttachStderr"}
 """What an exec may ask for that podman itself is not asked for."""
+_NO_EXECS = 2
+"""Exit code of `ctl serve-execs` where a sandbox's tier has no such service."""
 _LEFT = re.compile(r'deleting build container "([0-9a-f]{64})"')
 """What a build says that could not remove its working container."""
 
@@ -68,7 +70,10 @@ class PodmanEngine(DockerApiEngine):
             except EngineUnreachable as error:
                 if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
                     raise
-            await self._maintain("serve-execs")
+            if (await self._maintain("serve-execs")).exit_code == _NO_EXECS:
+                self._execs = None
+                execs.close()
+                return None
             return await in_thread(self._translate, begin, execs)
         except EngineUnreachable as error:
             if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):

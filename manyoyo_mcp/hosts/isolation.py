@@ -57,6 +57,11 @@ _HARDENED: dict[str, Any] = {
     "ReadonlyPaths": list(_READ_ONLY),
 }
 
+_FUSE: dict[str, Any] = {
+    "Devices": [{"PathOnHost": "/dev/fuse", "PathInContainer": "/dev/fuse", "CgroupPermissions": "rwm"}]
+}
+"""Podman's layers are laid over one another through it, where podman has no rights: the kernel's own way would lose what it marks."""
+
 TIERS = {
     "privileged": Tier(
         {"Privileged": True},
@@ -78,7 +83,19 @@ TIERS = {
         "It shares the host's kernel. All nested containers have the same ids: root of one is root's equal in another. Code that "
         "takes over the nested engine itself has CAP_SYS_ADMIN of the outer container.",
         engines=frozenset({"docker"}),
-        why_not="only dockerd is set up to map the ids of runs, execs and RUN steps alike",
+        why_not="only dockerd is set up to map the ids of runs, execs and RUN steps alike; of podman the isolation rootless maps all",
+        trial=("/usr/bin/unshare", "--user", "/bin/true"),
+        owns_store=True,
+    ),
+    "rootless": Tier(
+        _HARDENED | _FUSE | {"SecurityOpt": [*_HARDENED["SecurityOpt"], "no-new-privileges"]},
+        "The nested engine and all that it runs are in a user namespace: root there is an id that nobody has outside, and holds no "
+        "capability there. No process gains rights by a program that it starts. The outer container is a hardened one: it sees no "
+        "device of the host's but /dev/fuse.",
+        "It shares the host's kernel. All nested containers have the same ids, which are the engine's too: root of one is root's equal "
+        "in another. Programs with the setuid bit (sudo, su) gain nothing.",
+        engines=frozenset({"podman"}),
+        why_not="only podman is set up to run as nobody",
         trial=("/usr/bin/unshare", "--user", "/bin/true"),
         owns_store=True,
     ),

@@ -81,7 +81,12 @@ class Endpoints:
 
     def open_inside(self, sandbox: Sandbox) -> None:
         """The sandbox's gate for its own nested containers, apart from the user's: they could take every connection. Raises NotSupported
-        where host and sandbox share no directory."""
+        where host and sandbox share no directory, or nobody in there may connect."""
+        if sandbox.isolation == "rootless":
+            raise NotSupported(
+                "Nested containers can have no Docker socket in isolation rootless: it is the server's user's, and they are nobody's.",
+                "Leave docker_socket out: build and run with the tools. Other isolations have it.",
+            )
         path = self._inside(sandbox)
         if path is None:
             raise NotSupported(

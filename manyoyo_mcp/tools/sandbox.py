@@ -36,7 +36,7 @@ class StartInput(ToolInput):
     from_checkpoint: Text | None = Field(None, description="Begin with what is in this checkpoint, as a private copy.")
     isolation: Isolation | None = Field(
         None,
-        description='Its wall. "hardened": none of the host\'s devices; "userns" (docker): nested root is nobody; "gvisor" (podman): another kernel.',
+        description='Its wall. "hardened": none of the host\'s devices; "userns" (docker), "rootless" (podman): nested root is nobody; "gvisor" (podman): another kernel.',
     )
     network_policy: NetworkMode | None = Field(
         None, description='What it may reach: "open" (the internet), "log" (recorded), "allowlist", "none".'

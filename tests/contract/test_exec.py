@@ -120,7 +120,8 @@ async def test_exec_goes_on_without_its_service(box: Box, service: str) -> None:
     for _ in range(2):
         ended = await box.exec(service, "sh", "-c", "exit 3")
         assert ended.exit_code == 3
-        assert box.kill("/usr/lib/manyoyo/execs") == (1 if box.engine.name == "podman" else 0)
+        has_one = box.engine.name == "podman" and box.sandbox.isolation != "rootless"
+        assert box.kill("/usr/lib/manyoyo/execs") == (1 if has_one else 0)
         with anyio.fail_after(10):
             while box.processes("/usr/lib/manyoyo/execs"):
                 await anyio.sleep(0.01)

@@ -81,6 +81,7 @@ async def test_a_hardened_sandbox(client: Client, engine: str) -> None:
 
 
 OWNERS = """
+exec 2> /dev/null  # processes end meanwhile
 for mark in $MARKS; do
   for process in /proc/[0-9]*; do
     [ "$(tr '\\0' ' ' < $process/cmdline)" != "sleep $mark " ] || echo $mark $(stat -c %u $process) $(cat $process/uid_map)
@@ -129,12 +130,96 @@ async def test_root_of_a_nested_container_is_nobody_outside(client: Client) -> N
     assert (await run(client, again["sandbox_id"], "cat /who", image="localhost/who"))["exit_code"] == 0
 
 
-@pytest.mark.parametrize(("tier", "engine", "other"), [("userns", "podman", "docker"), ("gvisor", "docker", "podman")])
+@pytest.mark.parametrize(
+    ("tier", "engine", "other"),
+    [("userns", "podman", "docker"), ("gvisor", "docker", "podman"), ("rootless", "docker", "podman")],
+)
 async def test_an_engine_that_can_not_have_a_tier_refuses_it(
     client: Client, tier: str, engine: str, other: str
 ) -> None:
     error = await refused(client, "start_sandbox", engine=engine, isolation=tier)
     assert error["code"] == "ISOLATION_UNAVAILABLE" and f"engine={other}" in error["hint"], error
+
+
+ENGINES_OWN = """
+cat /proc/self/uid_map
+grep Cap /proc/1/status > /dev/null && echo saw a process
+cat /run/manyoyo/engine.sock; ls /run/manyoyo && echo saw the sockets
+touch /usr/lib/manyoyo/x && echo wrote a program
+for file in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max; do
+  (echo max > $file; echo -1 > $file) && echo raised a cap of the sandbox
+done
+cat /proc/1/environ /proc/1/root/etc/shadow && echo read what is of the outer root
+mknod /run/libpod/disk b 254 0 && echo made a device
+nft list ruleset | grep -q manyoyo && echo saw the rules of the sandbox
+"""
+"""Tried as the engine itself, as code would that took it over."""
+
+
+async def test_the_engine_itself_is_nobody_outside(client: Client) -> None:
+    started = (await call(client, "start_sandbox", engine="podman", isolation="rootless", name=NAME, memory="512m"))[
+        "sandbox"
+    ]
+    sandbox = started["sandbox_id"]
+    assert started["isolation"].startswith("rootless. ") and started["caps_enforced"] == "enforced"
+    host_config, _ = await outside(sandbox)
+    assert host_config["Privileged"] is False and "no-new-privileges" in host_config["SecurityOpt"]
+    await build(client, sandbox)
+    await run(
+        client, sandbox, "nc -ll -p 7 -e echo served & exec sleep 1001", detach=True, name="svc", secrets={"key": ""}
+    )
+    look_and_stay = ["sh", "-c", "stat -c '%a of %u' /run/secrets/key; sleep 1002 & true"]
+    done = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", command=look_and_stay)
+    assert "400 of 0" in done["output"], done
+    # A directory that a layer replaces does not show what was in it before.
+    dockerfile = (
+        f"FROM {BUSYBOX}\nRUN mkdir /d && echo old > /d/old && cat /proc/self/uid_map > /who\n"
+        "RUN rm -rf /d && mkdir /d && echo new > /d/new\n"
+    )
+    assert (await build(client, sandbox, dockerfile, tags=["localhost/who"]))["reason"] == "OK"
+    step = " ".join((await run(client, sandbox, "cat /who; ls /d", image="localhost/who"))["output"].split())
+    assert " 0 100000 65536 new " in step, step
+
+    def look() -> tuple[list[list[str]], str, set[str]]:
+        container = docker.from_env().containers.get(f"manyoyo-{sandbox}")
+        _, output = container.exec_run(["sh", "-c", OWNERS], environment={"MARKS": "1001 1002"})
+        _, own = container.exec_run(["/usr/lib/manyoyo/enter", "sh", "-c", f"({ENGINES_OWN}) 2>/dev/null"])
+        owners = "stat -c %u $(grep -lxE 'podman|conmon' /proc/[0-9]*/comm) 2>/dev/null"
+        _, engines = container.exec_run(["sh", "-c", owners])
+        return [line.split() for line in output.decode().splitlines()], own.decode(), set(engines.decode().split())
+
+    seen, own, engines = await anyio.to_thread.run_sync(look)
+    assert seen == [[mark, "100000", "0", "100000", "65536"] for mark in ("1001", "1002")], seen
+    assert own.split() == ["0", "100000", "65536", "saw", "a", "process"], own
+    assert engines == {"100000"}, engines
+    # Caps, of runs and steps; networks, between containers and not to where the policy closes them.
+    assert (await run(client, sandbox, "tail /dev/zero", memory="64m"))["reason"] == "OOM_KILLED"
+    step_killed = await build(client, sandbox, f"FROM {BUSYBOX}\nRUN tail /dev/zero\n", memory="64m")
+    assert step_killed["reason"] == "OOM_KILLED", step_killed
+    listed = (await call(client, "nested_list", sandbox_id=sandbox))["containers"]
+    address = next(each["address"] for each in listed if each["name"] == "svc")
+    assert "served" in (await run(client, sandbox, f"nc -w 3 {address} 7"))["output"]
+    closed = await run(client, sandbox, "nc -w 3 169.254.169.254 80")
+    assert closed["exit_code"] != 0, closed
+    status = (await call(client, "sandbox_status", sandbox_id=sandbox))["sandboxes"][0]
+    assert "169.254.169.254" in str(status), status
+    late = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", timeout_s=1, command=["sleep", "901"])
+    assert late["reason"] == "TIMEOUT", late
+    put = await run(client, sandbox, "cat /job/in > /job/out", files={"/job/in": "kept"}, outputs=["/job/out"])
+    assert put["exit_code"] == 0 and put["outputs"], put
+    alone = await build(
+        client, sandbox, f"FROM {BUSYBOX}\nRUN echo alone > /who\n", tags=["localhost/alone"], builder="daemonless"
+    )
+    assert alone["reason"] == "OK", alone
+    fork = (await call(client, "fork_sandbox", sandbox_id=sandbox))["forks"][0]
+    assert fork["isolation"].startswith("rootless. ")
+    assert (await run(client, fork["sandbox_id"], "cat /who", image="localhost/alone"))["exit_code"] == 0
+    await call(client, "cleanup", sandbox_id=fork["sandbox_id"])
+    await call(client, "cleanup", sandbox_id=NAME, keep_data=True)
+    error = await refused(client, "start_sandbox", name=NAME, isolation="hardened")
+    assert "was stored with isolation rootless" in error["message"], error
+    again = (await call(client, "start_sandbox", name=NAME))["sandbox"]
+    assert (await run(client, again["sandbox_id"], "cat /who", image="localhost/who"))["exit_code"] == 0
 
 
 async def test_the_default_is_told(client: Client) -> None:

@@ -182,6 +182,8 @@ PROVEN = {
         ("userns", {}, True),
         ("userns", {"nested_ids": "         0          0 4294967295"}, False),
         ("userns", {"outer_disks": "1"}, False),
+        ("rootless", {}, True),
+        ("rootless", {"nested_ids": "         0          0 4294967295"}, False),
         ("gvisor", {}, True),
         ("gvisor", {"nested_kernel": "Linux version 6.1.0 #1 SMP"}, False),
         ("gvisor", {"outer_capabilities": "000001ffffffffff"}, False),

@@ -29,6 +29,16 @@ def test_a_store_with_other_owners_is_not_started_on(name: str, before: str) -> 
         check(name, "docker", before)
 
 
+def test_rootless_gains_no_rights_and_its_store_is_its_own() -> None:
+    asked = host_config("rootless", None)
+    assert "no-new-privileges" in asked["SecurityOpt"] and "Privileged" not in asked
+    assert [each["PathOnHost"] for each in asked["Devices"]] == ["/dev/fuse"]
+    assert "no-new-privileges" not in TIERS["hardened"].host_config["SecurityOpt"]
+    for before in ("privileged", "hardened", "gvisor"):
+        with pytest.raises(InvalidArgument):
+            check("rootless", "podman", before)
+
+
 def test_tiers_that_store_alike_may_change() -> None:
     check("hardened", "docker", "privileged")
     check("privileged", "podman", "hardened")

@@ -110,4 +110,4 @@ def _runtime(facts: Mapping[str, str]) -> tuple[bool, str]:
     )
 
 
-_OF = {"privileged": _privileged, "hardened": _hardened, "userns": _userns, "gvisor": _gvisor}
+_OF = {"privileged": _privileged, "hardened": _hardened, "userns": _userns, "rootless": _userns, "gvisor": _gvisor}

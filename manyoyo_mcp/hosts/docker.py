@@ -23,6 +23,7 @@ from manyoyo_mcp.errors import (
     ImageUnavailable,
     InvalidArgument,
     NameConflict,
+    NotSupported,
     SandboxError,
 )
 from manyoyo_mcp.hosts import mirror as mirroring
@@ -46,6 +47,7 @@ _SOCKET_PATIENCE = 2.0
 """Seconds after which an engine that listens, yet not at our end of the shared directory, is asked through the relay."""
 
 _NO_RULES = "no engine without rules"
+_NO_IDS = "no engine without a user namespace"
 """The entrypoint's words."""
 _ENDING = 3
 """Exit code of `ctl renew` where it is too late."""
@@ -208,6 +210,13 @@ class DockerHost(Looking):
                 f"The rules of the sandbox's network policy could not be made, and without them no engine is started:\n{words}",
                 "The host's kernel needs nftables (nf_tables, nft_nat, nft_reject_inet, nft_fib_inet, nf_conntrack): load the modules.",
             )
+        if _NO_IDS in words:
+            raise NotSupported(
+                f"This isolation can't be had on this host: the ids of what is nested can't be mapped:\n{words}",
+                "The host's kernel needs user namespaces (user.max_user_namespaces) and, where base images are shared, mounts with mapped ids (5.19); "
+                "or take another isolation.",
+                code="ISOLATION_UNAVAILABLE",
+            )
         raise EngineFailed(
             f"The nested {engine} engine did not start. Its last words:\n{words}",
             "sandbox_status and `manyoyo-mcp doctor --try` say more; the other engine may start, where the isolation can be had with it.",
@@ -324,8 +333,14 @@ async def open_host(settings: Settings) -> AsyncIterator[DockerHost]:
         await host.close()
 
 
-def _refused(error: docker.errors.APIError) -> HostUnavailable:
+def _refused(error: docker.errors.APIError) -> HostUnavailable | NotSupported:
     text = str(error.explanation or error)
+    if "/dev/fuse" in text:
+        return NotSupported(
+            f"This isolation can't be had on this host: {text}",
+            "The host needs /dev/fuse (modprobe fuse); or take another isolation.",
+            code="ISOLATION_UNAVAILABLE",
+        )
     hint = "`manyoyo-mcp doctor` looks for the cause."
     if "unable to apply caps" in text or "operation not permitted" in text.lower():
         hint = "This machine lacks a capability that --privileged asks for; `manyoyo-mcp doctor` says what to do."

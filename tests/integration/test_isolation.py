@@ -1,6 +1,7 @@
 """The tiers of isolation: each is what was asked for, holds what it says, and stays what it was."""
 
 from collections.abc import AsyncIterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import docker
 import pytest
 from mcp import Client
 
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.image import outer
 from tests.conftest import server_parameters
 from tests.integration.test_storage import build, call, on_both, refused, run, start
 from tests.support import BUSYBOX
@@ -220,6 +223,20 @@ async def test_the_engine_itself_is_nobody_outside(client: Client) -> None:
     assert "was stored with isolation rootless" in error["message"], error
     again = (await call(client, "start_sandbox", name=NAME))["sandbox"]
     assert (await run(client, again["sandbox_id"], "cat /who", image="localhost/who"))["exit_code"] == 0
+
+
+async def test_where_ids_can_not_be_mapped_there_is_no_sandbox(tmp_path: Path) -> None:
+    host = docker.from_env()
+    name = "localhost/manyoyo-test/no-namespaces:latest"
+    without = f"FROM {outer.reference(Settings())}\nRUN rm /usr/bin/unshare\n"
+    host.images.build(fileobj=BytesIO(without.encode()), tag=name)
+    try:
+        async with Client(server_parameters(tmp_path, MANYOYO_OUTER_IMAGE=name)) as client:
+            error = await refused(client, "start_sandbox", engine="podman", isolation="rootless", memory="512m")
+            assert error["code"] == "ISOLATION_UNAVAILABLE" and "unshare" in error["message"], error
+            assert not (await call(client, "sandbox_status"))["sandboxes"]
+    finally:
+        host.images.remove(name, force=True)
 
 
 async def test_the_default_is_told(client: Client) -> None:

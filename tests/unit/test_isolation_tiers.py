@@ -1,10 +1,12 @@
 """Which tier can be had with which nested engine, and on what was stored in which."""
 
+import docker
 import pytest
 from pydantic import ValidationError
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
+from manyoyo_mcp.hosts.docker import _refused
 from manyoyo_mcp.hosts.isolation import TIERS, check, check_registered, host_config, tier, weaker
 
 
@@ -37,6 +39,13 @@ def test_rootless_gains_no_rights_and_its_store_is_its_own() -> None:
     for before in ("privileged", "hardened", "gvisor"):
         with pytest.raises(InvalidArgument):
             check("rootless", "podman", before)
+
+
+def test_a_host_without_fuse_can_not_have_it() -> None:
+    said = 'error gathering device information while adding custom device "/dev/fuse": no such file or directory'
+    refused = _refused(docker.errors.APIError("500", explanation=said))
+    assert refused.instance_code == "ISOLATION_UNAVAILABLE" and "modprobe fuse" in refused.hint
+    assert _refused(docker.errors.APIError("500", explanation="no room")).instance_code == "HOST_UNAVAILABLE"
 
 
 def test_tiers_that_store_alike_may_change() -> None:

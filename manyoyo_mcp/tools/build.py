@@ -203,7 +203,7 @@ def _check_daemonless(arguments: BuildInput, isolation: str) -> None:
         )
     if isolation == "gvisor":
         raise NotSupported(
-            "A daemonless build can't be had with isolation gvisor: buildah needs user namespaces and mounts of the kernel's.",
+            "A daemonless build can't be had with isolation gvisor: buildah can't keep its layers there.",
             "Leave builder out: in this isolation every step runs in gVisor.",
             code="BUILDER_UNAVAILABLE",
         )

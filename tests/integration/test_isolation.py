@@ -282,6 +282,9 @@ async def test_what_is_nested_has_a_kernel_of_its_own(client: Client) -> None:
     dockerfile = f"FROM {BUSYBOX}\nRUN cat /proc/version > /tmp/seen\nRUN false || echo more >> /tmp/seen\n"
     assert (await build(client, sandbox, dockerfile, tags=["localhost/seen"]))["reason"] == "OK"
     assert said(await run(client, sandbox, "cat /tmp/seen", image="localhost/seen")) == f"{kernel}\nmore"
+    plain = {"Dockerfile": f"FROM {BUSYBOX}\n"}
+    error = await refused(client, "nested_build", sandbox_id=sandbox, files=plain, builder="daemonless")
+    assert error["code"] == "BUILDER_UNAVAILABLE" and "Leave builder out" in error["hint"], error
     failed = await build(client, sandbox, f"FROM {BUSYBOX}\nRUN exit 7\n")
     assert failed["reason"] == "BUILD_FAILED" and failed["exit_code"] == 7, failed
     endpoint = await call(client, "sandbox_endpoint", sandbox_id=sandbox)

@@ -171,6 +171,8 @@ COPY . /context
         "files": {"Dockerfile": dockerfile, "beside": "x"},
         "tags": ["localhost/with-secrets:1"],
     }
+    error = await caller.refused("nested_build", secrets=["token"], builder="daemonless", **arguments)
+    assert error["code"] == "BUILD_SECRETS_UNAVAILABLE" and "Leave builder out" in error["hint"]
     if caller.engine == "docker":
         error = await caller.refused("nested_build", secrets=["token", "key"], **arguments)
         assert error["code"] == "BUILD_SECRETS_UNAVAILABLE" and 'engine="podman"' in error["hint"]

@@ -9,6 +9,7 @@ import base64
 import json
 import re
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -18,6 +19,8 @@ LEAST = 6
 _LINE = 8
 """Bytes of one line of a value with several, from which on it is looked for by itself."""
 _HEAD = 8
+_SOME = 64
+"""Bytes of a place that are looked at first: seldom does more than that look like a value."""
 _NEWLINES = b"\r\n"
 _MOST_HELD = 1 << 14
 """Bytes beside the longest value that a stream holds back at most: of what has a line end after each character."""
@@ -76,8 +79,10 @@ class Redactor:
     def __init__(self, secrets: Iterable[tuple[str, bytes]] = ()) -> None:
         self._masks = _masks(secrets)
         patterns = sorted(self._masks, key=len, reverse=True)
-        self._heads = [(pattern, pattern[:_HEAD]) for pattern in patterns]
+        self._sorted = sorted(patterns)
         self._finder = re.compile(_any_of(patterns, 4) if patterns else b"(?!)")
+        heads = sorted({pattern[:_HEAD] for pattern in patterns})
+        self._head = re.compile(_any_of(heads, 4) if heads else b"(?!)")
         self.longest = len(patterns[0]) if patterns else 0
 
     def __bool__(self) -> bool:
@@ -106,19 +111,22 @@ class Redactor:
 
     def _begun(self, text: bytes, start: int) -> int:
         """Where the first value begins that may be cut off by the end of `text`; that end where none does."""
-        size = first = len(text)
-        for pattern, head in self._heads:
-            at = max(start, size - len(pattern) + 1)
-            while at < first:
-                if size - at >= len(head):
-                    at = text.find(head, at)
-                    if at < 0:
-                        at = max(start, size - len(head) + 1)
-                        continue
-                if at < first and text[at:] == pattern[: size - at]:
-                    first = at
-                at += 1
-        return first
+        size = len(text)
+        at = max(start, size - self.longest + 1)
+        while (match := self._head.search(text, at)) is not None and (at := match.start()) <= size - _HEAD:
+            if self.begun_by(text[at : at + _SOME]) and self.begun_by(text[at:]):
+                return at
+            at += 1
+        for at in range(max(start, size - _HEAD + 1), size):  # too short for a head
+            if self.begun_by(text[at:]):
+                return at
+        return size
+
+    def begun_by(self, text: bytes) -> bytes:
+        """A value, in one of its forms, that begins with all of this text and goes on; nothing where none does."""
+        place = bisect_right(self._sorted, text)
+        found = self._sorted[place] if place < len(self._sorted) else b""
+        return found if found.startswith(text) else b""
 
     def clean(self, data: bytes) -> bytes:
         """The same without the secrets."""
@@ -170,7 +178,12 @@ class Redacted:
     def __init__(self, sink: Callable[[bytes], object], current: Callable[[], Redactor]) -> None:
         self._sink = sink
         self._current = current
-        self._held = b""
+        self._held: list[bytes] = []
+        self._size = 0
+        self._by = Redactor()
+        self._value = b""
+        """One that what is held back begins, and how much of it that is: what goes on with it tells nothing new."""
+        self._known = 0
         self._lock = threading.Lock()
 
     def __call__(self, data: bytes) -> None:
@@ -183,8 +196,21 @@ class Redacted:
     def _pass(self, data: bytes, *, whole: bool) -> None:
         with self._lock:
             redactor = self._current()
-            raw = self._held + data
-            whole = whole or len(raw) - len(data) > redactor.longest + _MOST_HELD
-            told, self._held = redactor.split(raw, whole=whole) if redactor else (raw, b"")
+            whole = whole or self._size > redactor.longest + _MOST_HELD
+            bare = flat(data)
+            if not whole and redactor is self._by and self._goes_on(bare):
+                self._held.append(data)
+                self._size += len(data)
+                self._known += len(bare)
+                return
+            raw = b"".join([*self._held, data])
+            told, held = redactor.split(raw, whole=whole) if redactor else (raw, b"")
+            bare = flat(held)
+            self._held, self._size, self._by = [held], len(held), redactor
+            self._value, self._known = (redactor.begun_by(bare), len(bare)) if bare else (b"", 0)
             if told:
                 self._sink(told)
+
+    def _goes_on(self, bare: bytes) -> bool:
+        """Whether what is held back and this are the beginning of a value still."""
+        return self._known + len(bare) < len(self._value) and self._value.startswith(bare, self._known)

@@ -131,6 +131,27 @@ def test_a_secret_of_many_lines_costs_little() -> None:
     assert time.process_time() - begun < 5, "a quarter of a megabyte"
 
 
+def test_a_secret_of_many_lines_costs_little_in_small_pieces() -> None:
+    lines = [base64.b64encode(random.Random(number).randbytes(9)) for number in range(3000)]
+    redactor = Redactor([("env", b"\n".join(lines))])
+    text = (b"an ordinary line " + lines[7][:9] + b"\n") * 400
+    begun = time.process_time()
+    assert streamed(redactor, [bytes([each]) for each in text]) == text
+    assert time.process_time() - begun < 5, "eleven thousand pieces"
+
+
+def test_what_is_held_back_costs_little_in_small_pieces() -> None:
+    """All of a long secret but its end, and line ends without end."""
+    long = base64.b64encode(random.Random(1).randbytes(30_000))
+    redactor = Redactor([("long", long)])
+    begun = time.process_time()
+    assert streamed(redactor, [bytes([each]) for each in long]) == b"[secret long]"
+    assert streamed(redactor, [bytes([each]) for each in long[:-1] + b"!"]) == long[:-1] + b"!"
+    lines = [b"1" + b"\n" * 12_000, *[b"\n"] * 4000]
+    assert streamed(REDACTOR, lines) == b"".join(lines)
+    assert time.process_time() - begun < 5, "eighty thousand pieces"
+
+
 VALUES = st.one_of(
     st.binary(min_size=LEAST, max_size=40),
     st.lists(st.sampled_from([b"a", b"b", b"\n"]), min_size=LEAST, max_size=12).map(b"".join),
@@ -155,6 +176,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[bytes], list[bytes]]:
 @settings(max_examples=400, deadline=None)
 @given(worlds())
 @example(([b"aaaaaab"], [b"aaaaaaa", b"aab"]))
+@example(([b"abcdef", b"abcdefgh", b"zabcdefghi"], [b"zabcde", b"f"]))
 def test_chunks_make_no_difference(world: tuple[list[bytes], list[bytes]]) -> None:
     values, pieces = world
     redactor = Redactor([(str(number), value) for number, value in enumerate(values)])

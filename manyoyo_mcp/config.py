@@ -51,7 +51,7 @@ ApprovalKind = Literal["endpoint", "isolation", "network", "port"]
 ApprovalHow = Literal["ask", "allow", "deny"]
 _APPROVALS: dict[ApprovalKind, ApprovalHow] = {
     "endpoint": "allow",
-    "isolation": "allow",
+    "isolation": "ask",
     "network": "ask",
     "port": "ask",
 }

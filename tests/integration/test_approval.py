@@ -155,7 +155,7 @@ async def test_always_is_remembered_and_forgotten(tmp_path: Path, monkeypatch: p
 @both
 async def test_two_things_are_one_question_and_a_weaker_wall_is_one(tmp_path: Path, mode: Mode) -> None:
     person = Person("decline")
-    async with asker(tmp_path, mode, person, MANYOYO_ISOLATION="hardened", MANYOYO_APPROVE="isolation=ask") as call:
+    async with asker(tmp_path, mode, person, MANYOYO_ISOLATION="hardened") as call:
         refused = await call("start_sandbox", network_policy="open", isolation="privileged")
         assert refused["code"] == "NOT_APPROVED" and len(person.asked) == 1
         assert "weaker wall" in person.asked[0] and "network policy open" in person.asked[0]
@@ -164,7 +164,10 @@ async def test_two_things_are_one_question_and_a_weaker_wall_is_one(tmp_path: Pa
         refused = await call("start_sandbox", network_policy="allowlist", network_allow=many)
         assert refused["code"] == "POLICY_REFUSED" and len(person.asked) == 1, "nobody reads that"
         asked = Person("accept", None)
-    async with asker(tmp_path, mode, asked, MANYOYO_ISOLATION="hardened", MANYOYO_APPROVE="isolation=ask") as call:
+    async with asker(tmp_path, mode, asked, MANYOYO_ISOLATION="hardened") as call:
         started = await call("start_sandbox", isolation="privileged")
         assert started["sandbox"]["isolation"].startswith("privileged") and len(asked.asked) == 1
         await call("cleanup")
+    async with asker(tmp_path, mode, None, MANYOYO_ISOLATION="hardened") as call:
+        refused = await call("start_sandbox", isolation="privileged")
+        assert refused["code"] == "POLICY_REFUSED" and "MANYOYO_APPROVE=isolation=allow" in refused["hint"], refused

@@ -60,9 +60,9 @@ def test_a_file_that_is_no_list_of_them_allows_nothing(tmp_path: Path) -> None:
 
 
 def test_the_setting_names_kinds_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [Settings().approval(each) for each in ("endpoint", "isolation", "network")] == ["allow", "allow", "ask"]
+    assert [Settings().approval(each) for each in ("endpoint", "isolation", "network")] == ["allow", "ask", "ask"]
     monkeypatch.setenv("MANYOYO_APPROVE", "network=deny, endpoint = ask")
-    assert [Settings().approval(each) for each in ("endpoint", "isolation", "network")] == ["ask", "allow", "deny"]
+    assert [Settings().approval(each) for each in ("endpoint", "isolation", "network")] == ["ask", "ask", "deny"]
     for wrong in ("network", "network=perhaps", "other=ask"):
         monkeypatch.setenv("MANYOYO_APPROVE", wrong)
         with pytest.raises(ValidationError):

@@ -1,10 +1,14 @@
 """The tiers of isolation: each is what was asked for, holds what it says, and stays what it was."""
 
+import base64
+import io
+import tarfile
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import docker
 import pytest
@@ -14,7 +18,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
 from tests.conftest import server_parameters
 from tests.integration.test_storage import build, call, on_both, refused, run, start
-from tests.support import BUSYBOX
+from tests.support import BUSYBOX, busybox_rootfs
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 NAME = "hardened-one"
@@ -322,6 +326,22 @@ async def test_what_is_nested_has_a_kernel_of_its_own(client: Client) -> None:
     assert said(done) == kernel, done
 
 
+async def test_an_exec_of_podmans_own_is_killed_in_gvisor(tmp_path: Path) -> None:
+    """Over a relay it is podman that runs an exec: what of it is gVisor's own no kernel of ours shows."""
+    async with Client(server_parameters(tmp_path, MANYOYO_ISOLATION="gvisor", MANYOYO_TRANSPORT="relay")) as client:
+        sandbox = (await call(client, "start_sandbox", memory="1g"))["sandbox"]["sandbox_id"]
+        await build(client, sandbox)
+        await run(client, sandbox, "exec sleep 1000", detach=True, name="svc")
+        script = ["sh", "-c", "sleep 900 & sleep 901"]
+        late = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", timeout_s=1, command=script)
+        assert late["reason"] == "TIMEOUT" and late["seconds"] < 20, late
+        begun = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", wait_s=0, command=script)
+        await anyio.sleep(2)
+        assert (await call(client, "job_cancel", job_id=begun["job_id"]))["state"] == "cancelled"
+        left = await call(client, "nested_exec", sandbox_id=sandbox, container="svc", command=["ps"])
+        assert "sleep 1000" in left["output"] and "sleep 90" not in left["output"], left
+
+
 async def test_a_runtime_of_the_hosts(client: Client) -> None:
     """One that every Docker has; and one that none has."""
     sandbox = (await call(client, "start_sandbox", isolation="runtime:runc", memory="512m"))["sandbox"]
@@ -347,6 +367,86 @@ async def test_secrets_reach_what_is_in_gvisor(tmp_path: Path) -> None:
         step = f"FROM {BUSYBOX}\nRUN --mount=type=secret,id=key rev /run/secrets/key > /seen\n"
         assert (await build(client, sandbox, step, tags=["localhost/seen"], secrets=["key"]))["reason"] == "OK"
         assert said(await run(client, sandbox, "cat /seen", image="localhost/seen")) == value[::-1]
+
+
+IN_PLACE_OF_PASSWD = {"device": (tarfile.CHRTYPE, 10, 237), "pipe": (tarfile.FIFOTYPE, 0, 0)}
+"""A node of a device that every kernel with loop devices has: opening it does nothing, reading it is an error."""
+
+
+def rootfs_with(what: str) -> bytes:
+    """The test image's, with something else for /etc/passwd and /etc/group."""
+    buffer = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(busybox_rootfs())) as had,
+        tarfile.open(fileobj=buffer, mode="w") as archive,
+    ):
+        for entry in had:
+            if entry.name != "etc/passwd":
+                archive.addfile(entry, had.extractfile(entry) if entry.isfile() else None)
+        for name in ("etc/passwd", "etc/group"):
+            entry = tarfile.TarInfo(name)
+            entry.mode = 0o666
+            entry.type, entry.devmajor, entry.devminor = IN_PLACE_OF_PASSWD[what]
+            archive.addfile(entry)
+    return buffer.getvalue()
+
+
+async def built_with(client: Client, sandbox: str, what: str) -> str:
+    """An image of that; its name."""
+    root, tag = base64.b64encode(rootfs_with(what)).decode(), f"localhost/with-a-{what}:1"
+    files = {"Dockerfile": "FROM scratch\nADD root.tar /\nENV PATH=/bin\n", "root.tar": {"base64": root}}
+    built = await call(client, "nested_build", sandbox_id=sandbox, files=files, tags=[tag])
+    assert built["reason"] == "OK", built
+    return tag
+
+
+@on_both
+async def test_a_device_node_of_an_image_is_not_opened(client: Client, engine: str) -> None:
+    """Both engines read an image's users as root of the outer container."""
+    sandbox = await start(client, engine=engine)
+    image = await built_with(client, sandbox, "device")
+    ran = await call(client, "nested_run", sandbox_id=sandbox, image=image, command=["stat", "-c", "%F", "/etc/passwd"])
+    assert ran["exit_code"] == 0 and "character special file" in ran["output"], ran
+
+
+@on_both
+async def test_a_pipe_of_an_image_ends_by_itself(client: Client, engine: str) -> None:
+    """An engine that waits for its other end holds the container's lock, and podman's listing with it."""
+    sandbox = await start(client, engine=engine)
+    image = await built_with(client, sandbox, "pipe")
+    with anyio.fail_after(60):
+        ran = await call(
+            client, "nested_run", sandbox_id=sandbox, image=image, command=["stat", "-c", "%F", "/etc/passwd"]
+        )
+        assert ran["exit_code"] == 0 and "fifo" in ran["output"], ran
+        while (await call(client, "nested_list", sandbox_id=sandbox))["containers"]:
+            await anyio.sleep(0.1)
+
+
+async def test_dockerd_may_open_few_devices(client: Client) -> None:
+    """Nor may what it starts, until that is in a cgroup of its own."""
+    sandbox = await start(client, engine="docker")
+    script = """
+        open() { cat /root/control 2>&1 || true; }
+        mknod /root/control c 10 237; echo "before: $(open)"
+        for dir in /sys/fs/cgroup/devices/manyoyo-engine /sys/fs/cgroup/manyoyo-engine; do [ ! -d $dir ] || engine=$dir; done
+        for pid in $(cat $engine/cgroup.procs); do echo "in it: $(cat /proc/$pid/comm)"; done
+        echo 0 > $engine/cgroup.procs; echo "after: $(open)"
+        cat /dev/null && head -c 1 /dev/zero | wc -c && mknod /root/another c 10 237 && echo made a node
+        mknod /root/null c 1 3 && echo x > /root/null && echo wrote; mknod /root/disk b 7 0; cat /root/disk 2>&1
+    """
+
+    def look() -> str:
+        outer = docker.from_env().containers.get(f"manyoyo-{sandbox}")
+        return str(outer.exec_run(["sh", "-c", script]).output.decode())
+
+    said = await anyio.to_thread.run_sync(look)
+    assert (
+        "before: cat: read error: Invalid argument" in said or "before: cat: /root/control: Invalid argument" in said
+    ), said
+    assert "after: cat: /root/control: Operation not permitted" in said, said
+    assert "in it: dockerd" in said and "in it: containerd" in said, said
+    assert "made a node" in said and "wrote" in said and "/root/disk: Operation not permitted" in said, said
 
 
 @on_both

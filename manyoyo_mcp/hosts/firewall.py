@@ -82,7 +82,10 @@ def rules(policy: Policy, engine: str, named: Sequence[Entry], own: Sequence[str
     lines += ["chain forward { type filter hook forward priority filter; policy drop;"]
     lines += [f'iifname "{each}" goto leaving' for each in bridges]
     lines += [*(f'oifname "{each}" ct direction reply goto judge' for each in bridges), "}"]
-    lines += ["chain output { type filter hook output priority filter; policy drop;", 'oifname "lo" accept']
+    lines += ["chain output { type filter hook output priority filter; policy drop;"]
+    # Of the outer container itself nothing is for what the engine fetches (`ADD http://127.0.0.1`), but the name servers.
+    own = ("ct state established,related accept", f"ct original proto-dst {{ 53, {DNS_PORT} }} accept")
+    lines += [f'oifname "lo" {each}' for each in (*own, "meta l4proto { icmp, ipv6-icmp } accept", "goto refuse")]
     lines += [f'oifname "{each}" accept' for each in bridges]
     neighbours = "nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report"
     lines += [f"icmpv6 type {{ {neighbours} }} accept"]

@@ -142,6 +142,7 @@ EXPORTER_ATTRS: dict[str, Check] = {
     "unpack": _FLAG,
     "oci-mediatypes": _FLAG,
     "platform-split": _FLAG,
+    "load": _FLAG,  # compose's word for what the exporter into the sandbox's store does anyway
 }
 _EXPORTER_TYPE = one_of("", "moby", "local", "tar")
 """Into the sandbox's own store, or back to the client."""

@@ -16,7 +16,7 @@ from manyoyo_mcp.policy.connection import Ways
 from manyoyo_mcp.policy.gate import Gate
 from manyoyo_mcp.policy.witness import Witness
 from manyoyo_mcp.sessions.manager import Manager
-from tests import buildx
+from tests import plugins
 from tests.support import BUSYBOX, Box, busybox_context
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +49,7 @@ async def box(manager: Manager) -> AsyncIterator[Box]:
 
 
 def at(host: str, home: Path) -> Docker:
-    environment = buildx.environment(host, home)
+    environment = plugins.environment(host, home)
 
     async def call(*words: str, ok: bool = True, **options: str) -> subprocess.CompletedProcess[str]:
         def done() -> subprocess.CompletedProcess[str]:
@@ -183,7 +183,7 @@ async def test_what_a_client_sends_is_bounded(box: Box, tmp_path: Path) -> None:
 
 def started(docker_host: str, home: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["docker", "buildx", "build", "."], env=buildx.environment(docker_host, home), cwd=home,
+        ["docker", "buildx", "build", "."], env=plugins.environment(docker_host, home), cwd=home,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
 

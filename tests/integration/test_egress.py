@@ -20,7 +20,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import EgressUnenforced
 from manyoyo_mcp.hosts import firewall
 from manyoyo_mcp.sessions.manager import open_manager
-from tests import buildx
+from tests import plugins
 from tests.conftest import ROOT, server_parameters
 from tests.integration.test_storage import build, call, on_both, refused, run
 from tests.support import BUSYBOX
@@ -146,7 +146,7 @@ def by_buildkit(docker_host: str, directory: Path, dockerfile: str, text: str = 
     (context / "try").write_text(text)
     done = subprocess.run(
         ["docker", "buildx", "build", "-o", "type=local,dest=out", str(context)], cwd=directory, capture_output=True, text=True,
-        env=buildx.environment(docker_host, directory), timeout=100,
+        env=plugins.environment(docker_host, directory), timeout=100,
     )  # fmt: skip
     return (directory / "out" / "tried").read_text() if done.returncode == 0 else done.stderr
 

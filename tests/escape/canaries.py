@@ -9,12 +9,12 @@ from typing import Any
 import docker
 
 CANARY = "/run/escape-canary"
-"""A directory in the outer container: a file with a secret, a socket, an empty file, all of which nothing nested may see or touch."""
+"""A directory in the outer container: a file with a secret, a socket, an empty file, a list of users, all of which nothing nested may see or touch."""
 ABSTRACT = "manyoyo-escape-canary"
 """An abstract socket in the outer container's network namespace, where containerd-shim once had its own."""
 SYSCALLS = Path(__file__).with_name("syscall.pl").read_text()
 _PREPARE = r"""
-mkdir -p {dir} && chmod 755 {dir} && echo {secret} > {dir}/secret && : > {dir}/empty && chmod 600 {dir}/secret
+mkdir -p {dir} && chmod 755 {dir} && echo {secret} > {dir}/secret && : > {dir}/empty && echo 'escapee:x:4242:4242::/:/bin/sh' > {dir}/passwd && chmod 600 {dir}/secret
 cat > {dir}/listen.pl <<'PERL'
 fork and exit;
 for my $path ("\0{abstract}", "{dir}/socket") {{
@@ -34,7 +34,7 @@ _LOOK = r"""
 stat -c '%n %a %u %s %Y' {dir} {dir}/* /usr/bin/crun /usr/sbin/runc /usr/bin/conmon /usr/bin/podman /usr/bin/dockerd /etc/passwd 2>/dev/null
 cat {dir}/secret
 ls -A / /etc/containers /usr/lib/manyoyo
-ls -A /run | grep -vE '^(crun|runc|libpod|netns|lock|containers|docker.*|containerd|firewall|mount|manyoyo-execs.lock|xtables.lock|buildah.*)$'
+ls -A /run | grep -vE '^(crun|runc|libpod|netns|lock|containers|docker.*|containerd|firewall|mount|manyoyo-(execs.lock|names.*|secrets)|xtables.lock|buildah.*)$'
 hostname
 awk '{{ print $5 }}' /proc/1/mountinfo | grep -vE '^(/var/lib/manyoyo|/run/(containers|docker|netns|containerd|user|crun|runc|libpod))'
 """
@@ -62,6 +62,10 @@ class Canaries:
         return str(self._outer.exec_run(["sh", "-c", script], user=user).output.decode(errors="replace"))
 
     def changed(self) -> str:
+        """Asked again before it is believed: engines have lost a piece of an exec's output."""
+        return self._changed() and self._changed()
+
+    def _changed(self) -> str:
         now = self._look()
         lines = [f"- {line}" for line in self._before if line not in now]
         lines += [f"+ {line}" for line in now if line not in self._before]

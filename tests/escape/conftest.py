@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.sessions.manager import Manager, open_manager
+from tests.escape import given
 from tests.escape import world as worlds
-from tests.escape.vectors import ENGINES, ROADS, VECTORS
+from tests.escape.vectors import BUILDS, TIERS, VECTORS
 from tests.escape.world import Neighbour, World, world
+from tests.world import World as Internet
 
 ASKED = [tier for tier in os.environ.get("MANYOYO_ESCAPE", "").split(",") if tier]
 """Tiers of which everything is tried."""
@@ -26,15 +29,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from tests.escape import test_escape  # noqa: F401 - the vectors are there
 
-    worlds = [(tier, engine) for tier in ASKED for engine in ENGINES] or [_SMOKE]
+    worlds = [(tier, engine) for tier in ASKED for engine in TIERS[tier]] or [_SMOKE]
     tries = [
         (vector, road)
         for vector in sorted(VECTORS.values(), key=lambda each: each.last)
-        for road in ROADS
+        for road in BUILDS
         if road in vector.roads and (ASKED or vector.smoke) and not (vector.last and road == "nested")
     ]
     metafunc.parametrize(("vector", "road"), [pytest.param(*each, id=f"{each[0].name}-{each[1]}") for each in tries])
     metafunc.parametrize("escape_world", worlds, ids="-".join, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What can't be tried with an engine is no test."""
+
+    def goes(item: pytest.Item) -> bool:
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if not {"escape_world", "vector", "road"} <= given.keys():
+            return True
+        return bool(given["vector"].goes(given["escape_world"][1], given["road"]))
+
+    items[:] = [item for item in items if goes(item)]
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +66,18 @@ async def escape_manager(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
         runtime_dir=tmp_path_factory.mktemp("run"),
         roots=[tmp_path_factory.mktemp("roots")],
         context_max_bytes=128 << 20,
+        secrets=given.DECLARED,
     )
     async with open_manager(settings) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def internet() -> Iterator[Callable[[], Internet]]:
+    made = cache(Internet)
+    yield made
+    if made.cache_info().currsize:
+        made().end()
 
 
 @pytest.fixture(scope="session")
@@ -61,10 +85,12 @@ async def escape_world(
     request: pytest.FixtureRequest,
     escape_manager: Manager,
     neighbour: Neighbour,
+    internet: Callable[[], Internet],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[World]:
     tier, engine = request.param
-    async with world(escape_manager, tier, engine, neighbour, tmp_path_factory.mktemp("host")) as opened:
+    directory, home = tmp_path_factory.mktemp("host"), tmp_path_factory.mktemp("home")
+    async with world(escape_manager, tier, engine, neighbour, directory, home, internet) as opened:
         yield opened
         assert not (changed := await opened.changed()), f"at the end of all attempts: {changed}"
 

@@ -75,7 +75,6 @@ _create("storage-opt", OWN, {"StorageOpt": {"size": "100g"}}, unasked=["docker",
 _create("oom-score", OWN, {"OomScoreAdj": -900})
 _create("oom-kill-disabled", OWN, {"OomKillDisable": True, "Memory": 64 << 20})
 _create("blkio-device", OWN, {"BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1}]}, unasked=["docker", "podman"])
-_create("publish-port", OWN, {"PortBindings": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "18765"}]}})
 _create("more-memory-than-the-sandbox", OWN, {"Memory": 64 << 30}, code="CAP_EXCEEDED", words="more than the sandbox itself has")
 _create("more-pids-than-the-sandbox", OWN, {"PidsLimit": 1 << 20}, code="CAP_EXCEEDED")
 _create("unknown-field", OWN, {"Newfangled": True})
@@ -182,7 +181,6 @@ for _name, _query, _source in (
     ("build-security-options", {"securityopt": '["seccomp=unconfined"]'}, OWN),
     ("build-secret-file", {"secrets": '["id=x,src=/etc/shadow"]'}, OWN),
     ("build-isolation", {"isolation": "chroot"}, "CVE-2021-3602"),
-    ("build-buildkit", {"version": "2"}, "BuildKit ignores caps (moby/buildkit#593)"),
     ("build-beyond-the-sandbox", {"memory": str(1 << 40)}, OWN),
 ):  # fmt: skip
     _ask(

@@ -2,9 +2,12 @@
 
 import io
 import json
+import re
 import secrets
 import socket
+import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -24,6 +27,7 @@ from manyoyo_mcp.hosts.relay import RelaySocket
 from manyoyo_mcp.policy.transport import API_VERSION
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.tools import TOOLS
+from tests import buildx
 from tests.support import Box
 
 IMAGE = "localhost/manyoyo-test/escape:latest"
@@ -33,11 +37,12 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a request. `code`: a tool's error code, or an HTTP status."""
+    """What came of a request. `code`: a tool's error code, an HTTP status, or gRPC's."""
 
     ok: bool
     code: str
     text: str
+    grpc: bool = False
 
     def json(self) -> Any:
         return json.loads(self.text)
@@ -48,11 +53,12 @@ class Answer:
 
 
 class Road:
-    """Docker's API over a client, whichever way that goes."""
+    """Docker's API over a client, whichever way that goes. `dial` connects to it, where requests need not be Docker's."""
 
-    def __init__(self, name: str, client: docker.APIClient) -> None:
+    def __init__(self, name: str, client: docker.APIClient, dial: Dial | None = None) -> None:
         self.name = name
         self._client = client
+        self.dial = dial
 
     def build_query(self) -> dict[str, str]:
         """What a build over this road has to say beside what it asks for."""
@@ -68,6 +74,13 @@ class Road:
     ) -> Answer:
         """`body` is sent as JSON, `data` as a tar."""
         return await anyio.to_thread.run_sync(partial(self._request, method, path, query, body, data))
+
+    async def request_left(
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None
+    ) -> Answer:
+        """The same, for what may never be answered: it is left alone by who waits no longer."""
+        asked = partial(self._request, method, path, query, body, None)
+        return await anyio.to_thread.run_sync(asked, abandon_on_cancel=True)
 
     def _request(
         self, method: str, path: str, query: Mapping[str, Any] | None, body: Any, data: bytes | None
@@ -215,7 +228,7 @@ def gate(path: Path) -> Road:
         connection.connect(str(path))
         return connection
 
-    return Road("gate", DialledClient(dial, API_VERSION))
+    return Road("gate", DialledClient(dial, API_VERSION), dial)
 
 
 _JOIN = """
@@ -262,12 +275,43 @@ def nested(control: Road) -> Road:
         stream = client.exec_start(exec_id, socket=True)
         return RelaySocket(getattr(stream, "_sock", stream), stream._response)
 
-    return Road("nested", DialledClient(dial, API_VERSION))
+    return Road("nested", DialledClient(dial, API_VERSION), dial)
 
 
 def unguarded(dial: Dial) -> Road:
     """Straight to the engine, which nobody has but the tests: shows what an attempt would do if nothing held it."""
-    return Road("unguarded", DialledClient(dial, API_VERSION))
+    return Road("unguarded", DialledClient(dial, API_VERSION), dial)
+
+
+_WRITTEN = re.compile(r"^#[0-9]+ [0-9.]+ ", re.MULTILINE)
+"""What buildx puts before each line of a step's output."""
+
+
+class BuildKitRoad(Road):
+    """Docker's own client with buildx, at a gate; builds alone are its own, the rest is as at the gate. `home`: a directory of its own."""
+
+    def __init__(self, path: Path, home: Path) -> None:
+        super().__init__("buildkit", gate(path)._client)
+        self._environment = buildx.environment(f"unix://{path}", home)
+        self._home = home
+
+    async def build(self, dockerfile: str, files: Mapping[str, bytes] | None = None, tag: str = "") -> tuple[bool, str]:
+        return await anyio.to_thread.run_sync(
+            partial(self._build, {"Dockerfile": dockerfile.encode(), **(files or {})}, tag)
+        )
+
+    def _build(self, files: Mapping[str, bytes], tag: str) -> tuple[bool, str]:
+        with tempfile.TemporaryDirectory(dir=self._home) as context:
+            for name, content in files.items():
+                (Path(context) / name).write_bytes(content)
+            return self.build_in(Path(context), *(["--tag", tag] if tag else []))
+
+    def build_in(self, context: Path, *words: str) -> tuple[bool, str]:
+        done = subprocess.run(
+            ["docker", "buildx", "build", "--no-cache", *words, str(context)],
+            env=self._environment, cwd=self._home, capture_output=True, text=True, errors="replace", timeout=100,
+        )  # fmt: skip
+        return done.returncode == 0, _WRITTEN.sub("", done.stderr + done.stdout)
 
 
 def server(manager: Manager) -> MCPServer[Manager]:

@@ -10,11 +10,16 @@ from typing import Any
 _BEGIN, _END = "<!-- made by scripts/escape -->\n", "<!-- end -->\n"
 _TITLES = {
     "requests": "Asked of the engine",
+    "buildkit": "Asked of BuildKit",
     "builds": "Asked by a Dockerfile",
     "files": "Contexts of builds",
     "copies": "Archives and copies",
+    "nodes": "Images whose files are none",
     "inside": "Tried as root in a nested container and in a RUN step",
     "others": "Arguments, others' sandboxes, the server's own signs",
+    "given": "Secrets",
+    "ports": "What is published",
+    "leaving": "What leaves a sandbox",
     "texts": "Text that pretends to be more",
     "bombs": "Bombs",
 }
@@ -46,9 +51,11 @@ def total(attempts: Sequence[Attempt]) -> str:
     count = Counter(each["outcome"] for each in attempts)
     vectors = len({each["name"] for each in attempts})
     failed = f", {count['failed']} that could not be made" if count["failed"] else ""
+    tried = len(attempts) - count["pointless"]
+    pointless = f" {count['pointless']} make no sense where they are marked with a dash." if count["pointless"] else ""
     return (
-        f"{vectors} vectors, {len(attempts)} attempts: {count['refused']} refused, {count['contained']} contained, "
-        f"{count['out']} out{failed}."
+        f"{vectors} vectors, {tried} attempts: {count['refused']} refused, {count['contained']} contained, "
+        f"{count['out']} out{failed}.{pointless}"
     )
 
 
@@ -59,10 +66,12 @@ def _cell(attempts: Iterable[Attempt]) -> str:
         if each["outcome"] == "refused"
         else str(each["outcome"]).upper()
         if each["outcome"] in ("out", "failed")
+        else f"- ({each['why']})"
+        if each["outcome"] == "pointless"
         else str(each["outcome"])
         for each in attempts
     )
-    return _plain("; ".join(said)) or "not tried"
+    return _plain("; ".join(said)) or "-"
 
 
 def _plain(text: str) -> str:
@@ -82,7 +91,7 @@ def main(arguments: list[str]) -> int:
         target.write_text(before + _BEGIN + "\n" + made + "\n" + _END + rest.partition(_END)[2])
     print(made)
     print(total(attempts))
-    return int(not attempts or any(each["outcome"] not in ("refused", "contained") for each in attempts))
+    return int(not attempts or any(each["outcome"] not in ("refused", "contained", "pointless") for each in attempts))
 
 
 if __name__ == "__main__":

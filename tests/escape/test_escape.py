@@ -6,7 +6,21 @@ from typing import Any
 
 import pytest
 
-from tests.escape import bombs, builds, copies, files, inside, others, requests, texts  # noqa: F401 - each declares its vectors
+from tests.escape import (  # noqa: F401 - each declares its vectors
+    bombs,
+    buildkit,
+    builds,
+    copies,
+    files,
+    given,
+    inside,
+    leaving,
+    nodes,
+    others,
+    ports,
+    requests,
+    texts,
+)
 from tests.escape.vectors import Out, Outcome, Vector
 from tests.escape.world import World
 

@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from tests.escape.world import World
 
 OWN = "own"
-TIERS = ("privileged", "hardened")
 ENGINES = ("podman", "docker")
+TIERS = {"privileged": ENGINES, "hardened": ENGINES, "userns": ("docker",), "gvisor": ("podman",)}
+"""Each with the engines that it can have."""
 ROADS = ("tool", "gate", "nested")
 GATES = ("gate", "nested")
 """Where requests come from programs that we don't trust."""
+BUILDS = (*ROADS, "buildkit")
+"""Where Dockerfiles do: also Docker's own client with buildx, at the gate of a dockerd."""
 
 
 class Out(AssertionError):
@@ -23,8 +26,8 @@ class Out(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`refused`, with the code; or `contained`, with what held it. `asked`: an engine or the kernel was reached, so that it takes a
-    look at the canaries to know."""
+    """`refused`, with the code; `contained`, with what held it; or `pointless`, with why it makes no sense there. `asked`: an engine or the
+    kernel was reached, so that it takes a look at the canaries to know."""
 
     kind: str
     why: str
@@ -36,7 +39,7 @@ Attempt = Callable[["World", "Road"], Awaitable[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """`roads`: where it makes sense. `last`: it leaves a sandbox tired, so it comes after the others."""
+    """`roads`, `engines`: where it makes sense. `last`: it leaves a sandbox tired, so it comes after the others."""
 
     name: str
     source: str
@@ -45,6 +48,11 @@ class Vector:
     roads: Sequence[str] = ROADS
     last: bool = False
     smoke: bool = False
+    engines: Sequence[str] = ENGINES
+
+    def goes(self, engine: str, road: str) -> bool:
+        """Whether it can be tried there."""
+        return road in self.roads and engine in self.engines and (road != "buildkit" or engine == "docker")
 
 
 VECTORS: dict[str, Vector] = {}
@@ -62,12 +70,13 @@ def vector(
     roads: Sequence[str] = ROADS,
     last: bool = False,
     smoke: bool = False,
+    engines: Sequence[str] = ENGINES,
 ) -> Callable[[Attempt], Attempt]:
     """Its function is `attempt`; the theme is the module's name."""
 
     def register(attempt: Attempt) -> Attempt:
         theme = attempt.__module__.rpartition(".")[2]
-        add(Vector(name, source, theme, attempt, roads, last, smoke))
+        add(Vector(name, source, theme, attempt, roads, last, smoke, engines))
         return attempt
 
     return register
@@ -75,13 +84,15 @@ def vector(
 
 _STATUS = {"POLICY_REFUSED": "403", "CAP_EXCEEDED": "403"}
 """What a gate answers where the tools raise that; 400 for every other refusal of a request."""
+_GRPC = {"POLICY_REFUSED": "7", "CAP_EXCEEDED": "7", "NOT_SUPPORTED": "12"}
+"""The same of gRPC; 3 for every other."""
 
 
 def refused(answer: "Answer", code: str = "POLICY_REFUSED", words: str = "") -> Outcome:
     """Refused on the way to the engine, with this very code and, where given, these words. Raises Out where it was let through."""
     if answer.ok:
         raise Out(f"let through: {answer.text[:500]}")
-    wanted = (code, _STATUS.get(code, "400"))
+    wanted = (code, _GRPC.get(code, "3") if answer.grpc else _STATUS.get(code, "400"))
     assert answer.code in wanted, f"refused with {answer.code}, not {' or '.join(wanted)}: {answer.text[:500]}"
     assert words in answer.text, f"refused, but not for that: {answer.text[:500]}"
     return Outcome("refused", code, asked=False)
@@ -93,6 +104,10 @@ _BROKEN = re.compile(r"@INC|at -e line|[Ss]yntax error|: not found|unterminated"
 
 def contained(why: str) -> Outcome:
     return Outcome("contained", why)
+
+
+def pointless(why: str) -> Outcome:
+    return Outcome("pointless", why, asked=False)
 
 
 def nothing_out(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -16,8 +16,9 @@ from manyoyo_mcp.config import Isolation, Settings
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.manager import Manager, open_manager
 from tests.escape.canaries import SYSCALLS, Canaries
-from tests.escape.roads import IMAGE, Road, ToolRoad, gate, nested, unguarded
+from tests.escape.roads import IMAGE, BuildKitRoad, Road, ToolRoad, gate, nested, unguarded
 from tests.support import BUSYBOX, Box, busybox_context
+from tests.world import World as Internet
 
 MEMORY, PIDS, DISK = 768 << 20, 512, 1 << 30
 """Of a sandbox: small, so that bombs are."""
@@ -25,8 +26,8 @@ MEMORY, PIDS, DISK = 768 << 20, 512, 1 << 30
 
 @dataclass(slots=True)
 class World:
-    """`roads` by their names; `control` leads straight to the engine. `kept` is what attempts of one batch share. `image` is the
-    context of the attempts' image."""
+    """`roads` by their names; `control` leads straight to the engine. `home`: a directory for clients' own files. `internet`: a small
+    one, made when it is first asked for. `kept` is what attempts of one batch share."""
 
     tier: str
     box: Box
@@ -35,6 +36,8 @@ class World:
     roads: dict[str, Road]
     control: Road
     directory: Path
+    home: Path
+    internet: Callable[[], Internet]
     kept: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -90,7 +93,13 @@ async def neighbour(state: Path, run: Path) -> AsyncIterator[Neighbour]:
 
 @asynccontextmanager
 async def world(
-    manager: Manager, tier: Isolation, engine: Any, neighbour: Neighbour, directory: Path
+    manager: Manager,
+    tier: Isolation,
+    engine: Any,
+    neighbour: Neighbour,
+    directory: Path,
+    home: Path,
+    internet: Callable[[], Internet],
 ) -> AsyncIterator[World]:
     host = docker.from_env()
     sandbox = await manager.start(
@@ -105,7 +114,10 @@ async def world(
         control = unguarded(sandbox.dial)
         path = manager.endpoints.open(sandbox)
         roads: list[Road] = [ToolRoad(box), gate(path), nested(control)]
-        yield World(tier, box, canaries, neighbour, {road.name: road for road in roads}, control, directory)
+        if engine == "docker":
+            roads.append(await anyio.to_thread.run_sync(BuildKitRoad, path, home))
+        by_name = {road.name: road for road in roads}
+        yield World(tier, box, canaries, neighbour, by_name, control, directory, home, internet)
     finally:
         with anyio.CancelScope(shield=True):
             await manager.remove(sandbox)

@@ -1,0 +1,187 @@
+"""Images whose files are no files: device nodes, pipes and links where an engine reads as root of the outer container (who is `User`?), or mounts."""
+
+import hashlib
+import json
+import secrets
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from tests.escape.canaries import CANARY
+from tests.escape.roads import Answer, Road, entry, tar
+from tests.escape.vectors import OWN, Out, Outcome, Vector, add, contained, vector
+from tests.escape.world import World, context
+
+_SLEEP = ["sh", "-c", "trap 'exit 0' TERM; sleep 300 & wait"]
+_READ = "token too long"
+"""What an engine written in Go says of a list of users that is a disk: some line of it does not end."""
+
+
+def _layer(*members: tarfile.TarInfo) -> bytes:
+    """A layer with these instead of /etc."""
+    return tar({}, entry("etc", tarfile.DIRTYPE), entry("etc/.wh..wh..opq"), *members)
+
+
+async def _image(world: World, *members: tarfile.TarInfo) -> str:
+    """An image with busybox and these, as a registry could have it: loaded by whoever needs not ask. What of the outer's `/etc` is not
+    in it an engine makes anew."""
+    tag = f"localhost/manyoyo-test/nodes:{secrets.token_hex(4)}"
+    layers = [context()["root.tar"], _layer(*members)]
+    digests = [hashlib.sha256(each).hexdigest() for each in layers]
+    config: dict[str, Any] = {
+        "architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{each}" for each in digests]},
+    }  # fmt: skip
+    files = {f"{digest}.tar": layer for digest, layer in zip(digests, layers, strict=True)}
+    manifest = [{"Config": "config.json", "RepoTags": [tag], "Layers": list(files)}]
+    data = tar({"manifest.json": json.dumps(manifest).encode(), "config.json": json.dumps(config).encode(), **files})
+    loaded = await world.control.request("POST", "/images/load", data=data)
+    assert loaded.ok and "error" not in loaded.text.lower(), loaded
+    return tag
+
+
+def plain(name: str, text: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    info = entry(name)
+    info.size = len(text)
+    return info, text
+
+
+async def _soon(road: Road, method: str, path: str, **given: Any) -> Answer | None:
+    """None where it takes more than some seconds: who opened a pipe waits for ever."""
+    answer = None
+    with anyio.move_on_after(6):
+        answer = await road.request_left(method, path, **given)
+    return answer
+
+
+async def _started(world: World, road: Road, tag: str, user: str) -> tuple[str, str]:
+    """A run and an exec as that user: what the engine says of either, "" where it runs, "hangs"."""
+    said = []
+    made = await _soon(road, "POST", "/containers/create", body={"Image": tag, "Cmd": ["echo", "ran"], "User": user})
+    if made is None or not made.ok:
+        said.append("hangs" if made is None else made.text)
+    else:
+        container = made.json()["Id"]
+        started = await _soon(road, "POST", f"/containers/{container}/start")
+        said.append("hangs" if started is None else "" if started.ok else started.text)
+        await _release(world)
+        await _soon(road, "DELETE", f"/containers/{container}", query={"force": "1"})
+    made = await _soon(road, "POST", "/containers/create", body={"Image": tag, "Cmd": _SLEEP, "User": "0:0"})
+    if made is None or not made.ok:
+        return said[0], "hangs" if made is None else made.text
+    container = made.json()["Id"]
+    started = await _soon(road, "POST", f"/containers/{container}/start")
+    if started is not None and started.ok:
+        body = {"Cmd": ["echo", "ran"], "AttachStdout": True, "AttachStderr": True, "User": user}
+        asked = await _soon(road, "POST", f"/containers/{container}/exec", body=body)
+        if asked is not None and asked.ok:
+            asked = await _soon(road, "POST", f"/exec/{asked.json()['Id']}/start", body={"Detach": False, "Tty": False})
+        said.append("hangs" if asked is None else asked.text if not asked.ok or "unable" in asked.text else "")
+    else:
+        said.append("hangs" if started is None else started.text)
+    await _release(world)
+    await _soon(road, "DELETE", f"/containers/{container}", query={"force": "1"})
+    return said[0], said[1]
+
+
+async def _release(world: World) -> None:
+    """Whoever waits at a pipe need not any more."""
+    await world.outer(
+        "for each in /var/lib/manyoyo/*/overlay*/*/merged/etc/passwd /var/lib/manyoyo/docker/*/overlay2/*/merged/etc/passwd; do "
+        "[ ! -p $each ] || timeout 1 sh -c ': > $0' $each; done"
+    )
+
+
+def _passwd(name: str, source: str, *members: Any) -> None:
+    async def attempt(world: World, road: Road) -> Outcome:
+        tag = await _image(world, *members)
+        try:
+            said = await _started(world, road, tag, "escapee")
+            alive = await _soon(road, "GET", "/containers/json")
+            ran = "hangs"
+            with anyio.move_on_after(20):
+                ran = "".join((await world.tool.run("echo alive"))[1].split())
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _soon(world.control, "DELETE", f"/images/{tag}", query={"force": "1"})
+        if any(_READ in each for each in said):
+            raise Out(f"the engine read a device node: {said}")
+        if "" in said:
+            raise Out(f"it runs as a user of somewhere else: {said}")
+        if alive is None or ran != "alive":
+            raise Out(f"the engine hangs: {said}, {alive}, {ran}")
+        return contained("; ".join(dict.fromkeys(each.strip()[-80:] for each in said)))
+
+    add(Vector(name, source, "nodes", attempt))
+
+
+def _disk() -> dict[str, int]:
+    """The machine's first: to be opened for reading harms nobody, and no container has it."""
+    rows = [line.split() for line in Path("/proc/partitions").read_text().splitlines()[2:]]
+    major, minor = map(int, rows[0][:2]) if rows else (254, 0)
+    return {"devmajor": major, "devminor": minor, "mode": 0o666}
+
+
+_GROUP = plain("etc/group", b"root:x:0:\n")
+_passwd(
+    "passwd-is-a-device",
+    "docs/security.md: dockerd reads it as the outer container's root",
+    entry("etc/passwd", tarfile.BLKTYPE, **_disk()),
+    _GROUP,
+)
+_passwd("passwd-is-a-pipe", OWN, entry("etc/passwd", tarfile.FIFOTYPE), _GROUP)
+for _name, _link in (
+    ("link", "/proc/1/root/run/escape-canary/passwd"),
+    ("link-with-dots", f"../../../../../../../..{CANARY}/passwd"),
+    ("link-to-a-process", "/proc/self/cwd/run/escape-canary/passwd"),
+):
+    _passwd(f"passwd-is-a-{_name}", "CVE-2018-15664's kin", entry("etc/passwd", tarfile.SYMTYPE, _link), _GROUP)
+
+
+@vector("engines-files-are-links", "CVE-2015-3629, CVE-2015-3627 (links on the way of what an engine lays in)")
+async def engines_files_are_links(world: World, road: Road) -> Outcome:
+    """What engines make or mount over in every container leads out: their names, their marks, their secrets."""
+    names = ("hosts", "hostname", "resolv.conf", "mtab", "passwd", "group")
+    links = [entry(f"etc/{each}", tarfile.SYMTYPE, f"../../../../../..{CANARY}/empty") for each in names]
+    links += [entry(each, tarfile.SYMTYPE, f"{CANARY}/made") for each in (".dockerenv", "run", "dev", "sys", "var")]
+    tag = await _image(world, *links)
+    try:
+        code, said = await road.run(
+            "echo x > /etc/hosts; echo x > /etc/hostname; ls -la /etc /; cat /etc/passwd; echo TRIED", Image=tag
+        )
+    finally:
+        await world.control.request("DELETE", f"/images/{tag}", {"force": "1"})
+    if world.canaries.secret in said:
+        raise Out(said[-500:])
+    return contained("it does not start" if code == 125 else "it starts, and its links are its own")
+
+
+@vector("image-of-nodes", "docs/security.md: device nodes in an image")
+async def image_of_nodes(world: World, road: Road) -> Outcome:
+    """Nodes of the machine's disks, memory and log, in an image as a registry could have it."""
+    kinds = (
+        (tarfile.BLKTYPE, 254, 0),
+        (tarfile.BLKTYPE, 8, 0),
+        (tarfile.BLKTYPE, 7, 0),
+        (tarfile.CHRTYPE, 1, 1),
+        (tarfile.CHRTYPE, 1, 11),
+        (tarfile.CHRTYPE, 10, 237),
+    )
+    members = [
+        entry(f"n{at}", kind, devmajor=major, devminor=minor, mode=0o666)
+        for at, (kind, major, minor) in enumerate(kinds)
+    ]
+    tag = await _image(world, *members)
+    try:
+        script = (
+            'for each in /n*; do if ( : < $each ) 2>/dev/null; then echo "OUT $each"; fi; done; ls -l /n*; echo TRIED'
+        )
+        code, said = await road.run(script, Image=tag)
+    finally:
+        await world.control.request("DELETE", f"/images/{tag}", {"force": "1"})
+    if "OUT " in said:
+        raise Out(said[-500:])
+    assert code == 125 or "TRIED" in said, said
+    return contained("no image, or it does not start" if code == 125 else "they can't be opened")

@@ -2,12 +2,14 @@
 
 import gzip
 import io
+import os
+import re
 import time
 
 import anyio
 
 from tests.escape.roads import Road, entry
-from tests.escape.vectors import GATES, OWN, Out, Outcome, contained, vector
+from tests.escape.vectors import GATES, OWN, Out, Outcome, contained, pointless, vector
 from tests.escape.world import DISK, World
 
 _LATE = 5.0
@@ -42,22 +44,23 @@ async def _meanwhile(world: World, road: Road, script: str, **config: object) ->
 @vector("fork-bomb", "CVE-less classic: :(){ :|:& };:", last=True)
 async def fork_bomb(world: World, road: Road) -> Outcome:
     script = r"""perl -e '$0 = "escape-fork"; for (1..400) { defined(my $pid = fork) or next; $pid or do { sleep 3; exit } } sleep 3'"""
-    box, peak = world.box, 0
+    box, peak, cap = world.box, 0, 64 + (_gvisors_own() if world.tier == "gvisor" else 0)
 
     async def count() -> None:
         nonlocal peak
         while True:
-            peak = max(peak, len(box.processes("escape-fork")))
+            now = await world.outer(_TASKS) if world.tier == "gvisor" else len(box.processes("escape-fork"))
+            peak = max(peak, int(now))
             await anyio.sleep(0.2)
 
     async with anyio.create_task_group() as group:
         group.start_soon(count)
         await _meanwhile(world, road, script)
         group.cancel_scope.cancel()
-    if peak > 64:
-        raise Out(f"{peak} processes at a cap of 64")
-    assert peak > 20, f"it did not explode: {peak}"
-    return contained(f"{peak} processes at a cap of 64")
+    if peak > cap:
+        raise Out(f"{peak} processes at a cap of {cap}")
+    assert peak > cap // 3, f"it did not explode: {peak}"
+    return contained(f"{peak} processes at a cap of {cap}")
 
 
 @vector("memory-bomb", OWN, last=True)
@@ -72,6 +75,7 @@ async def memory_bomb(world: World, road: Road) -> Outcome:
 async def shared_memory_bomb(world: World, road: Road) -> Outcome:
     """Files in memory are their container's too."""
     code, said, _ = await _meanwhile(world, road, "cat /dev/zero > /dev/shm/fill; stat -c %s /dev/shm/fill; echo ended")
+    assert code == 137 or "ended" in said, f"it did not explode: {code} {said}"
     sizes = [int(line) for line in said.split() if line.isdigit()]
     if any(size > 96 << 20 for size in sizes):
         raise Out(said)
@@ -147,11 +151,26 @@ for (20000..20400) { send($s, "x", 0, pack("S n a4 x8", 2, $_, $gateway)) } prin
 async def cpu_bomb(world: World, road: Road) -> Outcome:
     host = {"NanoCpus": 500_000_000, "PidsLimit": 64, "Memory": 96 << 20}
     script = r"""perl -e 'my $end = time + 4; for (1..8) { fork or do { 1 while time < $end; exit } } 1 while wait > 0; print "USED ", (times)[2], "\n"'"""
+    before = await _cpu_seconds(world)
     _, said, _ = await _meanwhile(world, road, script, HostConfig=host)
     used = float(said.partition("USED ")[2].split()[0])
+    if (
+        world.tier == "gvisor"
+    ):  # its clocks of processes are its own: what the whole sandbox used, its engine and gVisor's start too
+        used = await _cpu_seconds(world) - before - 2
     if used > 3.2:
         raise Out(f"{used} s of CPU in 4 s at a cap of a half")
     return contained(f"{used:.1f} s of CPU in 4 s at a cap of a half")
+
+
+async def _cpu_seconds(world: World) -> float:
+    """That the sandbox has used."""
+    said = await world.outer(
+        "sed -n 's/^usage_usec /u/p' /sys/fs/cgroup/cpu.stat; sed 's/^/n/' /sys/fs/cgroup/cpuacct/cpuacct.usage"
+    )
+    found = re.search(r"^([un])([0-9]+)", said, re.MULTILINE)
+    assert found, said
+    return int(found[2]) / (1e6 if found[1] == "u" else 1e9)
 
 
 @vector("archive-bomb", "zip bomb", roads=GATES, last=True)
@@ -176,13 +195,22 @@ async def archive_bomb(world: World, road: Road) -> Outcome:
 async def disk_bomb(world: World, road: Road) -> Outcome:
     """Where a disk can be capped, it is full at its cap; elsewhere that is not held back, and is not tried."""
     if world.box.sandbox.disk is None:
-        return contained("not tried: this host can't cap disks")
+        return pointless("this host can't cap disks")
     script = f"dd if=/dev/zero of=/fill bs=1M count={(DISK >> 20) + 256} 2>/dev/null; s=$(stat -c %s /fill); rm -f /fill; echo SIZE $s"
     _, said, _ = await _meanwhile(world, road, script)
     size = int(said.partition("SIZE ")[2].split()[0])
     if size > DISK:
         raise Out(said)
     return contained(f"full at {size >> 20} of {DISK >> 20} MiB")
+
+
+_TASKS = """for each in $(find /sys/fs/cgroup -path '*libpod-*' -not -path '*conmon*' -name pids.current); do cat $each; done | sort -n | tail -n 1 | grep . || echo 0"""
+"""Processes and threads of the nested container that has most, as the machine counts them."""
+
+
+def _gvisors_own() -> int:
+    """By how much the tier raises a cap of processes, for gVisor's own threads (`oci-add`)."""
+    return 32 + 8 * (os.cpu_count() or 1)
 
 
 def _free(meminfo: str) -> int:

@@ -24,7 +24,7 @@ from tests.escape import (  # noqa: F401 - each declares its vectors
 from tests.escape.vectors import Out, Outcome, Vector
 from tests.escape.world import World
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
 
 async def test_vector(escape_world: World, vector: Vector, road: str, report: Callable[[dict[str, Any]], None]) -> None:

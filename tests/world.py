@@ -73,6 +73,8 @@ class World:
     def lead(self, sandbox_id: str, over6: bool = True) -> None:
         """The world is the internet of this sandbox, and its name servers. Only one that is privileged can have it `over6` too."""
         _, resolv_conf = self.outer(sandbox_id, "cat /etc/resolv.conf")
+        if not resolv_conf:  # an old engine loses an exec's output now and then
+            _, resolv_conf = self.outer(sandbox_id, "cat /etc/resolv.conf")
         servers = re.findall(r"^nameserver ([0-9.]+)", resolv_conf, re.MULTILINE)
         assert servers and not servers[0].startswith("127."), resolv_conf
         for server in servers:

@@ -1,9 +1,9 @@
 """Images whose files are no files: device nodes, pipes and links where an engine reads as root of the outer container (who is `User`?), or mounts."""
 
-import hashlib
-import json
+import io
 import secrets
 import tarfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +15,34 @@ from tests.escape.vectors import OWN, Out, Outcome, Vector, add, contained, vect
 from tests.escape.world import World, context
 
 _SLEEP = ["sh", "-c", "trap 'exit 0' TERM; sleep 300 & wait"]
+Member = tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]
 _READ = "token too long"
 """What an engine written in Go says of a list of users that is a disk: some line of it does not end."""
 
 
-def _layer(*members: tarfile.TarInfo) -> bytes:
-    """A layer with these instead of /etc."""
-    return tar({}, entry("etc", tarfile.DIRTYPE), entry("etc/.wh..wh..opq"), *members)
-
-
-async def _image(world: World, *members: tarfile.TarInfo) -> str:
-    """An image with busybox and these, as a registry could have it: loaded by whoever needs not ask. What of the outer's `/etc` is not
-    in it an engine makes anew."""
+async def _image(world: World, *members: Member) -> str:
+    """An image with busybox and these, made as a registry's could be: by an archive that a build unpacks."""
     tag = f"localhost/manyoyo-test/nodes:{secrets.token_hex(4)}"
-    layers = [context()["root.tar"], _layer(*members)]
-    digests = [hashlib.sha256(each).hexdigest() for each in layers]
-    config: dict[str, Any] = {
-        "architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{each}" for each in digests]},
-    }  # fmt: skip
-    files = {f"{digest}.tar": layer for digest, layer in zip(digests, layers, strict=True)}
-    manifest = [{"Config": "config.json", "RepoTags": [tag], "Layers": list(files)}]
-    data = tar({"manifest.json": json.dumps(manifest).encode(), "config.json": json.dumps(config).encode(), **files})
-    loaded = await world.control.request("POST", "/images/load", data=data)
-    assert loaded.ok and "error" not in loaded.text.lower(), loaded
+    files = {"root.tar": _without_users(context()["root.tar"]), "more.tar": tar({}, *members)}
+    built, said = await world.tool.build(
+        'FROM scratch\nADD root.tar more.tar /\nENV PATH=/bin\nCMD ["sh"]\n', files, tag
+    )
+    assert built, said
     return tag
 
 
-def plain(name: str, text: bytes) -> tuple[tarfile.TarInfo, bytes]:
+@cache
+def _without_users(rootfs: bytes) -> bytes:
+    """A root file system in whose /etc is nothing."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(rootfs)) as given, tarfile.open(fileobj=buffer, mode="w") as kept:
+        for each in given:
+            if not each.name.startswith("etc/"):
+                kept.addfile(each, given.extractfile(each))
+    return buffer.getvalue()
+
+
+def _plain(name: str, text: bytes) -> tuple[tarfile.TarInfo, bytes]:
     info = entry(name)
     info.size = len(text)
     return info, text
@@ -94,7 +94,7 @@ async def _release(world: World) -> None:
     )
 
 
-def _passwd(name: str, source: str, *members: Any) -> None:
+def _passwd(name: str, source: str, *members: Member) -> None:
     async def attempt(world: World, road: Road) -> Outcome:
         tag = await _image(world, *members)
         try:
@@ -124,7 +124,7 @@ def _disk() -> dict[str, int]:
     return {"devmajor": major, "devminor": minor, "mode": 0o666}
 
 
-_GROUP = plain("etc/group", b"root:x:0:\n")
+_GROUP = _plain("etc/group", b"root:x:0:\n")
 _passwd(
     "passwd-is-a-device",
     "docs/security.md: dockerd reads it as the outer container's root",

@@ -54,7 +54,7 @@ def _word(address: str, port: int, seconds: float = 3) -> str:
 
 async def _answers(address: str, port: int, word: str) -> bool:
     """Whether the service there says `word`, which takes it a moment."""
-    with anyio.move_on_after(15):
+    with anyio.move_on_after(60):
         while word not in await anyio.to_thread.run_sync(_word, address, port):
             await anyio.sleep(0.2)
         return True

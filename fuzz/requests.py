@@ -97,7 +97,7 @@ def _table(draw: st.DrawFn, name: str) -> dict[str, Any]:
 
 
 @st.composite
-def _archive(draw: st.DrawFn) -> bytes:
+def archives(draw: st.DrawFn) -> bytes:
     lines = draw(
         st.lists(
             st.one_of(
@@ -154,7 +154,7 @@ def requests(draw: st.DrawFn) -> tuple[bytes, bool]:
         body = json.dumps(draw(_body(method, path))).encode()
     elif row.takes == "archive":
         headers["Content-Type"] = "application/x-tar"
-        body = draw(_archive())
+        body = draw(archives())
     if row.hijacks or row.upgrade != "tcp":
         headers |= {"Connection": "Upgrade", "Upgrade": row.upgrade}
     headers["Content-Length"] = str(len(body))

@@ -95,7 +95,7 @@ def _check_pairs(name: str, value: str) -> None:
     try:
         given = json.loads(value)
     except ValueError:
-        given = None
+        given = value
     if not isinstance(given, dict | None) or not all(isinstance(each, str | None) for each in (given or {}).values()):
         raise PolicyRefused(f"{name} is no mapping of texts.", 'Write {"NAME": "value"}.')
 
@@ -141,7 +141,7 @@ def libpod_build(request: Request, limits: Limits) -> Allowed:
             files = json.loads(named)
         except ValueError:
             files = []
-        if not isinstance(files, list) or len(files) != 1 or not isinstance(files[0], str):
+        if len(files) != 1 or not isinstance(files[0], str):
             raise PolicyRefused("a build takes one Dockerfile.", "Name one, in its context.")
         query["dockerfile"] = files[0]
     return build(replace(request, query=query), limits)

@@ -261,7 +261,7 @@ def _pax(body: bytes) -> tuple[bytes, bytes]:
         raise tarfile.ReadError("an extended header is nothing but digits")
     while at < len(body):
         digits, space, _ = body[at : at + 8].partition(b" ")
-        if not space or not digits.isdigit() or int(digits) <= len(digits):
+        if not space or not digits.isdigit():
             raise tarfile.ReadError("an extended header is broken")
         end = at + int(digits)
         record = body[at + len(digits) + 1 : end]

@@ -50,7 +50,7 @@ def decide(request: Request, limits: Limits) -> Allowed:
         raise PolicyRefused(f"{request.method} {request.path[:100]} takes no JSON.", "Send no body.")
     try:
         return found.rule(request, limits)
-    except (ValueError, TypeError, OverflowError) as error:  # no number, where one belongs
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # no number or JSON, where one belongs
         raise InvalidArgument(f"{request.path[:100]}: {str(error)[:200]}", "Correct the value.") from error
 
 

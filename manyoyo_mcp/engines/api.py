@@ -31,7 +31,7 @@ class DockerApiEngine(Daemonless, Entering):
         def get(client: GuardedClient) -> bytes:
             return bytes(
                 client.logs(container, stdout=True, stderr=True, tail=tail if tail is not None else "all",
-                            since=int(since) if since is not None else None)
+                            since=int(since) if since is not None and since >= 1 else None)  # it takes no time before 1970
             )  # fmt: skip
 
         return await self._ask(get)

@@ -189,6 +189,8 @@ async def test_logs(box: Box) -> None:
                 await anyio.sleep(0.05)
         assert (await box.engine.logs(container, None, None)).split(b"\n")[0] == b"line 1"
         assert len((await box.engine.logs(container, 2, None)).splitlines()) == 2
+        for long_ago in (0.5, -1e300, float("-inf")):
+            assert len((await box.engine.logs(container, 2, long_ago)).splitlines()) == 2
     finally:
         await box.engine.remove(container)
 

@@ -1,6 +1,6 @@
 # The scripts by name; each says more about itself at its top.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fresh cgroup2 bench faults escape fuzz
+.PHONY: help demo test lint fresh cgroup2 bench faults escape fuzz mutation
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,3 +31,6 @@ escape: ## try to break out of sandboxes, in every tier and engine
 
 fuzz: ## generated tool calls and gate requests: make fuzz NUMBER=20000 SEED=1
 	scripts/fuzz $(or $(NUMBER),1000) $(or $(SEED),1)
+
+mutation: ## every rule of the policy switched off in turn: a unit test must fail
+	scripts/mutation

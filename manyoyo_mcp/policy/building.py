@@ -125,7 +125,6 @@ def libpod_build(request: Request, limits: Limits) -> Allowed:
         value = query.pop(name, None)
         if value is not None and nothing and value not in nothing:
             raise PolicyRefused(f"a build may not set {name}.", "Leave it out.")
-    query.pop("nsoptions", None)  # said anew by `build`
     mode = str(query.pop("networkmode", ""))
     if mode not in ("", "0", "2"):  # default, disabled, enabled
         query["networkmode"] = "NetworkDisabled" if mode == "1" else mode

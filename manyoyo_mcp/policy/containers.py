@@ -54,7 +54,7 @@ def _bind(place: str, value: Any) -> Any:
     if found := _SOCKET.fullmatch(text(place, value)):
         fields.target(place, found[2])
         return value
-    found = _VOLUME.fullmatch(text(place, value))
+    found = _VOLUME.fullmatch(value)
     if not found or not set((found[3] or "").split(",")) <= _VOLUME_OPTIONS:
         raise PolicyRefused(f"{place}: {value[:60]!r} is no named volume.", NO_PATHS)
     fields.target(place, found[2])
@@ -305,9 +305,8 @@ def _grant(host: Mapping[str, Any], limits: Limits) -> dict[str, int]:
     """HostConfig's caps: the request's or the default, never above the sandbox's own."""
     memory = host.get("Memory") or 0
     memory = memory if memory > 0 else limits.default.memory  # to an engine, -1 is no cap at all
-    cpus = (host.get("NanoCpus") or 0) / 1e9 or max(host.get("CpuQuota") or 0, 0) / max(
-        host.get("CpuPeriod") or 100_000, 1
-    )
+    period = max(host.get("CpuPeriod") or 100_000, 1)
+    cpus = (host.get("NanoCpus") or 0) / 1e9 or (host.get("CpuQuota") or 0) / period
     cpus = cpus if cpus > 0 else limits.default.cpus
     pids = host.get("PidsLimit") or 0
     pids = pids if pids > 0 else limits.default.pids

@@ -28,7 +28,7 @@ def test_an_entry_is_written_in_one_way(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "*", "a*.org", "*.*.org", "example.org:0", "example.org:99999", "http://example.org", "1.2.3", "1.2.3.4.5", "a b", "a\nb",
-     "x/#", "-a.org", "a..b", "1.2.3.0/33", "[::1", "é" * 70 + ".org", "a;b", 'a"b', "server=/x/"],
+     "a.org:+80", "a.org:٨٠", "a.org:", "a." * 130 + "org", "x/#", "-a.org", "a..b", "1.2.3.0/33", "[::1", "é" * 70 + ".org", "a;b", 'a"b', "server=/x/"],
 )  # fmt: skip
 def test_what_is_no_entry_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
@@ -51,7 +51,7 @@ def test_what_covers_what(wide: str, narrow: str, covers: bool) -> None:
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.0.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254", "100.100.100.200", "168.63.129.16", "192.0.0.192",
-     "224.0.0.1", "255.255.255.255", "0.0.0.0", "::1", "::ffff:10.0.0.1", "fe80::1", "fd00:ec2::254", "ff02::1", "64:ff9b::a9fe:a9fe"],
+     "198.18.0.1", "100::1", "2001::1", "2002:a00:1::1", "64:ff9b:1::1", "::7", "224.0.0.1", "255.255.255.255", "0.0.0.0", "::1", "::ffff:10.0.0.1", "fe80::1", "fd00:ec2::254", "ff02::1", "64:ff9b::a9fe:a9fe"],
 )  # fmt: skip
 def test_what_is_closed(address: str) -> None:
     assert Entry.parse(address).closed
@@ -106,6 +106,13 @@ def test_what_goes_beyond(configured: str, mode: str | None, allow: list[str] | 
 def test_what_makes_no_sense(mode: str, allow: list[str] | None) -> None:
     with pytest.raises(InvalidArgument):
         grant(Policy("open"), mode, allow)  # type: ignore[arg-type]
+
+
+def test_a_list_has_an_end_and_a_label_was_written_by_us() -> None:
+    with pytest.raises(InvalidArgument, match="201 entries"):
+        entries(f"a{number}.org" for number in range(201))
+    with pytest.raises(InvalidArgument, match="no network policy"):
+        Policy.of_label("wide a.org")
 
 
 @pytest.mark.parametrize(

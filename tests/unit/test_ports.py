@@ -79,6 +79,11 @@ def test_nothing_is_published_unasked(path: str, body: dict[str, Any]) -> None:
         (DOCKER, docker_body({"80/tcp": [{"HostPort": 80}]})),
         (DOCKER, docker_body({"80/tcp": [{"HostPort": "80", "Tomorrow": "x"}]})),
         (DOCKER, docker_body({"0/tcp": [{"HostPort": "80"}]})),
+        (DOCKER, docker_body({"70000/tcp": [{}]})),
+        (DOCKER, docker_body({"80/tcp": [{}] * 65})),
+        (DOCKER, docker_body({"80/tcp": [{"HostIp": 5}]})),
+        (DOCKER, docker_body({"80/tcp": ["80"]})),
+        (DOCKER, docker_body({"80/tcp": 5})),
         (DOCKER, docker_body({"80/icmp": [{"HostPort": "80"}]})),
         (DOCKER, docker_body({"80/tcp": "x"})),
         (DOCKER, docker_body(["x"])),
@@ -91,6 +96,13 @@ def test_nothing_is_published_unasked(path: str, body: dict[str, Any]) -> None:
         (LIBPOD, libpod_body({"container_port": 1, "range": 10**9})),
         (LIBPOD, libpod_body({"container_port": 80, "protocol": "icmp"})),
         (LIBPOD, libpod_body({"container_port": True})),
+        (LIBPOD, libpod_body({"container_port": 80, "host_port": "80"})),
+        (LIBPOD, libpod_body({"container_port": 80, "host_ip": 5})),
+        (LIBPOD, libpod_body({"container_port": 80, "range": "2"})),
+        (LIBPOD, libpod_body({"container_port": 80, "protocol": 5})),
+        (LIBPOD, libpod_body({"container_port": 80, "protocol": "tcp;"})),
+        (LIBPOD, libpod_body(*["80:80"])),  # type: ignore[arg-type]
+        (LIBPOD, {"image": "x", "portmappings": 5}),
         (LIBPOD, libpod_body({"tomorrow": 1})),
         (LIBPOD, libpod_body(publish_image_ports=1)),
     ],
@@ -98,6 +110,18 @@ def test_nothing_is_published_unasked(path: str, body: dict[str, Any]) -> None:
 def test_what_is_no_port_is_refused(path: str, body: dict[str, Any], limits: Limits) -> None:
     with pytest.raises(PolicyRefused):
         judged(path, body, limits)
+
+
+def test_a_range_that_is_none_is_one_port() -> None:
+    for odd in (0, -5, None):
+        rows = judged(LIBPOD, libpod_body({"container_port": 80, "range": odd}), INSIDE)["portmappings"]
+        assert [row["container_port"] for row in rows] == [80]
+
+
+def test_what_an_image_exposes_is_published_once() -> None:
+    had = Published((Binding(80, 8080, 8080), Binding(53, protocol="udp")))
+    found = ports.with_exposed(had, {"80/tcp": {}, "53/tcp": {}, "90": {}}).bindings
+    assert found == (*had.bindings, Binding(53), Binding(90))
 
 
 def test_what_is_not_tcp_stays_inside() -> None:

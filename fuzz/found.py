@@ -68,6 +68,11 @@ def generate(
         print(f"{found.kind}: {found.tried}", flush=True)
 
 
+def still(changed: Callable[[], str]) -> str:
+    """What has changed, of two looks: an engine under load may lose a line of what a look has to say."""
+    return changed() and changed()
+
+
 class Unforeseen(logging.Handler):
     """Exceptions that nobody foresaw: what the server logs with a traceback, and what ends a thread of its."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from anyio.from_thread import BlockingPortal
 
 from fuzz import talking
-from fuzz.found import PATIENCE, Found, generate
+from fuzz.found import PATIENCE, Found, generate, still
 from fuzz.requests import SERVICES, requests
 from fuzz.talks import Talk, talks
 from tests.escape.roads import IMAGE
@@ -67,7 +67,7 @@ class _Around:
         there, portal = self._there, self._portal
         for each in portal.call(self._let_through):
             self._found.fail(each)
-        if changed := portal.call(there.changed):
+        if changed := still(lambda: portal.call(there.changed)):
             self._found.fail(f"changed: {changed}")
         portal.call(self._tidy)
         end = time.monotonic() + PATIENCE

@@ -44,7 +44,10 @@ def parts(number: int, first_seed: int, only: str) -> list[Part]:
         if only and only != ("tools" if kind == "tool calls" else "buildkit" if kind == "conversations" else "gate"):
             continue
         starts = range(0, share, _PART)
-        found += [Part(kind, min(_PART, share - at), first_seed * 1_000 + turn * 10 + KINDS.index(kind)) for turn, at in enumerate(starts)]
+        found += [
+            Part(kind, min(_PART, share - at), first_seed * 1_000 + turn * 10 + KINDS.index(kind))
+            for turn, at in enumerate(starts)
+        ]
     return sorted(found, key=lambda part: (part.seed, -part.number))
 
 

@@ -1,5 +1,6 @@
 """Generated tool calls: each must end with a result, or an error that has a code of ours."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from anyio.from_thread import BlockingPortal
 from mcp import Client
 
 from fuzz.calls import calls
-from fuzz.found import PATIENCE, Found, generate
+from fuzz.found import PATIENCE, Found, generate, still
 from manyoyo_mcp.errors import ManyoyoError
 from manyoyo_mcp.sessions.manager import Manager
 from tests.escape.canaries import Canaries
@@ -24,10 +25,11 @@ def play(
     live = ["sb-0"]
     (roots / "Dockerfile").write_text(f"FROM {BUSYBOX}\nCOPY . /x\n")
 
-    async def call(name: str, arguments: dict[str, Any]) -> None:
+    connections = contextlib.ExitStack()
+
+    async def call(client: Client, name: str, arguments: dict[str, Any]) -> None:
         with anyio.fail_after(PATIENCE * 3):
-            async with Client(server(manager)) as client:
-                result = await client.call_tool(name, arguments)
+            result = await client.call_tool(name, arguments)
         if not result.is_error:
             found.outcomes["OK"] += 1
             _note_ids(result.structured_content, live)
@@ -39,7 +41,7 @@ def play(
 
     def one(example: tuple[str, dict[str, Any]]) -> None:
         try:
-            portal.call(call, *example)
+            portal.call(call, clients[0], *example)
         except Exception as error:
             found.fail(f"{example[0]} {example[1]!r}: {type(error).__name__}: {error}")
 
@@ -52,13 +54,23 @@ def play(
             await box.build(files=busybox_context(), tags=[BUSYBOX])
             live.append(box.sandbox.sandbox_id)
 
+    clients: list[Client] = []
+
+    def connect() -> None:
+        """Anew for each batch: what comes to a call does not come to all after it."""
+        connections.close()
+        clients[:] = [connections.enter_context(portal.wrap_async_context_manager(Client(server(manager))))]
+
     def look() -> None:
         portal.call(ready)
-        if changed := around.changed():
+        connect()
+        if changed := still(around.changed):
             found.fail(f"changed: {changed}")
 
     portal.call(ready)
-    generate(found, number, first_seed, calls(live, roots), one, look)
+    with connections:
+        connect()
+        generate(found, number, first_seed, calls(live, roots), one, look)
 
 
 async def cleared(manager: Manager) -> None:

@@ -13,7 +13,6 @@ _LOOK = (
 )
 
 
-@pytest.mark.smoke
 async def test_an_image_is_built_and_named(box: Box) -> None:
     dockerfile = (
         f"ARG BASE={BUSYBOX}\nFROM $BASE AS one\nARG WORD=none\nRUN echo $WORD > /word && mkdir /old && echo x > /old/x\n"

@@ -145,6 +145,10 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="Secrets that an agent may name: NAME=env:VARIABLE, file:/PATH or command:PROGRAM ARGUMENTS, with commas between.",
     )
+    registry_logins: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Registries from which sandboxes pull with this user's own login (`docker login`), host[:port], with commas between.",
+    )
     mirrors: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="Mirrors to pull through, REGISTRY=URL, with commas between."
     )
@@ -235,7 +239,15 @@ class Settings(BaseSettings):
             return json.loads(roots) if roots.startswith("[") else [each for each in roots.split(os.pathsep) if each]
         return roots
 
-    @field_validator("mirrors", "insecure_registries", "network_allow", "http_hosts", "http_origins", mode="before")
+    @field_validator(
+        "registry_logins",
+        "mirrors",
+        "insecure_registries",
+        "network_allow",
+        "http_hosts",
+        "http_origins",
+        mode="before",
+    )
     @classmethod
     def _separated(cls, given: Any) -> Any:
         if isinstance(given, str):

@@ -242,6 +242,7 @@ async def _command(
         files=order.files,
         outputs=list(order.outputs),
         timeout_s=order.timeout_s,
+        login=manager.work.login,
     )
     sink = writer((sys.stderr if to_stderr else sys.stdout).buffer)
     return await manager.work.ask(sandbox, lambda: sandbox.engine.run(spec, sink))

@@ -1,6 +1,6 @@
 """Seam 2, what runs nested containers. An engine is asked in these words, whichever it is; it knows no host."""
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -16,12 +16,29 @@ Maintain = Callable[..., Awaitable[Any]]
 """`await maintain("kill-exec", id)`: runs the outer container's `ctl`; answers with `exit_code` and `output`."""
 
 
+Values = Callable[[], Awaitable[Mapping[str, bytes]]]
+"""Has secrets' values, by name. Asked once nothing else is in the way: it may run a program of the user's."""
+
+
+async def no_values() -> Mapping[str, bytes]:
+    """Of no secret."""
+    return {}
+
+
+Login = Callable[[str], Awaitable[str]]
+"""What the pull of an image is sent with (X-Registry-Auth), asked for when it is pulled; nothing where it goes without."""
+
+
+async def no_login(image: str) -> str:
+    """Of no registry."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Secret:
     """A secret for a nested container: as the file `path`, or as the variable of that name."""
 
     name: str
-    value: bytes = field(repr=False)
     path: str = ""
     variable: str = ""
 
@@ -62,6 +79,8 @@ class RunSpec:
     secrets: Sequence[Secret] = ()
     archive: Callable[[], Iterator[bytes]] | None = None
     given: Sequence[Given] = ()
+    values: Values = no_values
+    login: Login = no_login
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +95,13 @@ class ExecSpec:
     user: str | None = None
     timeout_s: float | None = None
     secrets: Sequence[Secret] = ()
+    values: Values = no_values
 
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
-    """An image build. `context` yields a tar stream; it is read once, in a worker thread. `secrets`: what `RUN --mount=type=secret,id=NAME`
-    has, by name. `daemonless`: by buildah in a nested container, which has these `labels`, and not by the engine."""
+    """An image build. `context` yields a tar stream; it is read once, in a worker thread. `secrets`: names of what
+    `RUN --mount=type=secret,id=NAME` has. `daemonless`: by buildah in a nested container, which has these `labels`, and not by the engine."""
 
     context: Callable[[], Iterator[bytes]]
     dockerfile: str
@@ -96,7 +116,9 @@ class BuildSpec:
     network: str = "default"
     platform: str | None = None
     timeout_s: float | None = None
-    secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
+    secrets: Sequence[str] = ()
+    values: Values = no_values
+    login: Login = no_login
     daemonless: bool = False
     labels: dict[str, str] = field(default_factory=dict)
 
@@ -217,8 +239,8 @@ class Engine(Protocol):
     async def remove(self, container: str) -> None:
         """Kill and remove; no error where it is gone already."""
 
-    async def pull(self, image: str) -> None:
-        """Pull an image from its registry. Raises NotFound with what the registry (or the lack of one) said."""
+    async def pull(self, image: str, login: str = "") -> None:
+        """Pull an image from its registry, with a `Login`'s word for it. Raises NotFound with what the registry (or the lack of one) said."""
 
     async def exec(self, spec: ExecSpec, sink: Sink) -> Ended: ...
 

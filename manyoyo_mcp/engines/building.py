@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,11 +17,12 @@ from manyoyo_mcp.engines.base import (
     Sink,
     Step,
 )
-from manyoyo_mcp.engines.buildlog import BuildLog
+from manyoyo_mcp.engines.buildlog import BuildLog, bases
 from manyoyo_mcp.engines.complaints import unechoed
 from manyoyo_mcp.engines.diagnosis import Cause, diagnose
 from manyoyo_mcp.engines.failures import UNTOLD, suspicious, verdict
 from manyoyo_mcp.engines.giving import Giving, for_build, placeholders
+from manyoyo_mcp.engines.pulling import Pulling
 from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
 from manyoyo_mcp.errors import (
     DiskFull,
@@ -39,7 +41,7 @@ _UNREACHED = ("PROXY_FAILED", "NAME_RESOLUTION_FAILED", "CONNECTION_FAILED", "IM
 """Causes that may be a refusal of the network policy's: pip, for one, says that there is no such package."""
 
 
-class Building(Giving):
+class Building(Pulling, Giving):
     """What an engine builds."""
 
     build_secrets: ClassVar[bool] = False
@@ -69,10 +71,13 @@ class Building(Giving):
                     end(log.feed(event).encode())
 
         timed_out = False
+        over: Callable[[], None] | None = None
         try:
             self._check_dockerfile(spec.dockerfile_text)
+            spec = await self._with_bases(spec)
             if spec.secrets:
-                await self._give(spec.build_id, for_build(spec.secrets))
+                await self._give(spec.build_id, for_build(await spec.values()))
+                over = self._keep(spec.build_id)
             with anyio.move_on_after(spec.timeout_s) as limit:
                 try:
                     await self._await(stream)
@@ -90,6 +95,8 @@ class Building(Giving):
                 await self._stop_build(spec, call)
             raise
         finally:
+            if over is not None:
+                over()
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await self._take_away(spec.build_id)
         log.end_step()
@@ -107,6 +114,23 @@ class Building(Giving):
             await self._ask(partial(named, image, name))
         return Built(Reason.OK, seconds, log.steps, image_id=log.image_id, size=size, tags=spec.tags)
 
+    async def _with_bases(self, spec: BuildSpec) -> BuildSpec:
+        """What has a login is pulled before: the builder is told none, for podman's would write it to the sandbox's disk."""
+        logins = {image: await spec.login(image) for image in bases(spec.dockerfile_text)}
+        if not any(logins.values()):
+            return spec
+        for image, login in logins.items():
+            if spec.pull or (login and not await self._has(image)):
+                await self.pull(image, login)
+        return replace(spec, pull=False)
+
+    async def _has(self, image: str) -> bool:
+        try:
+            await self._ask(lambda client: client.inspect_image(image))
+        except NotFound:
+            return False
+        return True
+
     def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
         params: dict[str, Any] = {
             "dockerfile": spec.dockerfile,
@@ -122,7 +146,7 @@ class Building(Giving):
             "networkmode": self.build_networks[spec.network],
         }
         if spec.secrets:
-            params["secrets"] = placeholders(spec.build_id, list(spec.secrets))[0]
+            params["secrets"] = placeholders(spec.build_id, spec.secrets)[0]
         if spec.no_cache:
             params["nocache"] = "1"
         if spec.pull:
@@ -135,7 +159,7 @@ class Building(Giving):
 
     def _context(self, spec: BuildSpec) -> Iterator[bytes]:
         if spec.secrets:
-            yield placeholders(spec.build_id, list(spec.secrets))[1]
+            yield placeholders(spec.build_id, spec.secrets)[1]
         yield from spec.context()
 
     def _check_dockerfile(self, text: str) -> None:

@@ -181,6 +181,20 @@ class BuildLog:
         return found[0] if len(found) == 1 else None
 
 
+def bases(dockerfile: str) -> list[str]:
+    """The images that a Dockerfile begins with, as far as it names them itself: neither by an ARG, nor a stage of its own."""
+    found: list[str] = []
+    stages = {"scratch"}
+    for each in instructions(dockerfile):
+        if each.keyword != "FROM":
+            continue
+        image, *more = [word for word in each.text.split()[1:] if not word.startswith("--")] or ["scratch"]
+        if image.lower() not in stages and "$" not in image and image not in found:
+            found.append(image)
+        stages |= {more[1].lower()} if len(more) > 1 else set()
+    return found
+
+
 _DIRECTIVE = re.compile(r"#\s*([a-z][a-z0-9]*)\s*=\s*(.+?)\s*\Z", re.IGNORECASE)
 _WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:\\.|[^"\\])*"|'[^']*'|["'\\])+""")
 _HEREDOC = re.compile(r"\d*<<(-?)([\"']?)([^<\s\"']+)\2\Z")

@@ -4,6 +4,7 @@ import contextlib
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,11 +58,15 @@ class Entering(Asking):
     async def exec(self, spec: ExecSpec, sink: Sink) -> Ended:
         begun = time.monotonic()
         marker = secrets.token_hex(8)
+        if spec.secrets:  # else a container that is not there costs the user's programs
+            await self._inspect(spec.container)
+        values = await spec.values()
+        variables = [variable(each, values) for each in spec.secrets]
         body = {
             "Cmd": spec.command,
             "Env": [
                 *(f"{key}={value}" for key, value in spec.env.items()),
-                *(variable(each) for each in spec.secrets),
+                *variables,
                 f"MANYOYO_EXEC={marker}",
             ],
             "AttachStdin": spec.stdin is not None,
@@ -78,7 +83,7 @@ class Entering(Asking):
                 return ended
 
         if spec.secrets:
-            await self._may_be_told(spec, body)
+            await self._may_be_told(spec.container, body, variables)
 
         def begin(client: GuardedClient) -> _Entered:
             answer = client._post_json(client._url("/containers/{0}/exec", spec.container), data=body)
@@ -91,8 +96,8 @@ class Entering(Asking):
     async def _enter(self, spec: ExecSpec, body: dict[str, Any]) -> Attached | None:
         """Begin an exec without the engine's exec, where that goes. Engines say whether it does."""
 
-    async def _may_be_told(self, spec: ExecSpec, body: dict[str, Any]) -> None:
-        """Raise NotSupported where the engine would store an exec's secrets, which stand in `body`. Engines say whether they do."""
+    async def _may_be_told(self, container: str, body: dict[str, Any], variables: Sequence[str]) -> None:
+        """Raise NotSupported where the engine would store an exec's secrets, which are variables in `body`. Engines say whether they do."""
 
     async def _follow(self, entered: "_Entered", spec: ExecSpec, sink: Sink, marker: str, begun: float) -> Ended | None:
         """An exec to its end; None where it has no exit code, as where it never began."""

@@ -1,15 +1,18 @@
 """Secrets on their way into a nested container: as an archive for the outer container's memory, from where its OCI runtime hands them on
 (`ctl give-secrets`, `oci-add` in the outer image). No engine is told of them, so none can show, keep or store them."""
 
+import contextlib
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import anyio
 
 from manyoyo_mcp.archive import tar
 from manyoyo_mcp.engines.asking import Asking
 from manyoyo_mcp.engines.base import Given, Secret
-from manyoyo_mcp.errors import EngineFailed, NotSupported
+from manyoyo_mcp.errors import EngineFailed, ManyoyoError, NotSupported
 from manyoyo_mcp.policy.fields import OURS
 
 HELD = "/run/manyoyo-secrets"
@@ -18,10 +21,14 @@ LABEL = f"{OURS}secrets"
 """Of a container that was given some: their names."""
 _MARK = "manyoyo-secret:"
 """How what an engine's builder takes for a secret begins; its name follows."""
+_KEEP = 20.0
+"""Seconds after which a build's secrets are said to be needed still: without that they go, for a server that has died takes nothing away."""
 _READ_ONLY = ("bind", "ro", "nosuid", "nodev", "noexec")
 
 
-def for_run(container: str, secrets: Sequence[Secret], given: Sequence[Given] = ()) -> bytes:
+def for_run(
+    container: str, secrets: Sequence[Secret], values: Mapping[str, bytes], given: Sequence[Given] = ()
+) -> bytes:
     """The archive for a container: files, and in the OCI runtime's words the mounts and variables to be added. Raises NotSupported for
     a variable that can't be."""
     files: dict[str, bytes] = {}
@@ -29,9 +36,9 @@ def for_run(container: str, secrets: Sequence[Secret], given: Sequence[Given] = 
     variables: list[str] = []
     for number, secret in enumerate(secrets):
         if secret.variable:
-            variables.append(variable(secret))
+            variables.append(variable(secret, values))
             continue
-        files[f"files/{number}"] = secret.value
+        files[f"files/{number}"] = values[secret.name]
         source = f"{HELD}/{container}/files/{number}"
         mounts.append({"destination": secret.path, "type": "bind", "source": source, "options": list(_READ_ONLY)})
     for each in given:
@@ -44,10 +51,10 @@ def for_run(container: str, secrets: Sequence[Secret], given: Sequence[Given] = 
     return tar(files)
 
 
-def variable(secret: Secret) -> str:
+def variable(secret: Secret, values: Mapping[str, bytes]) -> str:
     """As environments have it. Raises NotSupported for what is no text."""
     try:
-        text = secret.value.decode()
+        text = values[secret.name].decode()
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
@@ -56,9 +63,9 @@ def variable(secret: Secret) -> str:
     return f"{secret.variable}={value}"
 
 
-def for_build(secrets: Mapping[str, bytes]) -> bytes:
+def for_build(values: Mapping[str, bytes]) -> bytes:
     """The archive for a build, whose steps have the files by their secrets' names."""
-    return tar({f"files/{name}": value for name, value in secrets.items()})
+    return tar({f"files/{name}": value for name, value in values.items()})
 
 
 def placeholders(build_id: str, names: Sequence[str]) -> tuple[str, bytes]:
@@ -85,6 +92,21 @@ class Giving(Asking):
             raise EngineFailed(
                 f"The secrets could not be laid into the sandbox: {str(done.output).strip()[:200]}", "Try once more."
             )
+
+    def _keep(self, id_: str) -> Callable[[], None]:
+        """Keep what a build was given until what is returned is called."""
+        over = anyio.Event()
+
+        async def keep() -> None:
+            while not over.is_set():
+                with anyio.move_on_after(_KEEP):
+                    await over.wait()
+                    return
+                with contextlib.suppress(ManyoyoError):
+                    await self._maintain("keep-secrets", id_)
+
+        self._later(f"keep the secrets of {id_}", keep)
+        return over.set
 
     async def _take_away(self, id_: str) -> None:
         """No error, and no question, where none were given."""

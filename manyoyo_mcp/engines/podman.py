@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -10,7 +11,6 @@ from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec
 from manyoyo_mcp.engines.buildlog import BuildLog
-from manyoyo_mcp.engines.giving import variable
 from manyoyo_mcp.engines.running import ATTACH_OUTPUT
 from manyoyo_mcp.engines.streams import Streaming
 from manyoyo_mcp.errors import EngineFailed, EngineUnreachable, ManyoyoError, NotSupported
@@ -82,16 +82,16 @@ class PodmanEngine(DockerApiEngine):
         except ManyoyoError:
             return None
 
-    async def _may_be_told(self, spec: ExecSpec, body: dict[str, Any]) -> None:
+    async def _may_be_told(self, container: str, body: dict[str, Any], variables: Sequence[str]) -> None:
         # It keeps an exec's environment in its database, on the disk. Who is not running has podman's own word for that; but without the secrets, for
         # it may run by then.
-        if (await self._inspect(spec.container))["State"]["Status"] == "running":
+        if (await self._inspect(container))["State"]["Status"] == "running":
             raise NotSupported(
                 "This exec would have its secrets on the sandbox's disk: podman has to be asked for it.",
                 'Run it anew with the secrets (nested_run), or in a sandbox with start_sandbox engine="docker".',
                 code="EXEC_SECRETS_UNAVAILABLE",
             )
-        body["Env"] = [each for each in body["Env"] if each not in {variable(secret) for secret in spec.secrets}]
+        body["Env"] = [each for each in body["Env"] if each not in variables]
 
     async def logs(self, container: str, tail: int | None, since: float | None) -> bytes:
         # It reads the file while it is written to, and takes the beginning of a line for a broken one.

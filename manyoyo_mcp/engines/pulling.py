@@ -17,13 +17,18 @@ _NO_REGISTRY = "localhost/"
 """How the names of images begin that are made here and in no registry; one on this machine has a port."""
 
 _BASE = re.compile(r"localhost/manyoyo/(debian|python|node|busybox)(?::.*)?")
+_DENIED = re.compile(r"unauthorized|authentication required|access denied|no basic auth|\bdenied\b", re.IGNORECASE)
+_NO_LOGIN = (
+    "Check the name; or the registry wants a login: whoever runs this server can let pulls have theirs (`docker login`, "
+    "MANYOYO_REGISTRY_LOGINS)."
+)
 
 
 class Pulling(Asking):
     """Images that come from a registry."""
 
-    async def pull(self, image: str) -> None:
-        """Pull `image` from its registry. Raises NotFound with what the registry (or the lack of one) said."""
+    async def pull(self, image: str, login: str = "") -> None:
+        """Pull `image` from its registry, with that login. Raises NotFound with what the registry (or the lack of one) said."""
         if image.startswith(_NO_REGISTRY):
             raise NotFound(f"The image {image} is not in the sandbox, and no registry has it.", await self._image_hint(image),
                            code="IMAGE_NOT_FOUND")  # fmt: skip
@@ -36,7 +41,8 @@ class Pulling(Asking):
         def pull(client: GuardedClient) -> None:
             with call.on(client):
                 url = client._url("/images/create")
-                response = client._post(url, params={"fromImage": repository, "tag": tag}, stream=True, timeout=None)
+                response = client._post(url, params={"fromImage": repository, "tag": tag}, stream=True, timeout=None,
+                                        headers={"X-Registry-Auth": login} if login else {})  # fmt: skip
                 client._raise_for_status(response)
                 for event in json_lines(response):
                     if event.get("error"):
@@ -49,9 +55,10 @@ class Pulling(Asking):
             call.stop()
             raise
         except (NotFound, EngineFailed) as error:
+            hint = _NO_LOGIN if not login and _DENIED.search(error.message) else await self._image_hint(image)
             raise NotFound(
                 f"The image {image} is not in the sandbox, and it could not be pulled: {sanitise(error.message)[:600]}",
-                await self._refused(since(begun), b"") or await self._image_hint(image),
+                await self._refused(since(begun), b"") or hint,
                 code="IMAGE_NOT_FOUND",
             ) from error
 

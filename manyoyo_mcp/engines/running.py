@@ -166,7 +166,7 @@ class Running(Pulling, Giving):
             # Laid for a container by its id, before it starts.
             if (spec.secrets or spec.given) and made.container not in self._given:
                 await wait_in_thread(do, create)
-                await self._give(made.container, for_run(made.container, spec.secrets, spec.given))
+                await self._give(made.container, for_run(made.container, spec.secrets, await spec.values(), spec.given))
             return await wait_in_thread(work)
 
         async def ask() -> T:
@@ -179,13 +179,13 @@ class Running(Pulling, Giving):
             return await attempt()
 
         if spec.pull == "always":
-            await self.pull(spec.image)
+            await self.pull(spec.image, await spec.login(spec.image))
         try:
             return await ask()
         except NotFound as error:
             if error.instance_code != "IMAGE_NOT_FOUND" or spec.pull == "never" or made.started:
                 raise
-        await self.pull(spec.image)
+        await self.pull(spec.image, await spec.login(spec.image))
         return await ask()
 
     def _attach(self, client: GuardedClient, container: str, *, stdin: bool) -> Attached:

@@ -27,6 +27,7 @@ from manyoyo_mcp.sessions.identity import Identity, owner, principal_of
 from manyoyo_mcp.sessions.jobs import Jobs
 from manyoyo_mcp.sessions.keeping import Keeping, checkpoint_of, settled
 from manyoyo_mcp.sessions.life import Life
+from manyoyo_mcp.sessions.logins import Logins
 from manyoyo_mcp.sessions.looks import Looks
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.starting import Starter, Wanted, check_same
@@ -55,6 +56,7 @@ class Manager:
         self.journal = open_journal(settings, self.identity)
         self.approvals = Approvals(settings)
         self.vault = Vault(settings.secrets, principal)
+        logins = Logins([] if principal else settings.registry_logins, self.vault.learn)
         self.jobs = Jobs(group, self.directory / "logs", settings.log_max_bytes, partial(job_over, self.journal))
         self._group = group
         self.looks: Looks[Any] = Looks(group)
@@ -67,7 +69,7 @@ class Manager:
         self._starting = 0
         self._start_ended = anyio.Event()
         self.keeping = Keeping(settings, host, self.identity.owner)
-        self.work = Work(host, self.jobs, self.identity, self._gone, self.vault.current)
+        self.work = Work(host, self.jobs, self.identity, self._gone, self.vault.current, logins.header)
         self._starter = Starter(settings, host, self.identity, self._spawn, self._hold, self._let_go)
         self.grow = self._starter.grow
         self.endpoints = Endpoints(settings, host, self.identity.session, self._spawn, self.journal)

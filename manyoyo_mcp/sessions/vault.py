@@ -17,6 +17,8 @@ from manyoyo_mcp.workers import in_thread
 
 PATIENCE = 30.0
 """Seconds that a command may take."""
+AT_ONCE = 4
+"""Commands of one caller's secrets that run at a time; the others wait for their turn."""
 LARGEST = 64 << 10
 """Bytes of one secret."""
 _KEPT = 64
@@ -31,6 +33,7 @@ class Vault:
         self._patience = patience
         self._given: dict[str, list[bytes]] = {}
         self._adding = anyio.Lock()
+        self._running = anyio.Semaphore(AT_ONCE)
         self.redactor = Redactor()
 
     @property
@@ -57,9 +60,13 @@ class Vault:
         names = list(dict.fromkeys(names))
         self.check(names)
         found = {name: await self._value(name) for name in names}
-        async with self._adding:  # nobody has a value before the redactor knows it
-            await self._add(found)
+        await self.learn(found)
         return found
+
+    async def learn(self, found: Mapping[str, bytes]) -> None:
+        """Keep these out of outputs from now on: nobody has a value before the redactor knows it."""
+        async with self._adding:
+            await self._add(found)
 
     async def _add(self, found: Mapping[str, bytes]) -> None:
         new = {name: value for name, value in found.items() if value not in self._given.get(name, [])}
@@ -79,7 +86,8 @@ class Vault:
             case "file":
                 value = await in_thread(_file, name, reference.words[0])
             case "command":
-                value = await self._output(name, reference.words)
+                async with self._running:
+                    value = await self._output(name, reference.words)
         if len(flat(value.strip())) < LEAST:
             raise _unavailable(name, f"it has fewer than {LEAST} bytes, too few to be kept out of what programs print")
         if len(value) > LARGEST:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import anyio.from_thread
 from anyio.lowlevel import current_token
 
-from manyoyo_mcp.engines.base import BuildSpec, Built, Ended, ExecSpec, RunSpec, Sink, Step
+from manyoyo_mcp.engines.base import BuildSpec, Built, Ended, ExecSpec, Login, RunSpec, Sink, Step
 from manyoyo_mcp.errors import DiskFull, EngineUnreachable, SandboxError
 from manyoyo_mcp.hosts.base import LABEL, Host
 from manyoyo_mcp.redaction import Redacted, Redactor
@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Work:
     """A session's work in its sandboxes. The containers of its runs are labelled with its server, so that they are known when
     that has died. `gone` is told of a sandbox whose outer container turns out to have been removed; what `redactor` answers with
-    keeps secrets out of logs and outputs."""
+    keeps secrets out of logs and outputs; `login` has what pulls are sent with."""
 
     def __init__(
         self,
@@ -33,8 +33,10 @@ class Work:
         identity: Identity,
         gone: Callable[[Sandbox], None],
         redactor: Callable[[], Redactor],
+        login: Login,
     ) -> None:
         self._host = host
+        self.login = login
         self._redactor = redactor
         self._labels = {LABEL + key: value for key, value in identity.labels().items() if key.startswith("server-")}
         self._jobs = jobs
@@ -43,7 +45,7 @@ class Work:
     def run(self, sandbox: Sandbox, spec: RunSpec) -> Job:
         """A nested run as a job; its result is an `Ended`."""
         title = f"run {spec.image} {shlex.join(spec.command)[:60]}"
-        spec = replace(spec, labels=self._labels)
+        spec = replace(spec, labels=self._labels, login=self.login)
 
         async def work(job: Job, sink: Sink) -> Ended:
             return self._without_secrets(await sandbox.engine.run(spec, sink))
@@ -57,7 +59,7 @@ class Work:
 
     def build(self, sandbox: Sandbox, spec: BuildSpec) -> Job:
         """A nested build as a job; its result is a `Built`. Steps are reported as progress."""
-        spec = replace(spec, labels=self._labels)
+        spec = replace(spec, labels=self._labels, login=self.login)
 
         async def work(job: Job, sink: Sink) -> Built:
             token = current_token()
@@ -96,7 +98,7 @@ class Work:
     async def start_detached(self, sandbox: Sandbox, spec: RunSpec, *, keep_alive: bool = False) -> str:
         """Start a service in the sandbox; its container's id. `keep_alive`: while it runs, idleness ends no sandbox."""
         no_run = dict.fromkeys(self._labels, "")  # else its image could have it taken for one
-        spec = replace(spec, labels=no_run | {LABEL + KEEPS: "yes" if keep_alive else ""})
+        spec = replace(spec, labels=no_run | {LABEL + KEEPS: "yes" if keep_alive else ""}, login=self.login)
         container = await self.ask(sandbox, lambda: sandbox.engine.start(spec))
         if keep_alive:
             sandbox.keeps = True

@@ -1,6 +1,7 @@
 """nested_build."""
 
 import secrets
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -183,7 +184,8 @@ async def nested_build(call: Call, arguments: BuildInput) -> ToolOutput:
         platform=arguments.platform,
         caps=manager.work.caps(sandbox, arguments.cpus, arguments.memory, None),
         timeout_s=arguments.timeout_s,
-        secrets=await manager.vault.values(arguments.secrets),
+        secrets=list(dict.fromkeys(arguments.secrets)),
+        values=partial(manager.vault.values, arguments.secrets),
         daemonless=daemonless,
     )
     job = manager.work.build(sandbox, spec)

@@ -106,12 +106,12 @@ def _variables(value: dict[str, str]) -> dict[str, str]:
 Variables = Annotated[dict[str, str], AfterValidator(_variables), AfterValidator(_secrets)]
 
 
-def places_of(places: dict[str, str], values: dict[str, bytes]) -> list[Secret]:
+def places_of(places: dict[str, str]) -> list[Secret]:
     """Secrets as they go into a container."""
     return [
-        Secret(name, values[name], variable=place)
+        Secret(name, variable=place)
         if _VARIABLE.fullmatch(place)
-        else Secret(name, values[name], path=place or f"/run/secrets/{name}")
+        else Secret(name, path=place or f"/run/secrets/{name}")
         for name, place in places.items()
     ]
 

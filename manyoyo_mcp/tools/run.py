@@ -2,6 +2,7 @@
 
 import base64
 from contextlib import suppress
+from functools import partial
 from typing import Literal
 
 import anyio
@@ -183,7 +184,8 @@ async def nested_run(call: Call, arguments: RunInput) -> ToolOutput:
         timeout_s=arguments.timeout_s,
         pull=arguments.pull,
         docker_socket=arguments.docker_socket,
-        secrets=places_of(arguments.secrets, await manager.vault.values(arguments.secrets)),
+        secrets=places_of(arguments.secrets),
+        values=partial(manager.vault.values, arguments.secrets),
     )
     if arguments.detach:
         return await _detached(call, sandbox, spec, arguments, started)
@@ -263,7 +265,8 @@ async def nested_exec(call: Call, arguments: ExecInput) -> ToolOutput:
         workdir=arguments.workdir,
         user=arguments.user,
         timeout_s=arguments.timeout_s,
-        secrets=places_of(arguments.secrets, await vault.values(arguments.secrets)),
+        secrets=places_of(arguments.secrets),
+        values=partial(vault.values, arguments.secrets),
     )
     job = call.manager.work.exec(sandbox, spec)
     return await _finish(call, job, arguments.wait_s, arguments.max_tokens, False)

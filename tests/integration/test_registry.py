@@ -1,8 +1,10 @@
 """A real registry, as people have one: the outer image pulled from it, and nested images over TLS with the host's own CA."""
 
+import base64
 import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -315,3 +317,96 @@ async def test_a_mirror_that_is_none_is_refused(tmp_path: Path) -> None:
     async with Client(server_parameters(tmp_path, MANYOYO_MIRRORS="mirror.example")) as client:
         result = await client.call_tool("start_sandbox", {})
         assert result.is_error and "REGISTRY=URL" in result.content[0].text
+
+
+# -- logins
+
+
+HELPER = """#!/bin/sh
+# A credential helper as docker's are: `get` is told a registry, and answers with what it knows of it.
+[ "$1" = get ] || exit 1
+cat > {directory}/asked
+printf '{{"ServerURL":"x","Username":"reader","Secret":"{password}"}}'
+"""
+
+
+@pytest.fixture
+def private(registry: Registry, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The same store behind an address that wants a login; that, and the password."""
+    password = f"pass-{secrets.token_hex(12)}"
+    salt = "$2b$05$" + secrets.token_hex(11)
+    crypt = subprocess.run(
+        ["perl", "-e", "print crypt($ARGV[0], $ARGV[1])", password, salt], capture_output=True, text=True
+    )
+    users = tmp_path / "users"
+    users.write_text(f"reader:{crypt.stdout}\n")
+    address = _free(registry.remote.split(":")[0])
+    tls = f"tls: {{certificate: {registry.bundle.parent}/certificate.pem, key: {registry.bundle.parent}/key.pem}}"
+    program = registry.bundle.parent / "package" / "usr" / "bin" / "docker-registry"
+    auth = f"}}\nauth: {{htpasswd: {{realm: private, path: {users}}}"
+    with _serving(program, tmp_path, registry.bundle.parent / "store", address, tls + auth):
+        yield address, password
+
+
+@pytest.mark.parametrize("by", ["file", "helper"])
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+async def test_a_pull_with_the_users_own_login(
+    tmp_path: Path, registry: Registry, private: tuple[str, str], host: docker.DockerClient, engine: str, by: str
+) -> None:
+    """`docker login`, or a credential helper: what is pulled has it, the sandbox does not keep it."""
+    address, password = private
+    publish(registry, host, f"private:{engine}")
+    config, bin_ = tmp_path / "docker", tmp_path / "bin"
+    config.mkdir()
+    bin_.mkdir()
+    token = base64.b64encode(f"reader:{password}".encode()).decode()
+    how: dict[str, Any] = (
+        {"auths": {address: {"auth": token}}} if by == "file" else {"credHelpers": {address: "tested"}}
+    )
+    (config / "config.json").write_text(json.dumps(how))
+    helper = bin_ / "docker-credential-tested"
+    helper.write_text(HELPER.format(directory=tmp_path, password=password))
+    helper.chmod(0o755)
+    settings = {
+        "MANYOYO_CA_BUNDLE": str(registry.bundle), "MANYOYO_NETWORK_ALLOW": address, "DOCKER_CONFIG": str(config),
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+    }  # fmt: skip
+    image = f"{address}/library/private:{engine}"
+    async with Client(server_parameters(tmp_path, **settings)) as client:
+        await call(client, "start_sandbox", engine=engine)
+        refused = await client.call_tool("nested_run", {"image": image, "command": ["true"]})
+        assert refused.is_error and "MANYOYO_REGISTRY_LOGINS" in refused.content[0].text, refused.content
+    async with Client(server_parameters(tmp_path, **settings, MANYOYO_REGISTRY_LOGINS=address)) as client:
+        sandbox = (await call(client, "start_sandbox", engine=engine))["sandbox"]["sandbox_id"]
+        ran = await call(client, "nested_run", image=image, command=["echo", "ran"])
+        assert ran["reason"] == "OK" and "ran" in ran["output"], ran
+        assert by == "file" or (tmp_path / "asked").read_text() == address
+        files = {"Dockerfile": f'FROM {image}\nRUN ["/bin/sh", "-c", "echo built"]\n'}
+        built = await call(client, "nested_build", files=files, pull=True)
+        assert built["reason"] == "OK", built
+
+        def looked() -> tuple[int, str]:
+            outer = host.containers.get(f"manyoyo-{sandbox}")
+            places = ["/var/lib/manyoyo", "/run", "/etc", "/root", "/tmp"]
+            script = (
+                'for each; do grep -rlaF -e "$each" $PLACES; done; cat /proc/[0-9]*/environ | grep -aF -e "$1" -e "$2"'
+            )
+            done = outer.exec_run(["sh", "-c", script, "sh", password, token], environment={"PLACES": " ".join(places)})
+            return done.exit_code, done.output.decode()
+
+        code, said = await anyio.to_thread.run_sync(looked)
+        assert code == 1 and said.replace("Permission denied", "").strip() == "", said
+        told = await call(client, "nested_run", image=image, command=["cat"], stdin=f"it is {password}, {token}")
+        assert "it is [secret login at " in told["output"] and password not in str(told) and token not in str(told), (
+            told
+        )
+
+
+async def test_a_login_that_can_not_be_had(tmp_path: Path) -> None:
+    config = tmp_path / "docker"
+    config.mkdir()
+    (config / "config.json").write_text(json.dumps({"credHelpers": {"registry.test": "not-there"}}))
+    settings = {"DOCKER_CONFIG": str(config), "MANYOYO_REGISTRY_LOGINS": "registry.test"}
+    async with Client(server_parameters(tmp_path, **settings)) as client:
+        refused = await client.call_tool("nested_run", {"image": "registry.test/x:1", "command": ["true"]})
+        assert refused.is_error and refused.content[0].text.startswith("REGISTRY_LOGIN_UNAVAILABLE"), refused.content

@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import json
+import os
 import secrets
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import docker
 import pytest
 from mcp import Client
 
+from manyoyo_mcp.audit.reading import Wanted, entries
 from tests.conftest import server_parameters
 from tests.integration.test_bad_input import Caller
 from tests.support import BUSYBOX, busybox_context
@@ -202,6 +205,78 @@ async def test_images_hold_none(caller: Listening) -> None:
                 assert without(value, told) and value.encode() not in saved and b"manyoyo-secret:" not in saved
     finally:
         gate.close()
+
+
+async def test_an_exec_that_would_store_them_is_refused(caller: Listening) -> None:
+    """Over a relay podman itself has to be asked, which keeps an exec's variables on the disk; dockerd keeps them in memory."""
+    if caller.engine == "docker":
+        return
+    settings = {"MANYOYO_SECRETS": "token=env:HA_TOKEN", "HA_TOKEN": CANARIES["token"], "MANYOYO_TRANSPORT": "relay"}
+    (directory := caller.directory / "relayed").mkdir()
+    async with Client(server_parameters(directory, **settings)) as client:
+        over = Listening(client, caller.directory, "podman")
+        over.sandbox_id = (await over.ok("start_sandbox", memory="512m"))["sandbox"]["sandbox_id"]
+        files = {name: {"base64": base64.b64encode(data).decode()} for name, data in busybox_context().items()}
+        assert (await over.ok("nested_build", files=files, tags=[BUSYBOX]))["reason"] == "OK"
+        await over.run("sleep", "600", detach=True, name="serving", secrets={"token": "TOKEN"})
+        asked = {"container": "serving", "command": ["sh", "-c", 'printf %s "$TOKEN" | wc -c']}
+        error = await over.refused("nested_exec", secrets={"token": "TOKEN"}, **asked)
+        assert error["code"] == "EXEC_SECRETS_UNAVAILABLE" and 'engine="docker"' in error["hint"], error
+        assert "\n0\n" in (await over.ok("nested_exec", **asked))["output"], "without them it goes"
+        code, said = over.outer("grep", "-rlaF", CANARIES["token"], "/var", "/tmp", "/root")
+        assert code == 1, said
+
+
+async def test_a_builds_secrets_go_where_its_server_has_died(tmp_path: Path) -> None:
+    """They are needed for as long as a server says so; the sandbox goes on, as one with a name does."""
+    name = f"secrets-{secrets.token_hex(4)}"
+    settings = {"MANYOYO_SECRETS": "token=env:HA_TOKEN", "HA_TOKEN": CANARIES["token"]}
+    count = "ls /run/manyoyo-secrets | wc -l; cat /run/manyoyo-secrets/*/age 2>/dev/null || echo 0"
+    async with Client(server_parameters(tmp_path, **settings)) as client:
+        caller = Listening(client, tmp_path, "podman")
+        caller.sandbox_id = (await caller.ok("start_sandbox", memory="512m", name=name))["sandbox"]["sandbox_id"]
+        files = {each: {"base64": base64.b64encode(data).decode()} for each, data in busybox_context().items()}
+        assert (await caller.ok("nested_build", files=files, tags=[BUSYBOX]))["reason"] == "OK"
+        step = f"FROM {BUSYBOX}\nRUN --mount=type=secret,id=token sleep 7601\n"
+        await caller.ok("nested_build", files={"Dockerfile": step}, secrets=["token"], wait_s=1)
+
+        def held(seconds: int) -> tuple[int, int]:
+            """How many there are, and since when nobody has asked for them to be kept."""
+            code, said = caller.outer("sh", "-c", f"/usr/lib/manyoyo/ctl sweep-secrets {seconds}; {count}")
+            assert code == 0, said
+            there, age = said.split()
+            return int(there), int(age)
+
+        with anyio.fail_after(60):
+            while held(0) == (0, 0):
+                await anyio.sleep(0.2)
+        assert held(60)[1] >= 60
+        with anyio.fail_after(60):
+            while held(0)[1] >= 60:  # its server says that it goes on
+                await anyio.sleep(0.5)
+        os.kill(entries(tmp_path / ".state" / "audit", Wanted(tool="session"))[0]["pid"], signal.SIGKILL)
+        assert held(30)[0] == 1 and held(120)[0] == 0
+    async with Client(server_parameters(tmp_path)) as client:
+        await Listening(client, tmp_path, "podman").ok("cleanup", sandbox_id=name)
+
+
+async def test_a_command_is_not_run_for_what_is_refused(tmp_path: Path) -> None:
+    """A program of the user's, which may ask for a finger or cost a call, runs once all else is in order."""
+    ran = tmp_path / "ran"
+    command = json.dumps({"slow": ["sh", "-c", f"echo >> {ran}; echo {CANARIES['token']}"]})
+    async with Client(server_parameters(tmp_path, MANYOYO_SECRETS=command)) as client:
+        caller = Listening(client, tmp_path, "podman")
+        caller.sandbox_id = (await caller.ok("start_sandbox", memory="512m"))["sandbox"]["sandbox_id"]
+        files = {name: {"base64": base64.b64encode(data).decode()} for name, data in busybox_context().items()}
+        assert (await caller.ok("nested_build", files=files, tags=[BUSYBOX]))["reason"] == "OK"
+        asked: dict[str, Any] = {"image": BUSYBOX, "command": ["true"], "secrets": {"slow": ""}}
+        assert (await caller.refused("nested_run", **asked, memory="900g"))["code"] == "CAP_EXCEEDED"
+        assert (await caller.refused("nested_run", **asked | {"image": "localhost/nosuch:1"}))[
+            "code"
+        ] == "IMAGE_NOT_FOUND"
+        error = await caller.refused("nested_exec", container="nobody", command=["true"], secrets={"slow": "SLOW"})
+        assert error["code"] == "CONTAINER_NOT_FOUND" and not ran.exists()
+        assert (await caller.ok("nested_run", **asked))["reason"] == "OK" and ran.read_text() == "\n"
 
 
 async def test_what_can_not_be_had(caller: Listening) -> None:

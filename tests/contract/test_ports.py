@@ -18,6 +18,7 @@ import anyio.to_thread
 import docker
 import pytest
 
+from manyoyo_mcp.audit.reading import Wanted, entries
 from manyoyo_mcp.policy.ports import LOOPBACK
 from manyoyo_mcp.sessions.forwarding import listening
 from tests.contract.test_gate import SERVICE, Docker
@@ -112,8 +113,9 @@ async def test_ports_that_nobody_named(cli: Docker, box: Box, name: str, tmp_pat
 async def test_a_port_that_is_taken_here(cli: Docker, box: Box, name: str) -> None:
     with listening(0) as taken:
         port = taken.getsockname()[1]
-        refused = await cli("run", "-d", "--name", name, "-p", f"{port}:8080", BUSYBOX, *WEB, ok=False)
-        assert refused.returncode == 125 and f"Port {port} of this machine's loopback" in refused.stderr, refused
+        done = await cli("run", "-d", "--name", name, "-p", f"{port}:8080", BUSYBOX, *WEB, ok=False)
+        assert done.returncode == 125 and f"Port {port} of this machine's loopback" in done.stderr, done
+        assert refused(box) == ("PORT_IN_USE", f"/containers/{await made(cli, name)}/start")
         assert "true" not in (await cli("inspect", "--format", "{{.State.Running}}", name)).stdout
         span = await cli("create", "-p", f"{port}-{port + 5}:8080", BUSYBOX, *WEB)
         chosen = (await cli("inspect", "--format", "{{json .HostConfig.PortBindings}}", span.stdout.strip())).stdout
@@ -126,8 +128,8 @@ async def test_a_port_that_is_taken_here(cli: Docker, box: Box, name: str) -> No
 
 @pytest.mark.parametrize("words", ["192.0.2.1:8080:80", "8080:80/udp"])
 async def test_what_reaches_further_is_refused(cli: Docker, words: str) -> None:
-    refused = await cli("run", "--rm", "-p", words, BUSYBOX, "true", ok=False)
-    assert refused.returncode == 125 and "publish" in refused.stderr, refused
+    done = await cli("run", "--rm", "-p", words, BUSYBOX, "true", ok=False)
+    assert done.returncode == 125 and "publish" in done.stderr, done
 
 
 async def test_what_ends_by_itself_lets_its_port_go(cli: Docker, box: Box) -> None:
@@ -147,6 +149,35 @@ async def test_another_session_has_what_is_published(cli: Docker, box: Box, name
     box.manager.endpoints.open(box.sandbox, ports=True)
     await soon(lambda: shown(box) == [before])
     assert b"root:" in await anyio.to_thread.run_sync(fetch, f"http://127.0.0.1:{port}/passwd")
+
+
+def refused(box: Box) -> tuple[str, str]:
+    """The last refusal of a gate that stands in the audit log: its code, and what was asked for."""
+    last = entries(box.manager.settings.state_dir / "audit", Wanted(tool="gate", refused=True))[-1]
+    return last["code"], last["path"]
+
+
+async def test_so_many_ports_and_no_more(cli: Docker, box: Box, name: str) -> None:
+    full = [f"{name}-{number}" for number in range(2)]
+    try:
+        for each in full:
+            publish = [word for port in range(7000, 7032) for word in ("-p", str(port))]
+            await cli("run", "-d", "--name", each, *publish, BUSYBOX, *SERVICE)
+        assert len(shown(box)) == 64
+        one_more = await cli("run", "-d", "--name", name, "-p", "8080", BUSYBOX, *SERVICE, ok=False)
+        assert one_more.returncode == 125 and "64 ports of this sandbox are published" in one_more.stderr, one_more
+        assert refused(box) == ("PORT_LIMIT", f"/containers/{await made(cli, name)}/start")
+        assert len(shown(box)) == 64, "none of them was let go for it"
+        await cli("rm", "-f", full.pop())
+        await soon(lambda: len(shown(box)) == 32)
+        await cli("start", name)
+        assert len(shown(box)) == 33
+    finally:
+        await cli("rm", "-f", *full, ok=False)
+
+
+async def made(cli: Docker, name: str) -> str:
+    return (await cli("inspect", "--format", "{{.Id}}", name)).stdout.strip()
 
 
 async def test_much_goes_both_ways_and_nothing_is_left(cli: Docker, box: Box, name: str) -> None:

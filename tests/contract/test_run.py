@@ -1,10 +1,13 @@
 """Every engine: nested runs."""
 
 import time
+from functools import partial
+from typing import Any
 
 import anyio
 import pytest
 
+from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.errors import InvalidArgument, NotFound, Reason
 from tests.support import MIB, SLACK, Box, Stopwatch
 
@@ -61,6 +64,27 @@ async def test_stdin_that_is_not_read(box: Box) -> None:
     """The connection that carries it ends in a reset then; the output is whole."""
     for _ in range(15):
         assert await box.output("echo", "hi", stdin=b"x" * 100_000, network="none") == "hi\n"
+
+
+async def test_every_connection_of_a_run_is_closed(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Podman has two for one with stdin; also of a run that is given up."""
+    opened: list[Attached] = []
+    attach = box.engine._attach
+
+    def noted(*args: Any, **options: Any) -> Attached:
+        opened.append(attach(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(box.engine, "_attach", noted)
+    assert await box.output("cat", stdin=b"in") == "in"
+    async with anyio.create_task_group() as group:
+        group.start_soon(partial(box.run, "sleep", "100", stdin=b"in"))
+        while len(opened) < 2:
+            await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+    connections = [each for one in opened for each in (one, one._stdin) if each is not None]
+    assert len(opened) == 2 and len(connections) == (4 if box.sandbox.engine_name == "podman" else 2)
+    assert all(each._sock.fileno() == -1 for each in connections)
 
 
 async def test_stdin_and_output_flow_at_once(box: Box) -> None:

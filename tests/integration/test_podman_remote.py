@@ -179,6 +179,14 @@ async def test_build(podman: Podman) -> None:
     await podman("rmi", f"{tag}:1", f"{tag}:2")
 
 
+async def test_an_archive_is_not_loaded(podman: Podman) -> None:
+    """A Dockerfile could name such an archive, of the outer container's."""
+    archive = str(podman.directory / "image.tar")
+    await podman("save", "-o", archive, BUSYBOX)
+    done = await podman("load", "-i", archive, ok=False)
+    assert done.returncode != 0 and "rejected by policy" in done.stderr, done
+
+
 async def test_networks_and_volumes(podman: Podman) -> None:
     name = f"gated-{secrets.token_hex(4)}"
     await podman("network", "create", name)

@@ -136,9 +136,12 @@ async def conntrack_bomb(world: World, road: Road) -> Outcome:
     """Some hundred flows to the sandbox's own gateway; others' go on."""
     script = r"""perl -e '
 socket(my $s, 2, 2, 17); my ($gateway) = map { /^\S+\t00000000\t(\S{8})/ ? pack("L", hex $1) : () } do { open(my $f, "<", "/proc/net/route"); <$f> };
-for (20000..20400) { send($s, "x", 0, pack("S n a4 x8", 2, $_, $gateway)) } print "sent\n"'"""
+($gateway) = map { /default via ([0-9.]+)/ ? pack("C4", split /\./, $1) : () } `ip route` unless $gateway;
+for (20000..20400) { send($s, "x", 0, pack("S n a4 x8", 2, $_, $gateway)) and $count++ } print "sent $count\n"'"""
     _, said, _ = await _meanwhile(world, road, script)
-    assert "sent" in said, said
+    if not re.search("sent [2-4][0-9][0-9]", said):
+        assert world.tier == "gvisor", said
+        return pointless("what is in gVisor knows no gateway")
     most, now = (
         await world.outer("cat /proc/sys/net/netfilter/nf_conntrack_max /proc/sys/net/netfilter/nf_conntrack_count")
     ).split()[:2]
@@ -154,11 +157,11 @@ async def cpu_bomb(world: World, road: Road) -> Outcome:
     before = await _cpu_seconds(world)
     _, said, _ = await _meanwhile(world, road, script, HostConfig=host)
     used = float(said.partition("USED ")[2].split()[0])
-    if (
-        world.tier == "gvisor"
-    ):  # its clocks of processes are its own: what the whole sandbox used, its engine and gVisor's start too
-        used = await _cpu_seconds(world) - before - 2
-    if used > 3.2:
+    most = 3.2
+    if world.tier == "gvisor":  # its processes' clocks are its own: what the sandbox used, engine and start too
+        used, most = await _cpu_seconds(world) - before, 5.2
+    assert used > 1, said
+    if used > most:
         raise Out(f"{used} s of CPU in 4 s at a cap of a half")
     return contained(f"{used:.1f} s of CPU in 4 s at a cap of a half")
 

@@ -94,8 +94,8 @@ async def _release(world: World) -> None:
 
 
 _DISKS = """awk 'NR > 2 { print $1, $2 }' /proc/partitions | head -n 40 | while read -r major minor; do
-  mknod /run/escape-disk b $major $minor; [ "$(head -c 65600 /run/escape-disk 2>/dev/null | tr -d '\\n' | wc -c)" != 65600 ] || echo $major $minor
-  rm -f /run/escape-disk; done"""
+  mknod /tmp/escape-disk b $major $minor; [ "$(head -c 65600 /tmp/escape-disk 2>/dev/null | tr -d '\\n' | wc -c)" != 65600 ] || echo $major $minor
+  rm -f /tmp/escape-disk; done"""
 """Those that the outer container can read, and that begin with one long line, as empty ones do."""
 
 

@@ -56,41 +56,39 @@ async def _soon(road: Road, method: str, path: str, **given: Any) -> Answer | No
 
 
 async def _started(world: World, road: Road, tag: str, user: str) -> tuple[str, str]:
-    """A run and an exec as that user: what the engine says of either, "" where it runs, "hangs"."""
-    said = []
-    made = await _soon(road, "POST", "/containers/create", body={"Image": tag, "Cmd": ["echo", "ran"], "User": user})
-    if made is None or not made.ok:
-        said.append("hangs" if made is None else made.text)
-    else:
+    """A run and an exec as that user: what the engine says of either, "" where it runs, or that it hangs."""
+
+    async def said(answer: Answer | None) -> str:
+        if answer is not None:
+            return answer.text if not answer.ok or "unable" in answer.text else ""
+        listed = await _soon(road, "GET", "/containers/json")
+        await world.outer(_RELEASE)
+        return "hangs" if listed is not None else _HANGS
+
+    async def one(command: list[str], who: str, *, enters: bool) -> str:
+        made = await _soon(road, "POST", "/containers/create", body={"Image": tag, "Cmd": command, "User": who})
+        if made is None or not made.ok:
+            return await said(made)
         container = made.json()["Id"]
-        started = await _soon(road, "POST", f"/containers/{container}/start")
-        said.append("hangs" if started is None else "" if started.ok else started.text)
-        await _release(world)
+        answer = await _soon(road, "POST", f"/containers/{container}/start")
+        if enters and answer is not None and answer.ok:
+            body = {"Cmd": ["echo", "ran"], "AttachStdout": True, "AttachStderr": True, "User": user}
+            answer = await _soon(road, "POST", f"/containers/{container}/exec", body=body)
+            if answer is not None and answer.ok:
+                begun = {"Detach": False, "Tty": False}
+                answer = await _soon(road, "POST", f"/exec/{answer.json()['Id']}/start", body=begun)
+        found = await said(answer)
         await _soon(road, "DELETE", f"/containers/{container}", query={"force": "1"})
-    made = await _soon(road, "POST", "/containers/create", body={"Image": tag, "Cmd": _SLEEP, "User": "0:0"})
-    if made is None or not made.ok:
-        return said[0], "hangs" if made is None else made.text
-    container = made.json()["Id"]
-    started = await _soon(road, "POST", f"/containers/{container}/start")
-    if started is not None and started.ok:
-        body = {"Cmd": ["echo", "ran"], "AttachStdout": True, "AttachStderr": True, "User": user}
-        asked = await _soon(road, "POST", f"/containers/{container}/exec", body=body)
-        if asked is not None and asked.ok:
-            asked = await _soon(road, "POST", f"/exec/{asked.json()['Id']}/start", body={"Detach": False, "Tty": False})
-        said.append("hangs" if asked is None else asked.text if not asked.ok or "unable" in asked.text else "")
-    else:
-        said.append("hangs" if started is None else started.text)
-    await _release(world)
-    await _soon(road, "DELETE", f"/containers/{container}", query={"force": "1"})
-    return said[0], said[1]
+        return found
+
+    return await one(["echo", "ran"], user, enters=False), await one(_SLEEP, "0:0", enters=True)
 
 
-async def _release(world: World) -> None:
-    """Whoever waits at a pipe need not any more."""
-    await world.outer(
-        "for each in /var/lib/manyoyo/*/overlay*/*/merged/etc/passwd /var/lib/manyoyo/docker/*/overlay2/*/merged/etc/passwd; do "
-        "[ ! -p $each ] || timeout 1 sh -c ': > $0' $each; done"
-    )
+_HANGS = "hangs, and its engine with it"
+_RELEASE = """for round in $(seq 20); do
+  for each in /var/lib/manyoyo/*/overlay*/*/merged/etc/passwd /var/lib/manyoyo/docker/*/overlay2/*/merged/etc/passwd; do
+    [ ! -p $each ] || timeout 0.2 sh -c ': > $0' $each; done; sleep 0.05; done"""
+"""Whoever waits at a pipe need not any more."""
 
 
 _DISKS = """awk 'NR > 2 { print $1, $2 }' /proc/partitions | head -n 40 | while read -r major minor; do
@@ -116,7 +114,6 @@ def _passwd(name: str, source: str, *given: Member | None) -> None:
         tag = await _image(world, *[each or await _disk(world) for each in given])
         try:
             said = await _started(world, road, tag, "escapee")
-            alive = await _soon(road, "GET", "/containers/json")
             ran = "hangs"
             with anyio.move_on_after(20):
                 ran = "".join((await world.tool.run("echo alive"))[1].split())
@@ -127,8 +124,8 @@ def _passwd(name: str, source: str, *given: Member | None) -> None:
             raise Out(f"the engine read a device node: {said}")
         if "" in said:
             raise Out(f"it runs as a user of somewhere else: {said}")
-        if alive is None or ran != "alive":
-            raise Out(f"the engine hangs: {said}, {alive}, {ran}")
+        if _HANGS in said or ran != "alive":
+            raise Out(f"the engine hangs: {said}, {ran}")
         return contained("; ".join(dict.fromkeys(each.strip()[-80:] for each in said)))
 
     add(Vector(name, source, "nodes", attempt))

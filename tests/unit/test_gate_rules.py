@@ -267,11 +267,15 @@ def test_a_sessions_id_has_no_odd_letters(name: str) -> None:
 class Far:
     """The engine's end of a connection of gRPC: it notes what calls it is asked, and answers each with nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: bytes = b"") -> None:
         self.near, self.sock = socket.socketpair()
         self.sock.settimeout(_PATIENCE)
         self.asked: list[dict[bytes, bytes]] = []
-        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
+        self._said = said
+        as_it_is = {"validate_outbound_headers": False, "normalize_outbound_headers": False}
+        self._h2 = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=False, header_encoding=None, **as_it_is)
+        )
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -284,13 +288,14 @@ class Far:
                         self.asked.append(dict(event.headers))
                     elif isinstance(event, h2.events.StreamEnded):
                         answer = [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"0")]
+                        answer += [(b"grpc-message", self._said)] if self._said else []
                         self._h2.send_headers(event.stream_id, answer, end_stream=True)
                 self.sock.sendall(self._h2.data_to_send())
 
 
-def calls(*headers: tuple[str, str]) -> tuple[Far, dict[str, str], h2.connection.H2Connection]:
+def calls(*headers: tuple[str, str], said: bytes = b"") -> tuple[Far, dict[str, str], h2.connection.H2Connection]:
     """One call through a gate's two connections: the engine, the answer, the client's state."""
-    far, (sock, theirs) = Far(), socket.socketpair()
+    far, (sock, theirs) = Far(said), socket.socketpair()
     sock.settimeout(_PATIENCE)
     passed = Calls(theirs, far.near, lambda path, raw: (raw, lambda status: None), lambda: None)
     serving = threading.Thread(target=passed.serve)
@@ -333,6 +338,12 @@ def test_of_a_calls_metadata_what_is_known_and_well_formed_goes_on() -> None:
     far, answer, _ = calls(("grpc-timeout", "soon"), ("buildkit-controlapi-buildid", "../x"), ("user-agent", "x" * 300))
     assert answer["grpc-status"] == "0"
     assert not {b"grpc-timeout", b"buildkit-controlapi-buildid", b"user-agent"} & far.asked[0].keys()
+
+
+def test_an_engines_words_may_end_in_a_space() -> None:
+    """As of the status of a build without a name."""
+    _, answer, _ = calls(said=b"no such job ")
+    assert answer["grpc-message"] == "no such job" and answer["grpc-status"] == "0"
 
 
 def test_what_is_no_post_is_no_call() -> None:

@@ -10,6 +10,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import resource
 import signal
 import sys
 import time
@@ -42,8 +43,8 @@ _KEPT = ("manyoyo_mcp.config", "manyoyo_mcp.dialled", "manyoyo_mcp.errors", "man
 """What knows nothing of the policy, and is not imported anew."""
 _DRAWN = frozenset({"test_what_is_written_is_read"})
 """Draws at random without saying so."""
-_PATIENCE = 120
-"""Seconds for the tests of one rule: it is missed too if they hang without it."""
+_PATIENCE, _WORK = 120, 20
+"""Seconds for the tests of one rule, and of CPU time: it is missed too if they hang without it."""
 
 
 class _Off(importlib.abc.MetaPathFinder):
@@ -118,6 +119,7 @@ class Tests:
         try:
             gc.disable()
             signal.alarm(_PATIENCE)
+            resource.setrlimit(resource.RLIMIT_CPU, (_WORK, _WORK))
             if module is not None:
                 sys.meta_path.insert(0, _Off(module, at))
                 null = os.open(os.devnull, os.O_RDWR)

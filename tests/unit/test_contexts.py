@@ -1,5 +1,6 @@
 """A build's context as a client may have spoilt it: each wall by itself, for several of them hold the same thing back."""
 
+import gzip
 import io
 import tarfile
 
@@ -122,6 +123,12 @@ def test_a_size_that_is_said_counts_before_anything_is_read() -> None:
 def test_dockerfiles_that_are_none(raw: bytes | None, why: str) -> None:
     with pytest.raises(InvalidArgument, match=why):
         contexts.check(raw, "Dockerfile")
+
+
+@pytest.mark.parametrize("raw", [b"BZh9junk", b"\x1f\x8bjunk", gzip.compress(bytes(9000), mtime=0)[:-9]])
+def test_what_breaks_off_is_no_end(raw: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="can't be read"):
+        copied(io.BytesIO(raw))
 
 
 def test_a_context_has_to_have_the_dockerfile() -> None:

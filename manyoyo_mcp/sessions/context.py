@@ -108,6 +108,13 @@ def relative_path(name: str, argument: str) -> str:
     return str(path)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # as of a name that is too long for any file
+        return False
+
+
 def _ignored(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> docker_build.PatternMatcher:
     """What .dockerignore leaves out; a Dockerfile may have one of its own, NAME.dockerignore, which then counts instead."""
     text = ""
@@ -115,7 +122,7 @@ def _ignored(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> doc
         if name in extra:
             text = extra[name].decode(errors="replace")
             break
-        if root is not None and (root / name).is_file():
+        if root is not None and _is_file(root / name):
             with _open_inside(root, name) as file:
                 raw = file.read(MAX_DOCKERFILE + 1)
             if len(raw) > MAX_DOCKERFILE:
@@ -172,7 +179,7 @@ def _left_out_with(root: Path, link: Path) -> str:
 def _dockerfile_text(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> str:
     if dockerfile in extra:
         raw = extra[dockerfile]
-    elif root is not None and (root / dockerfile).is_file():
+    elif root is not None and _is_file(root / dockerfile):
         with _open_inside(root, dockerfile) as file:
             raw = file.read(MAX_DOCKERFILE + 1)
     else:

@@ -49,6 +49,12 @@ def test_dockerignore_of_one_dockerfile(project: Path) -> None:
     assert "src/a.py" in names(project) and "secret.env" not in names(project)
 
 
+@pytest.mark.parametrize("length", [250, 300])
+def test_a_dockerfile_by_a_name_that_no_file_can_have(project: Path, length: int) -> None:
+    with pytest.raises(InvalidArgument, match="There is no"):
+        prepare(settings(project), str(project), {}, "a" * length)
+
+
 def test_a_dockerignore_has_an_end(project: Path) -> None:
     with (project / ".dockerignore").open("wb") as file:
         file.truncate(1 << 40)

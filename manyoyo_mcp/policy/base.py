@@ -10,6 +10,28 @@ from manyoyo_mcp.values import Caps, docker_size, format_bytes
 
 
 @dataclass(frozen=True, slots=True)
+class Within:
+    """The part of the host's own engine that is a sandbox's which has no engine of its own (`labelled`): what is made there has `sandbox` in its
+    label and its name. `joins`: the container whose network it has, "" where it has none. `images`: what it may run, as patterns of NAME:TAG. `builds`: whether
+    it may make others."""
+
+    sandbox: str
+    joins: str
+    images: tuple[str, ...]
+    builds: bool = False
+
+    @property
+    def images_prefix(self) -> str:
+        """How the names of the images begin that are built for it."""
+        return f"localhost/{self.sandbox}/"
+
+    @property
+    def prefix(self) -> str:
+        """How the names of its containers begin."""
+        return f"manyoyo-{self.sandbox}."
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What one sandbox grants: `default` where a request names no cap, `largest` (the sandbox's own size) at most. `socket`: where in
     the outer container the socket of a gate is that nested containers may have as their Docker socket, "" where there is none.

@@ -22,9 +22,18 @@ from urllib.parse import urlencode
 import h11
 
 from manyoyo_mcp.dialled import Dial, SocketLike
-from manyoyo_mcp.errors import CapExceeded, EngineFailed, InvalidArgument, ManyoyoError, PolicyRefused, RequestError
+from manyoyo_mcp.errors import (
+    BudgetExceeded,
+    CapExceeded,
+    EngineFailed,
+    InvalidArgument,
+    ManyoyoError,
+    PolicyRefused,
+    RequestError,
+)
 from manyoyo_mcp.policy import calling, contexts, wire
 from manyoyo_mcp.policy.base import Limits, Request
+from manyoyo_mcp.policy.bounded import Boundary, Missing
 from manyoyo_mcp.policy.grpc import Calls
 from manyoyo_mcp.policy.ports import Publisher, settled, started_by
 from manyoyo_mcp.policy.rules import decide, endpoint
@@ -46,7 +55,7 @@ _LINGER = 5.0
 @dataclass(frozen=True, slots=True)
 class Ways:
     """Where a gate leads: to an engine, within `limits`, which are read at each request. `context_max` bounds a build context, in
-    bytes. `used` is told of each use; `hung_up` of the build (by its cgroup) whose client went before its end. `publisher`: of what is published."""
+    bytes. `boundary`: what of the engine is the sandbox's, where it is the host's own. `used` is told of each use; `hung_up` of the build (by its cgroup) whose client went before its end. `publisher`: of what is published."""
 
     dial: Dial
     limits: Callable[[], Limits]
@@ -55,6 +64,7 @@ class Ways:
     hung_up: Callable[[str], None]
     witness: Witness = field(default_factory=Witness)
     publisher: Callable[[], Publisher] = Publisher
+    boundary: Boundary | None = None
 
 
 class Connection:
@@ -87,7 +97,9 @@ class Connection:
         except h11.RemoteProtocolError as error:
             self._tell_refusal("INVALID_ARGUMENT", f"no HTTP request: {error}")
             self.refuse(400, f"That is no HTTP request: {error}")
-        except (PolicyRefused, CapExceeded) as error:
+        except Missing as missing:
+            self.refuse(404, str(missing))
+        except (PolicyRefused, CapExceeded, BudgetExceeded) as error:
             self._tell_refusal(error.instance_code, error.message)
             self.refuse(403, f"{error.message} {error.hint}")
         except ManyoyoError as error:
@@ -172,13 +184,24 @@ class Connection:
             self._build = query["cgroupparent"] = f"/manyoyo-builds/{secrets.token_hex(8)}"
         body = self._json(asked)
         limits = self._ways.limits()
-        allowed = decide(Request(method, path, query, body), limits)
+        request = Request(method, path, query, body)
+        allowed, way = decide(request, limits), path
+        if (boundary := self._ways.boundary) is not None:
+            way = boundary.path(method, path)
+            allowed = boundary.decided(request, allowed)
+            if (known_answer := boundary.answer(method, path, allowed.query)) is not None:
+                self._began = True
+                self._client.sendall(wire.answer(known_answer))
+                return
         if path == "/grpc":
             self._serve_calls(head, prefix)
             return
         if allowed.body is not None:
             allowed = replace(allowed, body=settled(path, allowed.body, limits, self._ways.publisher()))
-        try:
+        with contextlib.ExitStack() as until_answered:
+            until_answered.callback(self._drop_context)
+            if boundary is not None:
+                until_answered.enter_context(boundary.room(method, path))
             if builds:
                 length = self._receive_context(str(allowed.query["dockerfile"]))
             elif asked.takes != "archive":
@@ -191,7 +214,7 @@ class Connection:
                 self._tell_end.append(self._ways.witness.asked(method, path, query, narrowed))
             self._engine = self._ways.dial()
             out = h11.Connection(h11.CLIENT)
-            target = f"{prefix}{path}" + (f"?{urlencode(allowed.query, doseq=True)}" if allowed.query else "")
+            target = f"{prefix}{way}" + (f"?{urlencode(allowed.query, doseq=True)}" if allowed.query else "")
             events: list[Any] = [h11.Request(method=method, target=target, headers=wire.headers(head, asked, length))]
             if asked.takes != "archive":
                 events += [h11.Data(data=known), h11.EndOfMessage()]
@@ -204,8 +227,6 @@ class Connection:
             self._answer(asked)
             self.end()
             rest.join()
-        finally:
-            self._drop_context()
 
     def _serve_calls(self, head: h11.Request, prefix: str) -> None:
         """The connection is gRPC from here on, also where the engine has none of it: a client shows its user no reason but a call's."""

@@ -7,13 +7,13 @@ from typing import Any
 
 from manyoyo_mcp.dialled import Dial, DialledClient
 from manyoyo_mcp.errors import PolicyRefused
-from manyoyo_mcp.policy.base import Limits, Request
+from manyoyo_mcp.policy.base import Allowed, Limits, Request
 from manyoyo_mcp.policy.rules import decide, endpoint
 
 API_VERSION = "1.41"
 """The version of Docker's Engine API that the tools speak; podman 5 and dockerd 26 both do."""
 
-_VERSION_PREFIX = f"/v{API_VERSION}"
+VERSION_PREFIX = f"/v{API_VERSION}"
 
 
 class GuardedClient(DialledClient):
@@ -26,12 +26,13 @@ class GuardedClient(DialledClient):
 
     def _outgoing(self, method: str, path: str, query: Mapping[str, Any], data: Any, headers: Any) -> tuple[str, Any]:
         is_json = str(headers.get("Content-Type", "")).startswith("application/json")
-        bare = path.removeprefix(_VERSION_PREFIX)
+        bare = path.removeprefix(VERSION_PREFIX)
         if data and not is_json and endpoint(method, bare).takes != "archive":
             raise PolicyRefused("a body that is not JSON can't be judged.", "This is the server's fault.")
-        allowed = decide(
-            Request(method, bare, query, json.loads(data) if is_json and data else None, ours=True), self._limits()
-        )
+        allowed = self._decided(Request(method, bare, query, json.loads(data) if is_json and data else None, ours=True))
         if allowed.body is not None:  # written anew: what was decided on is what is sent, repeated keys and all
             data = json.dumps(allowed.body).encode()
         return super()._outgoing(method, path, allowed.query, data, headers)
+
+    def _decided(self, request: Request) -> Allowed:
+        return decide(request, self._limits())

@@ -164,6 +164,14 @@ def refusal(status: int, message: str) -> bytes:
     return head.encode() + body
 
 
+def answer(body: bytes) -> bytes:
+    """An answer that the engine did not give in these words."""
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
 def sent(data: bytes | None) -> bytes:
     """What h11 gives to be sent: nothing, for some events."""
     return data or b""

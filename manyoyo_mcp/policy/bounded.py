@@ -1,0 +1,195 @@
+"""A sandbox's part of the host's own engine, where it has no engine of its own: the tools' way to it, and what a gate asks of each request. As
+`transport`, and it reaches what is the sandbox's alone."""
+
+import contextlib
+import json
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import docker
+import requests
+from requests.structures import CaseInsensitiveDict
+
+from manyoyo_mcp.dialled import Dial, DialledClient
+from manyoyo_mcp.policy import hostbuilds, labelled
+from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
+from manyoyo_mcp.policy.transport import API_VERSION, VERSION_PREFIX, GuardedClient
+from manyoyo_mcp.values import Caps
+
+_STARTS = re.compile(r"/containers/([^/]+)/(?:start|restart)")
+
+_IMAGE = re.compile(r"/images/(.+)/json")
+
+
+class Missing(Exception):
+    """There is none that is the sandbox's."""
+
+
+class Boundary:
+    """What a request names is looked up first, and asked for by its id, which nobody can give to another: so what was looked at is what is used.
+    `by_tools`: who asks are the tools, which builds are for."""
+
+    def __init__(self, dial: Dial, limits: Callable[[], Limits], within: Within, *, by_tools: bool = False) -> None:
+        self.within = within
+        self._limits = limits
+        self._by_tools = by_tools
+        self._engine = DialledClient(dial, API_VERSION)
+        self._known: set[str] = set()  # ids of containers and execs that are the sandbox's
+        self._starting = threading.Lock()
+        self._builds: list[Caps] = []
+
+    def path(self, method: str, path: str) -> str:
+        """The same, by id. Raises Missing; PolicyRefused for what is not offered."""
+        found = labelled.named(method, path, builds=self._by_tools and self.within.builds, clients=not self._by_tools)
+        if found is None:
+            return path
+        kind, name = found
+        id_: str = getattr(self, f"_{kind}")(name)
+        if method == "DELETE":
+            self._known.discard(id_)
+        return path.replace(f"/{name}", f"/{id_}", 1)
+
+    def decided(self, request: Request, allowed: Allowed) -> Allowed:
+        """What is left of what was allowed. Raises Missing, PolicyRefused."""
+        match request.method, request.path:
+            case "POST", "/containers/create":
+                image = self._image(str((allowed.body or {}).get("Image", "")))
+                return labelled.created(allowed, self.within, image, secrets.token_hex(6))
+            case "GET", "/containers/json" | "/images/json":
+                return labelled.narrowed(allowed, request, self.within)
+            case "POST", "/images/create":
+                labelled.pulled(request, self.within)
+            case "POST", "/build":
+                return hostbuilds.built(allowed, self.within)
+            case "POST", path if path.startswith("/images/") and path.endswith("/tag"):
+                hostbuilds.check_tags(self.within, [str(request.query.get("repo") or "")])
+        return allowed
+
+    @contextlib.contextmanager
+    def room(self, method: str, path: str) -> Iterator[None]:
+        """Within it what starts a container may be asked. Raises BudgetExceeded, Missing."""
+        starts = _STARTS.fullmatch(path) if method == "POST" else None
+        if starts is None:
+            yield
+            return
+        with self._starting:  # two at once would each find room
+            container = self._container(starts[1])
+            asked = labelled.granted(self._engine.inspect_container(container)["Config"].get("Labels"))
+            labelled.check_room(self._limits(), self._running(container), asked)
+            yield
+
+    @contextlib.contextmanager
+    def building(self, caps: Caps) -> Iterator[None]:
+        """Within it a build with these caps counts among what runs. Raises BudgetExceeded."""
+        with self._starting:
+            labelled.check_room(self._limits(), self._running(), caps)
+            self._builds.append(caps)
+        try:
+            yield
+        finally:
+            self._builds.remove(caps)
+
+    def shown(self, method: str, path: str, content: Any) -> Any:
+        """What of an answer is shown."""
+        if method == "POST" and (path == "/containers/create" or path.endswith("/exec")):
+            self._known.add(str(content["Id"]))
+        return _SHOWN[path](self.within, content) if method == "GET" and path in _SHOWN else content
+
+    def answer(self, method: str, path: str, query: Mapping[str, Any]) -> bytes | None:
+        """The answer to what is about all that the engine has, less what is others'; None for any other request."""
+        if method == "GET" and (image := _IMAGE.fullmatch(path)):
+            raw = self._engine.inspect_image(self._image(image[1]))
+            return json.dumps(labelled.images(self.within, [raw])[0]).encode()
+        if method != "GET" or path not in _SHOWN:
+            return None
+        raw = self._engine._result(self._engine._get(self._engine._url(path), params=query), True)
+        return json.dumps(self.shown(method, path, raw)).encode()
+
+    def close(self) -> None:
+        self._engine.close()
+
+    # -- what is meant; each raises Missing where it is not the sandbox's
+
+    def _container(self, name: str) -> str:
+        if name in self._known:
+            return name
+        for each in (self.within.prefix + name, name):
+            try:
+                raw = self._engine.inspect_container(each)
+            except docker.errors.NotFound:
+                continue
+            if labelled.belongs(self.within, raw["Config"].get("Labels"), raw["Name"]):
+                self._known.add(raw["Id"])
+                return str(raw["Id"])
+        raise Missing(f"No such container: {name}")
+
+    def _exec(self, name: str) -> str:
+        if name not in self._known:
+            try:
+                self._container(str(self._engine.exec_inspect(name)["ContainerID"]))
+            except (docker.errors.NotFound, Missing):
+                raise Missing(f"No such exec instance: {name}") from None
+            self._known.add(name)
+        return name
+
+    def _image(self, name: str) -> str:
+        try:
+            raw = self._engine.inspect_image(name)
+        except docker.errors.ImageNotFound:
+            raw = {}
+        if not labelled.may_run(self.within, raw):
+            raise Missing(f"No such image: {name}")
+        return str(raw["Id"])
+
+    def _running(self, but: str = "") -> list[Caps]:
+        rows = self._engine.containers(filters={"label": [f"{labelled.LABEL}={self.within.sandbox}"]})
+        return [*(labelled.granted(row["Labels"]) for row in rows if row["Id"] != but), *self._builds]
+
+
+_SHOWN: dict[str, Callable[[Within, Any], Any]] = {
+    "/containers/json": labelled.containers,
+    "/images/json": labelled.images,
+    "/info": labelled.info,
+}
+
+
+class BoundedClient(GuardedClient):
+    """The tools'."""
+
+    def __init__(self, dial: Dial, limits: Callable[[], Limits], within: Within) -> None:
+        super().__init__(dial, limits)
+        self.boundary = Boundary(dial, limits, within, by_tools=True)
+
+    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> requests.Response:
+        path = url.removeprefix(str(self.base_url)).removeprefix(VERSION_PREFIX)
+        try:
+            with self.boundary.room(method, path):
+                response = super().request(method, url, *args, **kwargs)
+        except Missing as missing:
+            return _answer(url, 404, {"message": str(missing)})
+        if response.status_code < 400 and (path in _SHOWN or path == "/containers/create" or path.endswith("/exec")):
+            return _answer(url, response.status_code, self.boundary.shown(method, path, response.json()))
+        return response
+
+    def close(self) -> None:
+        super().close()
+        self.boundary.close()
+
+    def _outgoing(self, method: str, path: str, query: Mapping[str, Any], data: Any, headers: Any) -> tuple[str, Any]:
+        bare = path.removeprefix(VERSION_PREFIX)
+        return super()._outgoing(method, VERSION_PREFIX + self.boundary.path(method, bare), query, data, headers)
+
+    def _decided(self, request: Request) -> Allowed:
+        return self.boundary.decided(request, super()._decided(request))
+
+
+def _answer(url: str, status: int, content: Any) -> requests.Response:
+    """An answer that the engine did not give in these words."""
+    response = requests.Response()
+    response.url, response.status_code, response.reason = url, status, "Not Found" if status == 404 else "OK"
+    response.headers = CaseInsensitiveDict({"Content-Type": "application/json"})
+    response._content = json.dumps(content).encode()
+    return response

@@ -1,0 +1,299 @@
+"""What of the host's own engine belongs to a sandbox that has no engine of its own: what carries its label, and nothing else.
+
+Pure, as `rules` is, by which a request has been judged before. `bounded` asks the engine what a name in a request stands for; what these functions
+do not find to be the sandbox's is answered as if it were not there.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from manyoyo_mcp.errors import BudgetExceeded, PolicyRefused
+from manyoyo_mcp.policy.base import (
+    GONE,
+    IMAGE,
+    NAME,
+    Allowed,
+    Check,
+    Limits,
+    Request,
+    Within,
+    a,
+    list_of,
+    off,
+    one_of,
+)
+from manyoyo_mcp.policy.fields import OURS
+from manyoyo_mcp.values import Caps, docker_size
+
+LABEL = f"{OURS}within"
+"""Whose a container is. Its name says so too, for a label can be an image's, and with it that of whoever runs the image."""
+GRANTS = f"{OURS}grants"
+"""Its caps, as `_grants` writes them."""
+ASKED = f"{OURS}image"
+"""The name by which its image was asked for: it is made from the one that was looked at."""
+Kind = Literal["container", "exec", "image"]
+
+_CONTAINER = rf"/containers/(?P<container>{NAME})"
+_OFFERED = tuple(
+    (frozenset(methods.split()), re.compile(path))
+    for methods, path in (
+        ("GET HEAD", r"/_ping"),
+        ("GET", r"/containers/json"),
+        ("POST", r"/containers/create"),
+        ("GET", rf"{_CONTAINER}/(?:json|logs|stats|archive)"),
+        ("PUT", rf"{_CONTAINER}/archive"),
+        ("POST", rf"{_CONTAINER}/(?:start|stop|restart|kill|wait|attach|exec)"),
+        ("DELETE", _CONTAINER),
+        ("POST", rf"/exec/(?P<exec>{NAME})/start"),
+        ("GET", rf"/exec/(?P<exec>{NAME})/json"),
+        ("GET", r"/images/json"),
+        ("GET", rf"/images/(?P<image>{IMAGE})/json"),
+        ("POST", r"/images/create"),
+    )
+)
+"""What the tools ask. Whatever else an engine of its own would answer is not offered on the host's."""
+_TO_BUILD = tuple((frozenset(["POST"]), re.compile(path)) for path in (r"/build", rf"/images/(?P<image>{IMAGE})/tag"))
+"""The same, of a sandbox that may build."""
+_OF_CLIENTS = tuple(
+    (frozenset(methods.split()), re.compile(path))
+    for methods, path in (
+        ("GET", r"/version|/info"),
+        ("GET", rf"{_CONTAINER}/top"),
+        ("HEAD", rf"{_CONTAINER}/archive"),
+        ("POST", rf"{_CONTAINER}/(?:pause|unpause|resize)"),
+        ("POST", rf"/exec/(?P<exec>{NAME})/resize"),
+    )
+)
+"""What the user's own clients ask besides."""
+
+
+def named(method: str, path: str, *, builds: bool = False, clients: bool = False) -> tuple[Kind, str] | None:
+    """What a request is about, None where it names nothing. Raises PolicyRefused for what is not offered on the host's engine."""
+    for methods, pattern in (*_OFFERED, *(_TO_BUILD if builds else ()), *(_OF_CLIENTS if clients else ())):
+        if method in methods and (found := pattern.fullmatch(path)):
+            for kind, name in found.groupdict().items():
+                return kind, name  # type: ignore[return-value]
+            return None
+    raise PolicyRefused(
+        f"{method} {path[:100]} is not offered in this isolation: the engine is the host's own.",
+        "Containers can be run, entered and removed here. A sandbox with an engine of its own has the rest: start_sandbox with another isolation.",
+    )
+
+
+def belongs(within: Within, labels: Mapping[str, str] | None, *names: str) -> bool:
+    """Whether a container with these labels and names is the sandbox's."""
+    return (labels or {}).get(LABEL) == within.sandbox and any(
+        name.removeprefix("/").startswith(within.prefix) for name in names
+    )
+
+
+def may_run(within: Within, image: Mapping[str, Any]) -> bool:
+    """Whether an image, as the engine describes it, has a name that the sandbox may run."""
+    return bool(_names(within, image))
+
+
+def _names(within: Within, image: Mapping[str, Any]) -> list[str]:
+    """Those of an image's names that the sandbox may see."""
+    names = [*(image.get("RepoTags") or []), *(image.get("RepoDigests") or [])]
+    return [each for each in names if matches(within, each)]
+
+
+def matches(within: Within, name: str) -> bool:
+    """Whether an image of that name, as one writes it, is one that the sandbox may have."""
+    name = name.replace("@", ":").removeprefix("docker.io/").removeprefix("library/")
+    name = name if ":" in name.rsplit("/", 1)[-1] or ":sha256:" in name else f"{name}:latest"
+    return any(fnmatchcase(name, pattern) for pattern in within.images)
+
+
+# -- what a container may have here, which is less than in an engine of its own
+
+_NO_STORE = off(
+    "it would lie on the host, beside everybody else's", "files and outputs of nested_run bring files in and out."
+)
+_WITHHELD = frozenset({"NET_RAW", "MKNOD"})
+"""Capabilities that Docker gives by default: one speaks for other addresses on the host's bridge."""
+
+
+def _mount(place: str, value: Any) -> Any:
+    if a(dict)(place, value).get("Type") != "tmpfs":
+        raise PolicyRefused(
+            f"{place}: of mounts there are tmpfs alone in this isolation.", "Say type=tmpfs, or leave it out."
+        )
+    return value
+
+
+def _capability(place: str, value: Any) -> Any:
+    if str(value).upper().removeprefix("CAP_") in _WITHHELD:
+        raise PolicyRefused(f"{place}: {value} is not given in this isolation.", "Leave it out.")
+    return value
+
+
+def _networks(place: str, value: Any) -> Any:
+    """What a client says of the network that it takes for the default."""
+    settings = a(dict)(place, value).get("EndpointsConfig") or {}
+    if value.keys() - {"EndpointsConfig"} or settings.keys() - {"default"} or any(settings.get("default", {}).values()):
+        raise PolicyRefused(f"{place} may not be set: the sandbox has one network.", "Leave it out.")
+    return GONE
+
+
+HOST_CONFIG: dict[str, Check] = {
+    "Binds": _NO_STORE,
+    "CapAdd": list_of(_capability),
+    "IpcMode": one_of("", "private", "none"),
+    "LogConfig": off("what containers write is kept within bounds", "Leave it out.", {"Type": "", "Config": {}}),
+    "Mounts": list_of(_mount),
+    "NetworkMode": one_of("", "default", "none"),
+    "PidMode": one_of("", "private"),
+    "RestartPolicy": off(
+        "nothing is to start again on the host by itself",
+        "Leave it out.",
+        {"Name": ""},
+        {"Name": "no"},
+        {"Name": "no", "MaximumRetryCount": 0},
+    ),
+    "Sysctls": off("its network is that of all containers of its sandbox", "Leave it out."),
+    "VolumeDriver": _NO_STORE,
+    "VolumesFrom": _NO_STORE,
+}
+CREATE: dict[str, Check] = {
+    "NetworkingConfig": _networks,
+    "Volumes": _NO_STORE,
+}
+_LOG = {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "1"}}
+
+
+def _tightened(place: str, given: Mapping[str, Any], table: Mapping[str, Check]) -> dict[str, Any]:
+    """What the checks of `table` leave of `given`, which may have other fields."""
+    kept = {}
+    for name, value in given.items():
+        value = table[name](f"{place}'s {name}", value) if name in table else value
+        if value is not GONE:
+            kept[name] = value
+    return kept
+
+
+def created(allowed: Allowed, within: Within, image_id: str, called: str) -> Allowed:
+    """A container to be made: with what makes it the sandbox's, of an image that was looked at. `called`: its name, where it is given none."""
+    body = _tightened("a container", allowed.body or {}, CREATE)
+    host = _tightened("a container", body.get("HostConfig") or {}, HOST_CONFIG)
+    alone = host.get("NetworkMode") == "none" or not within.joins
+    host |= {
+        "NetworkMode": "none" if alone else f"container:{within.joins}",
+        "CapDrop": sorted({*(host.get("CapDrop") or []), *_WITHHELD}),
+        "SecurityOpt": [
+            "no-new-privileges:true"
+        ],  # root here is the host's: nothing is to give it more than it begins with
+        "LogConfig": _LOG,
+    }
+    labels = {LABEL: within.sandbox, f"{OURS}kind": "within", GRANTS: _grants(host), ASKED: str(body.get("Image", ""))}
+    body |= {"HostConfig": host, "Image": image_id, "Labels": (body.get("Labels") or {}) | labels}
+    return Allowed({**allowed.query, "name": within.prefix + str(allowed.query.get("name") or called)}, body)
+
+
+def _grants(host: Mapping[str, Any]) -> str:
+    return f"{host['Memory']} {host['NanoCpus']} {host['PidsLimit']}"
+
+
+def granted(labels: Mapping[str, str] | None) -> Caps:
+    """A container's caps, by its label; none where it says nothing."""
+    memory, nano, pids = ([int(each) for each in (labels or {}).get(GRANTS, "").split()] + [0, 0, 0])[:3]
+    return Caps(nano / 1e9, memory, pids)
+
+
+def check_room(limits: Limits, running: list[Caps], asked: Caps) -> None:
+    """What runs at a time has no more than the sandbox, for no cgroup of the host's holds them together. Raises BudgetExceeded."""
+    largest = limits.largest
+    for name, most, parts, shown in (
+        (
+            "memory",
+            largest.memory,
+            [asked.memory, *(each.memory for each in running)],
+            lambda size: docker_size(int(size)),
+        ),
+        ("cpus", largest.cpus, [asked.cpus, *(each.cpus for each in running)], "{:g}".format),
+        ("pids_limit", largest.pids, [asked.pids, *(each.pids for each in running)], str),
+    ):
+        if round(sum(parts), 6) > most:
+            taken = sum(parts) - parts[0]
+            raise BudgetExceeded(
+                f"The sandbox has {name} {shown(most)}, of which what runs in it has {shown(taken)}: there is no room for {shown(parts[0])} more.",
+                f"Ask for less {name}, wait for what runs (nested_list) or stop it, or grow the sandbox: start_sandbox with its sandbox_id.",
+            )
+
+
+def pulled(request: Request, within: Within) -> None:
+    """Raises PolicyRefused for an image that is not to come to the host's engine."""
+    query = request.query
+    name = str(query.get("fromImage") or "")
+    if query.get("fromSrc") or not matches(within, f"{name}:{query.get('tag') or 'latest'}"):
+        raise PolicyRefused(
+            f"The image {name[:100] or 'in the request'} is not among those that may be run on the host's own engine: {', '.join(within.images)}.",
+            "nested_list shows those that are there. The operator can name others in MANYOYO_HOST_IMAGES; a sandbox with an engine of its own "
+            "(another isolation) may have any.",
+        )
+
+
+_FILTERS = {
+    "/containers/json": frozenset({"exited", "health", "id", "label", "name", "status"}),
+    "/images/json": frozenset({"dangling", "label", "reference"}),
+}
+"""None that names another thing: an engine says whether there is one."""
+
+
+def narrowed(allowed: Allowed, request: Request, within: Within) -> Allowed:
+    """A list, of what is the sandbox's alone."""
+    for name in ("since", "before", "filter"):
+        if request.query.get(name):
+            raise PolicyRefused(f"a list may not have the parameter {name} in this isolation.", "Leave it out.")
+    try:
+        given = {name: list(each) for name, each in json.loads(str(request.query.get("filters") or "{}")).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise PolicyRefused(
+            "the parameter filters is no object of lists.", 'Write {"label": ["NAME=value"]}.'
+        ) from error
+    if odd := given.keys() - _FILTERS[request.path]:
+        raise PolicyRefused(
+            f"a list may not be filtered by {min(odd)[:60]} in this isolation.",
+            f"Allowed: {', '.join(sorted(_FILTERS[request.path]))}.",
+        )
+    if request.path == "/containers/json":
+        given["label"] = [*given.get("label", []), f"{LABEL}={within.sandbox}"]
+    return replace(allowed, query={**allowed.query, "filters": json.dumps(given)})
+
+
+def containers(within: Within, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a list's containers that are the sandbox's, by the names that they have there."""
+    return [
+        row
+        | _network(row)
+        | {"Names": [f"/{each.removeprefix('/').removeprefix(within.prefix)}" for each in row["Names"]]}
+        | {"Image": (row.get("Labels") or {}).get(ASKED) or row.get("Image", "")}
+        for row in rows
+        if belongs(within, row.get("Labels"), *(row.get("Names") or []))
+    ]
+
+
+def _network(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A container's, as a list has it: of those that have the sandbox's, at localhost."""
+    joined = str((row.get("HostConfig") or {}).get("NetworkMode", "")).startswith("container:")
+    networks = {"sandbox": {"IPAddress": "127.0.0.1"}} if joined and row.get("State") == "running" else {}
+    return {"NetworkSettings": {"Networks": networks}}
+
+
+def images(within: Within, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a list's images that the sandbox may run, by those of their names that it may see."""
+    return [row | {"RepoTags": _names(within, row), "RepoDigests": []} for row in rows if may_run(within, row)]
+
+
+_INFO = frozenset(
+    {"Architecture", "CgroupDriver", "CgroupVersion", "ID", "KernelVersion", "MemTotal", "NCPU", "OSType", "OperatingSystem", "ServerVersion"}
+)  # fmt: skip
+
+
+def info(within: Within, told: dict[str, Any]) -> dict[str, Any]:
+    """Of what an engine tells of itself what says nothing of others'."""
+    return {name: value for name, value in told.items() if name in _INFO} | {"Name": within.sandbox}

@@ -1,0 +1,80 @@
+"""What a build by the host's own engine may take and name."""
+
+import json
+
+import pytest
+
+from manyoyo_mcp.errors import PolicyRefused
+from manyoyo_mcp.policy import hostbuilds
+from manyoyo_mcp.policy.base import Limits, Request, Within
+from manyoyo_mcp.policy.rules import decide
+from manyoyo_mcp.values import Caps
+
+SANDBOX = "sb-0123456789abcdef"
+WITHIN = Within(SANDBOX, "keeper", ("python:3.*", f"localhost/{SANDBOX}/*"), builds=True)
+LIMITS = Limits(default=Caps(1, 512 << 20, 100), largest=Caps(2, 1 << 30, 200))
+
+
+@pytest.mark.parametrize(
+    "instructions",
+    [
+        ["FROM python:3.13"],
+        ["FROM docker.io/library/python:3.13 AS base", "FROM base", "FROM BASE AS again"],
+        ["FROM --platform=linux/amd64 python:3.13"],
+        ["FROM scratch", f"COPY --from=localhost/{SANDBOX}/app /x /x", "COPY a b", "ADD a.tar /"],
+        ["FROM python:3.13 AS one", "FROM scratch", "COPY --from=one /x /x", "COPY --chown=1:1 --from=0 /x /x"],
+        ["FROM scratch", "RUN echo COPY --from=private/app", "CMD FROM private/app"],
+    ],
+)
+def test_what_may_be_built(instructions: list[str]) -> None:
+    hostbuilds.check(WITHIN, instructions)
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "FROM private/app", "from private/app", "FROM private/python:3.13", "FROM python", "FROM $X", "FROM ${X:-python:3.13}",
+        "FROM python:3.13 AS", "FROM python:3.13 private/app", "FROM --platform=$X python:3.13", "FROM", "FROM one", "FROM 0123456789ab",
+        "FROM sha256:0123", "FROM python:3.13\u00a0AS x", "FROM localhost/sb-0000000000000000/app", 'FROM "python:3.13"', "FROM 0",
+        "COPY --from=private/app /x /x", "COPY --chown=0 --from=private/app /x /x", "copy --from=private/app / /", "COPY --from=$X /x /x",
+        "COPY --FROM=private/app / /", "COPY --from='private/app' / /", "COPY --from=one /x /x", "COPY --from= /x /x", "COPY --from /x /x",
+        "ADD http://127.0.0.1/ /", "ADD --chown=0 https://x/ /", "ADD $X /", 'ADD ["http:\\/\\/x", "/"]', "ADD git://x /",
+        "ONBUILD COPY --from=private/app / /", "ONBUILD RUN true",
+    ],
+)  # fmt: skip
+def test_what_may_not(instruction: str) -> None:
+    with pytest.raises(PolicyRefused) as refused:
+        hostbuilds.check(WITHIN, ["FROM scratch AS here", instruction])
+    assert refused.value.hint
+
+
+def ask(**query: str | list[str]) -> dict[str, object]:
+    own = {"cgroupparent": "/manyoyo-builds/0123456789abcdef"}
+    return dict(hostbuilds.built(decide(Request("POST", "/build", own | query, ours=True), LIMITS), WITHIN).query)
+
+
+def test_what_is_built_is_the_sandboxs() -> None:
+    passed = ask(t=f"localhost/{SANDBOX}/app:1", networkmode="default", pull="1", labels=json.dumps({"a": "b"}))
+    assert passed["cgroupparent"] == f"/manyoyo/{SANDBOX}/manyoyo-builds/0123456789abcdef"
+    assert passed["networkmode"] == "none" and passed["nocache"] == "1" and passed["pull"] == "0"
+    for tags in (
+        "app",
+        "python:3.13",
+        f"localhost/{SANDBOX}x/app",
+        f"docker.io/localhost/{SANDBOX}/app",
+        [f"localhost/{SANDBOX}/a", "b"],
+    ):
+        with pytest.raises(PolicyRefused) as refused:
+            ask(t=tags)
+        assert f"localhost/{SANDBOX}/" in refused.value.hint
+
+
+def test_a_label_after_each_from() -> None:
+    text = "# one\nFROM python:3.13 AS one\nRUN echo 'a  b' \\\n  > /x\nFROM one\n"
+    assert hostbuilds.labelled(WITHIN, text, [2, 5]) == (
+        f'# one\nFROM python:3.13 AS one\nLABEL org.manyoyo.of="{SANDBOX}"\n'
+        f"RUN echo 'a  b' \\\n  > /x\nFROM one\nLABEL org.manyoyo.of=\"{SANDBOX}\"\n"
+    )
+    for odd in ("FROM \\\n python:3.13\n", "FROM python:3.13 `\nRUN x\n"):
+        with pytest.raises(PolicyRefused):
+            hostbuilds.labelled(WITHIN, odd, [1])

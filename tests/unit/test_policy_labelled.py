@@ -1,0 +1,266 @@
+"""What a sandbox without an engine of its own sees of its host's, and what its containers may have there: each check is switched off in turn,
+and what it refused must then pass."""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from manyoyo_mcp.errors import BudgetExceeded, CapExceeded, InvalidArgument, PolicyRefused
+from manyoyo_mcp.policy import labelled, rules
+from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
+from manyoyo_mcp.policy.rules import decide
+from manyoyo_mcp.values import Caps
+
+WITHIN = Within("sb-0123456789abcdef", "keeper", ("localhost/manyoyo/*", "python:3.*"))
+LIMITS = Limits(default=Caps(1, 512 << 20, 100), largest=Caps(2, 1 << 30, 200))
+REFUSED = (PolicyRefused, CapExceeded, InvalidArgument)
+MINE = {labelled.LABEL: WITHIN.sandbox}
+
+TABLES = {"create": labelled.CREATE, "HostConfig": labelled.HOST_CONFIG}
+EVIL: dict[str, dict[str, list[Any]]] = {
+    "create": {"Volumes": [{"/x": {}}], "NetworkingConfig": [{"EndpointsConfig": {"bridge": {}}}, {"EndpointsConfig": {"default": {"Aliases": ["x"]}}}]},
+    "HostConfig": {
+        "Binds": [["v:/x"]],
+        "CapAdd": [["NET_RAW"], ["mknod"], ["CAP_NET_RAW"]],
+        "IpcMode": ["container:abc", "shareable"],
+        "LogConfig": [{"Type": "none"}, {"Type": "json-file", "Config": {"max-size": "900g"}}],
+        "Mounts": [[{"Type": "volume", "Source": "v", "Target": "/x"}]],
+        "NetworkMode": ["container:abc", "bridge", "somebodys"],
+        "PidMode": ["container:abc"],
+        "RestartPolicy": [{"Name": "always"}, {"Name": "unless-stopped"}],
+        "Sysctls": [{"net.core.somaxconn": "1"}],
+        "VolumeDriver": ["local"],
+        "VolumesFrom": [["abc"]],
+    },
+}  # fmt: skip
+"""What an engine of its own would take, and the host's is not asked for."""
+
+
+def create(within: Within = WITHIN, name: str = "", **body: Any) -> Allowed:
+    given = {"Image": "python:3.13"} | copy.deepcopy(body)
+    query = {"name": name} if name else {}
+    allowed = decide(Request("POST", "/containers/create", query, given, ours=True), LIMITS)
+    return labelled.created(allowed, within, "sha256:1234", "called")
+
+
+def ask(table: str, name: str, value: Any) -> Allowed:
+    return create(**({"HostConfig": {name: value}} if table == "HostConfig" else {name: value}))
+
+
+def cases() -> Iterator[tuple[str, str, Any]]:
+    for table, checks in TABLES.items():
+        for name in checks:
+            for value in EVIL[table][name]:
+                yield table, name, value
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "value"), list(cases()), ids=[f"{table}-{name}-{value!r:.40}" for table, name, value in cases()]
+)
+def test_what_would_reach_others_is_refused(table: str, name: str, value: Any) -> None:
+    with pytest.raises(REFUSED) as caught:
+        ask(table, name, value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("table", "name", "value"), list(cases()),
+                         ids=[f"{table}-{name}-{value!r:.40}" for table, name, value in cases()])  # fmt: skip
+def test_each_check_is_what_refuses(table: str, name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLES[table], name, lambda place, value: value)
+    assert ask(table, name, value)
+
+
+def test_a_container_is_the_sandboxs_whatever_it_says() -> None:
+    labels = {labelled.LABEL: "sb-another", labelled.GRANTS: "0 0 0", "mine": "kept"}
+    made = create(name="svc", Labels=labels, HostConfig={"Memory": 64 << 20, "CapDrop": ["KILL"]})
+    body: Any = made.body
+    assert made.query["name"] == "manyoyo-sb-0123456789abcdef.svc" and body["Image"] == "sha256:1234"
+    assert body["Labels"] == {
+        "mine": "kept", labelled.LABEL: WITHIN.sandbox, "org.manyoyo.kind": "within", labelled.ASKED: "python:3.13",
+        labelled.GRANTS: f"{64 << 20} 1000000000 100",
+    }  # fmt: skip
+    assert labelled.granted(body["Labels"]) == Caps(1, 64 << 20, 100)
+    host = body["HostConfig"]
+    assert host["NetworkMode"] == "container:keeper" and host["CapDrop"] == ["KILL", "MKNOD", "NET_RAW"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true"] and host["LogConfig"]["Config"]["max-size"]
+    assert create().query["name"].endswith(".called")
+    alone = Within(WITHIN.sandbox, "", WITHIN.images)
+    for each in (
+        create(HostConfig={"NetworkMode": "none"}),
+        create(alone),
+        create(alone, HostConfig={"NetworkMode": "default"}),
+    ):
+        assert (each.body or {})["HostConfig"]["NetworkMode"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("labels", "name", "is_its_own"),
+    [
+        (MINE, "/manyoyo-sb-0123456789abcdef.svc", True),
+        (MINE, "/svc", False),  # of an image that says so, run by somebody else
+        (MINE, "/manyoyo-sb-0123456789abcdef", False),  # its keeper
+        (MINE, "/manyoyo-sb-0123456789abcdeff.svc", False),
+        ({labelled.LABEL: "sb-another"}, "/manyoyo-sb-0123456789abcdef.svc", False),
+        ({}, "/manyoyo-sb-0123456789abcdef.svc", False),
+        (None, "/x", False),
+    ],
+)
+def test_what_is_the_sandboxs(labels: dict[str, str] | None, name: str, is_its_own: bool) -> None:
+    assert labelled.belongs(WITHIN, labels, name) is is_its_own
+    rows = labelled.containers(WITHIN, [{"Names": [name], "Labels": labels, "Image": "x"}])
+    assert bool(rows) is is_its_own
+    assert not rows or rows[0]["Names"] == ["/svc"]
+    for mode, state, address in (
+        ("container:keeper", "running", "127.0.0.1"),
+        ("container:keeper", "exited", ""),
+        ("none", "running", ""),
+    ):
+        row = {"Names": [name], "Labels": labels, "State": state, "HostConfig": {"NetworkMode": mode}}
+        for each in labelled.containers(WITHIN, [row]):
+            networks = each["NetworkSettings"]["Networks"]
+            assert [found["IPAddress"] for found in networks.values()] == ([address] if address else [])
+
+
+def test_lists_are_of_what_is_the_sandboxs() -> None:
+    request = Request("GET", "/containers/json", {"filters": json.dumps({"label": ["a=b"], "status": ["running"]})})
+    narrowed = labelled.narrowed(decide(request, LIMITS), request, WITHIN)
+    assert json.loads(str(narrowed.query["filters"])) == {
+        "label": ["a=b", f"{labelled.LABEL}={WITHIN.sandbox}"], "status": ["running"],
+    }  # fmt: skip
+    asked = Request("GET", "/images/json", {"filters": json.dumps({"reference": {"python": True}})})
+    assert json.loads(str(labelled.narrowed(decide(asked, LIMITS), asked, WITHIN).query["filters"])) == {
+        "reference": ["python"]
+    }
+    # Each would tell whether there is such a thing.
+    for path, query in (
+        ("/containers/json", {"since": "somebodys"}), ("/containers/json", {"before": "somebodys"}), ("/images/json", {"filter": "x"}),
+        ("/containers/json", {"filters": '{"since": ["x"]}'}), ("/containers/json", {"filters": '{"ancestor": ["x"]}'}),
+        ("/containers/json", {"filters": '{"volume": ["x"]}'}), ("/containers/json", {"filters": '{"network": ["x"]}'}),
+        ("/images/json", {"filters": '{"before": ["x"]}'}), ("/images/json", {"filters": '{"since": ["x"]}'}),
+    ):  # fmt: skip
+        asked = Request("GET", path, query)
+        with pytest.raises(PolicyRefused):
+            labelled.narrowed(decide(asked, LIMITS), asked, WITHIN)
+    for odd in ("[1]", "{", '{"label": {"a=b": true}}x', '{"label": 1}', '"x"'):
+        with pytest.raises(PolicyRefused):
+            asked = Request("GET", "/containers/json", {"filters": odd})
+            labelled.narrowed(decide(asked, LIMITS), asked, WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("image", "seen"),
+    [
+        ({"RepoTags": ["python:3.13"]}, ["python:3.13"]),
+        ({"RepoTags": ["python:3.13", "private/app:1"]}, ["python:3.13"]),
+        ({"RepoTags": [], "RepoDigests": ["python@sha256:12"]}, []),
+        ({"RepoTags": ["localhost/manyoyo/debian:latest"]}, ["localhost/manyoyo/debian:latest"]),
+        ({"RepoTags": ["private/python:3.13"]}, []),
+        ({"RepoTags": ["python:2.7"]}, []),
+        ({"RepoTags": None}, []),
+        ({}, []),
+    ],
+)
+def test_which_images_are_seen(image: dict[str, Any], seen: list[str]) -> None:
+    assert labelled.may_run(WITHIN, image) is bool(seen)
+    assert [row["RepoTags"] for row in labelled.images(WITHIN, [image])] == ([seen] if seen else [])
+
+
+@pytest.mark.parametrize(
+    ("query", "may"),
+    [
+        ({"fromImage": "python", "tag": "3.13"}, True),
+        ({"fromImage": "docker.io/library/python", "tag": "3.13"}, True),
+        ({"fromImage": "python", "tag": "latest"}, False),
+        ({"fromImage": "python"}, False),
+        ({"fromImage": "private/python", "tag": "3.13"}, False),
+        ({"fromSrc": "-", "repo": "python", "tag": "3.13"}, False),
+        ({"fromImage": "python", "tag": "3.13", "fromSrc": "-"}, False),
+        ({}, False),
+    ],
+)
+def test_which_images_come_to_the_host(query: dict[str, str], may: bool) -> None:
+    request = Request("POST", "/images/create", query)
+    if may:
+        labelled.pulled(request, WITHIN)
+        return
+    with pytest.raises(PolicyRefused) as refused:
+        labelled.pulled(request, WITHIN)
+    assert "MANYOYO_HOST_IMAGES" in refused.value.hint
+
+
+def test_an_engine_tells_a_client_nothing_of_others() -> None:
+    told = labelled.info(
+        WITHIN,
+        {"NCPU": 2, "Containers": 7, "Name": "host", "Labels": ["a"], "DockerRootDir": "/x", "RegistryConfig": {}},
+    )
+    assert told == {"NCPU": 2, "Name": WITHIN.sandbox}
+
+
+def test_what_dockers_client_always_says_says_nothing() -> None:
+    host = {"Binds": None, "LogConfig": {"Type": "", "Config": {}}, "NetworkMode": "default", "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+            "VolumeDriver": "", "VolumesFrom": None, "CapAdd": None, "IpcMode": "", "PidMode": "", "Mounts": None, "Sysctls": {}}  # fmt: skip
+    default = {"IPAMConfig": None, "Aliases": None, "MacAddress": "", "DriverOpts": None}
+    for networks in ({}, {"default": default}, {"default": None}):
+        body = create(HostConfig=host, NetworkingConfig={"EndpointsConfig": networks}, Volumes={}).body or {}
+        assert "NetworkingConfig" not in body and body["HostConfig"]["LogConfig"] == labelled._LOG
+
+
+def test_what_runs_at_a_time_is_no_more_than_the_sandbox() -> None:
+    half = Caps(1, 512 << 20, 100)
+    labelled.check_room(LIMITS, [], LIMITS.largest)
+    labelled.check_room(LIMITS, [half], half)
+    for running, asked, cap in (
+        ([half, half], Caps(0.1, 6 << 20, 1), "memory"),
+        ([half], Caps(0.1, 513 << 20, 1), "memory"),
+        ([Caps(1.5, 6 << 20, 1)], Caps(0.6, 6 << 20, 1), "cpus"),
+        ([Caps(0.1, 6 << 20, 200)], Caps(0.1, 6 << 20, 1), "pids_limit"),
+    ):
+        with pytest.raises(BudgetExceeded, match=cap):
+            labelled.check_room(LIMITS, running, asked)
+    labelled.check_room(LIMITS, [Caps(0.1, 6 << 20, 1)] * 19, Caps(0.1, 6 << 20, 1))  # 20 tenths are 2
+
+
+def test_what_is_not_named_is_not_offered() -> None:
+    """Of what an engine of its own would be asked; and nothing that the rules themselves refuse."""
+    offered = set()
+    for each in rules.ENDPOINTS:
+        path = _example(each.path.pattern)
+        for method in each.methods:
+            try:
+                labelled.named(method, path)
+                offered.add((method, path))
+            except PolicyRefused as refused:
+                assert "isolation" in refused.hint
+    assert offered == {
+        ("GET", "/_ping"), ("HEAD", "/_ping"), ("GET", "/containers/json"), ("POST", "/containers/create"), ("GET", "/containers/abc/json"),
+        ("GET", "/containers/abc/logs"), ("GET", "/containers/abc/stats"), ("GET", "/containers/abc/archive"), ("PUT", "/containers/abc/archive"),
+        ("POST", "/containers/abc/start"), ("POST", "/containers/abc/stop"), ("POST", "/containers/abc/kill"), ("POST", "/containers/abc/wait"),
+        ("POST", "/containers/abc/attach"), ("POST", "/containers/abc/exec"), ("DELETE", "/containers/abc"), ("POST", "/exec/abc/start"),
+        ("GET", "/exec/abc/json"), ("GET", "/images/json"), ("GET", "/images/abc/json"), ("POST", "/images/create"),
+    }, offered  # fmt: skip
+    of_clients = {("GET", "/version"), ("GET", "/info"), ("GET", "/containers/abc/top"), ("HEAD", "/containers/abc/archive"),
+                  ("POST", "/containers/abc/unpause"), ("POST", "/containers/abc/resize"), ("POST", "/exec/abc/resize")}  # fmt: skip
+    for method, path in of_clients:
+        labelled.named(method, path, clients=True)
+        with pytest.raises(PolicyRefused):
+            labelled.named(method, path)
+    assert labelled.named("POST", "/build", builds=True) is None
+    with pytest.raises(PolicyRefused):
+        labelled.named("POST", "/build", clients=True)
+    assert labelled.named("POST", "/containers/abc/restart") == ("container", "abc")
+    assert labelled.named("GET", "/images/localhost/a/b:1/json") == ("image", "localhost/a/b:1")
+    for method, path in (("POST", "/containers/prune"), ("POST", "/build"), ("GET", "/info"), ("GET", "/system/df"), ("POST", "/containers/abc/update"),
+                         ("GET", "/volumes"), ("GET", "/networks"), ("POST", "/commit"), ("GET", "/events"), ("DELETE", "/images/abc")):  # fmt: skip
+        with pytest.raises(PolicyRefused):
+            labelled.named(method, path)
+
+
+def _example(pattern: str) -> str:
+    import re
+
+    path = re.sub(r"\(\?:([a-z_]+)[^)]*\)", r"\1", pattern).replace("\\.", ".")
+    path = re.sub(r"\[A-Za-z0-9\]\[[^\]]*\]\*", "abc", path)
+    return path.split("|")[0]

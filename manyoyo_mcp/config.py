@@ -44,16 +44,17 @@ def _runtime_dir() -> Path:
 
 
 EngineName = Literal["podman", "docker"]
-ISOLATIONS = r"^(privileged|hardened|userns|rootless|gvisor|runtime:[\w.-]+)$"
+ISOLATIONS = r"^(privileged|hardened|userns|rootless|gvisor|common|sock|runtime:[\w.-]+)$"
 Isolation = Annotated[str, Field(pattern=ISOLATIONS)]
 NetworkMode = Literal["none", "allowlist", "log", "open"]
-ApprovalKind = Literal["endpoint", "isolation", "network", "port"]
+ApprovalKind = Literal["endpoint", "isolation", "network", "port", "sock"]
 ApprovalHow = Literal["ask", "allow", "deny"]
 _APPROVALS: dict[ApprovalKind, ApprovalHow] = {
     "endpoint": "allow",
     "isolation": "ask",
     "network": "ask",
     "port": "ask",
+    "sock": "ask",
 }
 """How what reaches outside is decided on where the settings say nothing: what they allow is not asked for, what they refuse is."""
 
@@ -84,6 +85,14 @@ class Settings(BaseSettings):
     )
     engine: EngineName = Field("podman", description="The nested engine where start_sandbox names none.")
     isolation: Isolation = Field("privileged", description="The wall around a sandbox where start_sandbox names none.")
+    sock: bool = Field(
+        False,
+        description="Offer isolation sock, runs and builds by the host's own engine, once the person has said yes in each session.",
+    )
+    host_images: Annotated[list[str], NoDecode] = Field(
+        default_factory=lambda: ["localhost/manyoyo/*"],
+        description="With isolation common or sock: which images of the host's engine may be run, and pulled to it, as NAME:TAG with *, with commas between; default: localhost/manyoyo/*.",
+    )
     network_policy: NetworkMode = Field(
         "open", description="What sandboxes may reach at most; start_sandbox can ask for less."
     )
@@ -240,6 +249,7 @@ class Settings(BaseSettings):
         return roots
 
     @field_validator(
+        "host_images",
         "registry_logins",
         "mirrors",
         "insecure_registries",

@@ -6,8 +6,9 @@
     │   ├── InvalidArgument     INVALID_ARGUMENT
     │   ├── CapExceeded         CAP_EXCEEDED
     │   ├── BudgetExceeded      BUDGET_EXCEEDED     all sandboxes together have what they may have
-    │   ├── NotSupported        NOT_SUPPORTED, DISK_CAP_UNAVAILABLE, POOL_UNAVAILABLE, ISOLATION_UNAVAILABLE,
-    │   │                       BUILDER_UNAVAILABLE
+    │   ├── NotSupported        NOT_SUPPORTED, DISK_CAP_UNAVAILABLE, POOL_UNAVAILABLE, ISOLATION_UNAVAILABLE, BUILDER_UNAVAILABLE;
+    │   │                       where the engine is the host's BUILD_UNAVAILABLE, ENDPOINT_UNAVAILABLE, NETWORK_POLICY_UNAVAILABLE,
+    │   │                       NOTHING_KEPT, SECRETS_UNAVAILABLE
     │   ├── PolicyRefused       POLICY_REFUSED
     │   │   └── NotApproved     NOT_APPROVED        the person was asked and did not allow it
     │   ├── ScopeMissing        SCOPE_MISSING       the caller's token does not have the scope of this tool

@@ -1,5 +1,6 @@
 """Helpers of the tests: an image to run, a look into a sandbox from outside, a build in one line."""
 
+import contextlib
 import io
 import os
 import secrets
@@ -8,6 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,6 +79,23 @@ def busybox_context() -> dict[str, bytes]:
         "Dockerfile": b'FROM scratch\nADD root.tar /\nENV PATH=/bin\nCMD ["sh"]\n',
         "root.tar": busybox_rootfs(),
     }
+
+
+@contextlib.contextmanager
+def on_host(*names: str) -> Iterator[docker.DockerClient]:
+    """The host's engine, which has the test image under these names meanwhile."""
+    client = docker.from_env()
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        file.write(busybox_rootfs())
+        file.flush()
+        for name in names:  # each another image, for its time
+            client.api.import_image_from_file(file.name, *name.rsplit(":", 1), changes=["ENV PATH=/bin", 'CMD ["sh"]'])
+    try:
+        yield client
+    finally:
+        for name in names:
+            client.images.remove(name, force=True)
+        client.close()
 
 
 class Appendable(Protocol):

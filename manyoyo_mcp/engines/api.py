@@ -109,6 +109,9 @@ class DockerApiEngine(Daemonless, Entering):
         ]
         return sorted((each for each in found if each.size > 0), key=lambda each: -each.size)
 
+    async def used(self) -> dict[str, int]:
+        return {}
+
     async def act(self, action: Action, container: str, timeout_s: float) -> str:
         match action:
             case "stop":

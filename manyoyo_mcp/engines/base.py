@@ -231,6 +231,9 @@ class Engine(Protocol):
     async def usage(self, besides: str = "") -> list[Usage]:
         """What takes how much disk, the largest first; without what is shared with other sandboxes, and one container."""
 
+    async def used(self) -> dict[str, int]:
+        """What runs uses, where it is not under the outer container's cgroups: `memory_used` in bytes, `pids_used`, `cpu_us`."""
+
     async def run(self, spec: RunSpec, sink: Sink) -> Ended: ...
 
     async def start(self, spec: RunSpec) -> str:

@@ -26,10 +26,11 @@ from manyoyo_mcp.errors import (
     NotSupported,
     SandboxError,
 )
+from manyoyo_mcp.hosts import beside, own, sharing
 from manyoyo_mcp.hosts import mirror as mirroring
-from manyoyo_mcp.hosts import own, sharing
 from manyoyo_mcp.hosts.base import ENDING, LABEL, Completed, Mirror, Outer, OuterSpec, store_of
 from manyoyo_mcp.hosts.execs import execute
+from manyoyo_mcp.hosts.isolation import ON_HOST
 from manyoyo_mcp.hosts.isolation import host_config as isolated
 from manyoyo_mcp.hosts.looking import SOCKET_DIR, Looking
 from manyoyo_mcp.hosts.relay import Reached, reach, relay
@@ -61,11 +62,14 @@ class DockerHost(Looking):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._transport: str | None = None if settings.transport == "auto" else settings.transport
+        self._host_socket: str | None = None
 
     # -- making one
 
     async def create(self, spec: OuterSpec) -> Outer:
         name = spec.name or f"manyoyo-{spec.sandbox_id}"
+        if spec.isolation in ON_HOST:
+            await self._look_up(beside.check)
         kept = spec.keep and await self.volume_exists(store_of(spec.sandbox_id))
         shared = self._socket_dir(spec.sandbox_id) if self._may_share() else None
         if shared is not None:
@@ -102,6 +106,9 @@ class DockerHost(Looking):
                 ) from error
             if shared is not None and "bind source path does not exist" in str(error):
                 self._transport = "relay"  # a local socket, yet an engine in a virtual machine
+                return await self.create(spec)
+            if self._host_socket not in (None, beside.USUAL) and f"does not exist: {self._host_socket}" in str(error):
+                self._host_socket = beside.USUAL  # the same
                 return await self.create(spec)
             raise _refused(error) from error
         except BaseException:
@@ -146,6 +153,9 @@ class DockerHost(Looking):
                     "VolumeOptions": {"NoCopy": True, "Labels": {f"{LABEL}kind": "bases"}},
                 }
             )
+        if spec.isolation in ON_HOST:
+            self._host_socket = self._host_socket or beside.socket_of(self._written())
+            mounts += beside.mounts(self._host_socket, builds=spec.isolation == "sock")
         uid, gid = (os.getuid(), os.getgid()) if hasattr(os, "getuid") else (0, 0)
         host_config: dict[str, Any] = spec.caps.host_config() | {
             **isolated(spec.isolation, self._settings.host_runtime),
@@ -163,8 +173,9 @@ class DockerHost(Looking):
                 f"MANYOYO_SOCKET_OWNER={uid}:{gid}",
                 f"MANYOYO_BUILD_PIDS={spec.build_pids}",
                 f"MANYOYO_LEASE={spec.lease}",
+                f"MANYOYO_SANDBOX={spec.sandbox_id}",
                 f"MANYOYO_ISOLATION={spec.isolation}",
-                f"MANYOYO_SYNC={'strict' if spec.keep and device is None else 'relaxed'}",
+                f"MANYOYO_SYNC={'strict' if (spec.keep and device is None) or spec.isolation in ON_HOST else 'relaxed'}",
             ],
             "HostConfig": host_config,
         }
@@ -181,12 +192,15 @@ class DockerHost(Looking):
     async def dialer(self, outer: Outer) -> tuple[str, Dial]:
         path = self._shared(outer) / "engine.sock"
         engine = outer.labels["engine"]
+        on_host = outer.labels.get("isolation") in ON_HOST
+        listens = partial(beside.listens, self._shared(outer)) if on_host else partial(sharing.listens, path)
+        target = Path(beside.socket_of(self._written())) if on_host else path
         shared = self._may_share() and outer.socket_dir is not None  # another server may have made it, for the relay
         started = looked = time.monotonic()
         while time.monotonic() - started < READY_TIMEOUT:
-            if shared and sharing.listens(path):
+            if shared and listens():
                 self._transport = "socket"
-                return "socket", lambda: sharing.connect(path)
+                return "socket", lambda: sharing.connect(target)
             if not shared or (self._transport != "socket" and time.monotonic() - started > _SOCKET_PATIENCE):
                 try:
                     listening = await self._call(
@@ -194,7 +208,7 @@ class DockerHost(Looking):
                     )
                 except docker.errors.APIError:
                     break  # it runs no longer
-                if listening.exit_code == 0 and not (shared and sharing.listens(path)):
+                if listening.exit_code == 0 and not (shared and listens()):
                     if shared:  # tried in vain: an engine in a virtual machine
                         self._transport = "relay"
                     return "relay", lambda: relay(self.client, outer.container_id, engine)
@@ -297,7 +311,15 @@ class DockerHost(Looking):
     # -- ending one
 
     async def remove(self, outer: Outer, *, keep_store: bool = False) -> int:
-        return await self._remove(outer.container_id, outer.sandbox_id, outer.socket_dir, keep_store=keep_store)
+        beside_it = partial(beside.remove_all, sandbox_id=outer.sandbox_id)
+        on_host = outer.labels.get("isolation") in ON_HOST
+        if on_host:
+            await self.maintain(outer, "stop-all")  # it alone can take its cgroup away
+            await self._look_up(beside_it)
+        freed = await self._remove(outer.container_id, outer.sandbox_id, outer.socket_dir, keep_store=keep_store)
+        if on_host:  # what was begun meanwhile
+            await self._look_up(beside_it)
+        return freed
 
     async def _remove(
         self, container: str, sandbox_id: str, socket_dir: str | None, *, keep_store: bool = False

@@ -47,12 +47,17 @@ class Endpoint:
     def _by_unix_socket(self) -> bool:
         return str(self.client.base_url) == "http+docker://localhost" and not isinstance(self.client, DialledClient)
 
-    def _host_name(self) -> str | None:
-        """The machine of an endpoint that is reached over a network, as it is written."""
+    def _written(self) -> str | None:
+        """The endpoint's address, as it is written; None where none is."""
         kwargs = docker.utils.kwargs_from_env()
         context = ContextAPI.get_current_context() if not (self._address or os.environ.get("DOCKER_HOST")) else None
         address = self._address or (context.Host if context is not None else None) or kwargs.get("base_url")
-        return urlsplit(str(address)).hostname if address else None
+        return str(address) if address else None
+
+    def _host_name(self) -> str | None:
+        """The machine of an endpoint that is reached over a network, as it is written."""
+        address = self._written()
+        return urlsplit(address).hostname if address else None
 
     async def _call(self, fn: Callable[[docker.APIClient], T]) -> T:
         def call() -> T:

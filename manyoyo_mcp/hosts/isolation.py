@@ -23,6 +23,8 @@ class Tier:
     """What must succeed in such an outer container, for the doctor: less than the start of a sandbox asks for."""
     owns_store: bool = False
     """What a nested engine stores in this tier is of no use in another: its files have other owners."""
+    on_host: bool = False
+    """There is no nested engine: what is run are containers of the host's own, and the outer container is their keeper (`hosts.beside`)."""
 
     def words(self, name: str) -> str:
         return f"{name}. {self.held} {self.risk}"
@@ -61,6 +63,8 @@ _FUSE: dict[str, Any] = {
     "Devices": [{"PathOnHost": "/dev/fuse", "PathInContainer": "/dev/fuse", "CgroupPermissions": "rwm"}]
 }
 """Podman's layers are laid over one another through it, where podman has no rights: the kernel's own way would lose what it marks."""
+_KEEPERS = ("DAC_OVERRIDE", "KILL", "NET_ADMIN", "SETGID", "SETUID", "SYSLOG", "SYS_PTRACE")
+"""What a keeper needs, which is no engine (`hosts.beside`)."""
 
 TIERS = {
     "privileged": Tier(
@@ -109,9 +113,31 @@ TIERS = {
         why_not="only podman is set up to have gVisor for runs, execs and RUN steps alike",
         trial=("/usr/bin/runsc", "--version"),
     ),
+    "common": Tier(
+        # It holds the network and its rules, knows whose processes are whose, and reads the kernel's record of what was killed.
+        {"CapDrop": ["ALL"], "CapAdd": list(_KEEPERS), "PidMode": "host"},
+        "There is no engine of its own: a run is a plain container of the host's engine, with the sandbox's label, in which nothing is "
+        "privileged or mounted. The tools see, enter and remove what has that label, and run the images that the operator named.",
+        "Code in a run faces the host's kernel as root in an ordinary container; the host's engine itself takes it in, and reads and writes its "
+        "files. Disk is not capped: what a run writes lies on the host's.",
+        engines=frozenset({"docker"}),
+        why_not="the host's engine is asked in Docker's way",
+        on_host=True,
+    ),
+    "sock": Tier(
+        {"CapDrop": ["ALL"], "CapAdd": list(_KEEPERS), "PidMode": "host"},
+        "There is no engine of its own: runs and builds are the host's own engine's, within the sandbox's label. A run is what it is in isolation common; a "
+        "build's steps are capped and have no network. The tools see, enter and remove what has that label.",
+        "THIS IS THE HOST'S OWN ENGINE. Code in a run or step faces the host's kernel as root in an ordinary container; the engine reads the contexts, "
+        "Dockerfiles and images that it is given as root of the host, beside everybody else's. Disk is not capped.",
+        engines=frozenset({"docker"}),
+        why_not="the host's engine is asked in Docker's way",
+        on_host=True,
+    ),
 }
-_ORDER = tuple(TIERS)
-"""From the weakest wall to the strongest."""
+_ORDER = tuple(name for name, each in TIERS.items() if not each.on_host)
+"""From the weakest wall to the strongest, of those that are walls of a sandbox's own."""
+ON_HOST = frozenset(TIERS) - frozenset(_ORDER)
 
 RUNTIME = "runtime:"
 """Begins the name of a tier that is an OCI runtime of the host's."""
@@ -142,7 +168,7 @@ def tier(name: str) -> Tier:
 
 def host_config(name: str, host_runtime: str | None) -> dict[str, Any]:
     """What Docker's API is asked for, for an outer container of a tier; `host_runtime`: the one for tiers that are none themselves."""
-    return ({"Runtime": host_runtime} if host_runtime else {}) | tier(name).host_config
+    return ({"Runtime": host_runtime} if host_runtime and name not in ON_HOST else {}) | tier(name).host_config
 
 
 def weaker(name: str, configured: str) -> bool:
@@ -150,6 +176,8 @@ def weaker(name: str, configured: str) -> bool:
     not weaker than the weakest."""
     if name == configured:
         return False
+    if name in ON_HOST or configured in ON_HOST:
+        return name == "sock" or (name in ON_HOST and configured not in ON_HOST)
     if name in _ORDER and configured in _ORDER:
         return _ORDER.index(name) < _ORDER.index(configured)
     return configured != _ORDER[0]
@@ -184,4 +212,14 @@ def check(name: str, engine: str, before: str | None) -> None:
         raise InvalidArgument(
             f"What it begins with was stored with isolation {before}, and {name} could not read it.",
             f"Leave isolation out (it stays {before}), or start a new sandbox.",
+        )
+
+
+def check_keeps(name: str, what: str) -> None:
+    """Raise NotSupported where a sandbox of this tier has nothing of its own that `what` could keep."""
+    if name in ON_HOST:
+        raise NotSupported(
+            f"{what} can't be had with isolation {name}: such a sandbox has no store of its own.",
+            f"Take another isolation ({', '.join(_ORDER)}), or do without.",
+            code="NOTHING_KEPT",
         )

@@ -20,6 +20,10 @@ from manyoyo_mcp.policy.egress import Policy, beyond
 _log = logging.getLogger(__name__)
 
 
+EACH_SESSION = frozenset({"sock"})
+"""Kinds of which no yes outlives its session."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """Something that needs approval. `subject` says for programs what it is, `words` for the person; `refusal` is what is said where nobody
@@ -59,6 +63,8 @@ class Approvals:
     def __init__(self, settings: Settings) -> None:
         self.path = settings.state_dir / "approvals.json"
         self._roots = settings.roots
+        self.given: set[str] = set()
+        """Kinds that the person allowed for this session, of those that are asked for in each (`EACH_SESSION`)."""
 
     @property
     def project(self) -> str:

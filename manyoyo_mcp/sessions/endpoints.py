@@ -17,7 +17,9 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
 from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import Host
+from manyoyo_mcp.hosts.isolation import ON_HOST
 from manyoyo_mcp.policy.base import Limits
+from manyoyo_mcp.policy.bounded import Boundary
 from manyoyo_mcp.policy.connection import Ways
 from manyoyo_mcp.policy.gate import Gate
 from manyoyo_mcp.policy.ports import Publisher
@@ -55,8 +57,9 @@ class Endpoints:
 
     def open(self, sandbox: Sandbox, *, ports: bool = False) -> Path:
         """The sandbox's gate for the user's own clients: a unix socket, made where it is not there. With `ports`, which stays so, what they publish
-        is reachable on this machine's loopback. Raises InvalidArgument where its path is too long."""
-        if self._inside(sandbox) is not None:
+        is reachable on this machine's loopback. Raises InvalidArgument where its path is too long, NotSupported where there is no engine to lead to."""
+        _check_leads(sandbox, ports)
+        if self._inside(sandbox) is not None and sandbox.isolation not in ON_HOST:
             self.open_inside(sandbox)  # a client may mount it
         path = self._open(sandbox, self._directory / f"{sandbox.sandbox_id}.sock", "user")
         if ports and not self.publishes(sandbox):
@@ -82,6 +85,7 @@ class Endpoints:
     def open_inside(self, sandbox: Sandbox) -> None:
         """The sandbox's gate for its own nested containers, apart from the user's: they could take every connection. Raises NotSupported
         where host and sandbox share no directory, or nobody in there may connect."""
+        _check_own_engine(sandbox)
         if sandbox.isolation == "rootless":
             raise NotSupported(
                 "Nested containers can have no Docker socket in isolation rootless: it is the server's user's, and they are nobody's.",
@@ -142,7 +146,8 @@ class Endpoints:
 
         witness = GateWitness(self._journal, sandbox.sandbox_id, road)
         context_max, used = self._settings.context_max_bytes, partial(_use, sandbox)
-        ways = Ways(sandbox.dial, limits, context_max, used, hung_up, witness, publisher)
+        boundary = Boundary(sandbox.dial, limits, sandbox.within) if sandbox.within is not None else None
+        ways = Ways(sandbox.dial, limits, context_max, used, hung_up, witness, publisher, boundary)
         gate = Gate(path, ways)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -171,6 +176,26 @@ class Endpoints:
             self._gates.pop(path).close()
         while self._ports:
             self._ports.popitem()[1].close()
+
+
+def _check_leads(sandbox: Sandbox, ports: bool) -> None:
+    if sandbox.isolation != "sock":
+        _check_own_engine(sandbox)
+    elif ports:
+        raise NotSupported(
+            "Ports of a sandbox with isolation sock are not opened on this machine.",
+            "Leave ports out; services of such a sandbox meet at localhost.",
+            code="ENDPOINT_UNAVAILABLE",
+        )
+
+
+def _check_own_engine(sandbox: Sandbox) -> None:
+    if sandbox.isolation in ON_HOST:
+        raise NotSupported(
+            f"There is no Docker socket into a sandbox with isolation {sandbox.isolation}: its engine is the host's.",
+            "Use the tools, or start a sandbox with another isolation, which has an engine of its own.",
+            code="ENDPOINT_UNAVAILABLE",
+        )
 
 
 def _use(sandbox: Sandbox) -> None:

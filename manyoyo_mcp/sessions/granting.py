@@ -6,6 +6,7 @@ from typing import Any
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import CapExceeded
 from manyoyo_mcp.hosts.base import HostInfo
+from manyoyo_mcp.hosts.isolation import ON_HOST
 from manyoyo_mcp.values import Caps, docker_size
 
 
@@ -23,10 +24,12 @@ def caps(settings: Settings, info: HostInfo, cpus: float | None, memory: int | N
     )
 
 
-def nested_default(settings: Settings, sandbox: Caps) -> Caps:
-    """The caps of a run or build that asks for none: the sandbox's CPUs, half its memory, unless configured."""
+def nested_default(settings: Settings, sandbox: Caps, isolation: str) -> Caps:
+    """The caps of a run or build that asks for none: the sandbox's CPUs, half its memory, unless configured. Half its CPUs, too, where what runs
+    at a time may not have more together."""
+    cpus = sandbox.cpus / 2 if isolation in ON_HOST else sandbox.cpus
     return Caps(
-        cpus=min(settings.nested_cpus or sandbox.cpus, sandbox.cpus),
+        cpus=min(settings.nested_cpus or cpus, sandbox.cpus),
         memory=min(settings.nested_memory or sandbox.memory // 2, sandbox.memory),
         pids=min(settings.nested_pids, sandbox.pids),
     )

@@ -9,6 +9,7 @@ import anyio
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import EngineUnreachable, NameConflict, NotFound
 from manyoyo_mcp.hosts.base import Copied, Host, Store
+from manyoyo_mcp.hosts.isolation import check_keeps
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import names
@@ -48,6 +49,7 @@ class Keeping:
         Raises NameConflict where there is one of that name, unless it is to be replaced; BudgetExceeded.
         """
         names.check_name(name)
+        check_keeps(sandbox.isolation, "A checkpoint")
         lock = names.checkpoint_store(self._owner, name)
         target = f"{lock}-{secrets.token_hex(4)}"
         store = await self.store_of(sandbox)

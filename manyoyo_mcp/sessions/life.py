@@ -153,5 +153,5 @@ def _keeps(container: Container) -> bool:
 async def _worked(host: Host, sandbox: Sandbox) -> tuple[float, int]:
     """CPU seconds that what is nested has used, and bytes over its bridges, since the sandbox began."""
     done = await host.maintain(sandbox.outer, "activity")
-    facts = dict(line.split("=", 1) for line in done.output.splitlines() if "=" in line)
+    facts = dict(line.split("=", 1) for line in done.output.splitlines() if "=" in line) | await sandbox.engine.used()
     return int(facts.get("cpu_us", 0)) / 1e6, int(facts.get("network", 0))

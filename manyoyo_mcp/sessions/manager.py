@@ -14,10 +14,11 @@ import anyio.from_thread
 from anyio.abc import TaskGroup
 
 from manyoyo_mcp.config import EngineName, Isolation, NetworkMode, Settings
-from manyoyo_mcp.errors import SandboxError
+from manyoyo_mcp.errors import NotSupported, SandboxError
 from manyoyo_mcp.hosts import lease
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
+from manyoyo_mcp.hosts.isolation import ON_HOST, check_keeps
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import endpoints, granting, reach, reaper, sweep
 from manyoyo_mcp.sessions.approvals import Approvals
@@ -76,7 +77,8 @@ class Manager:
         self.life = Life(settings, host, self.jobs, self.sandboxes, self._end)
         group.start_soon(self.life.keep)
         self._reaper: subprocess.Popen[bytes] | None = None
-        self.warm = Warm(settings.warm, self._start_ahead, self.alive, self._discard)
+        ahead = settings.warm if settings.isolation != "sock" else 0  # those are asked for
+        self.warm = Warm(ahead, self._start_ahead, self.alive, self._discard)
 
     # -- which one
 
@@ -141,6 +143,12 @@ class Manager:
         """Another network policy for a live sandbox. `approved` as with `start`. Raises InvalidArgument, PolicyRefused, EgressUnenforced."""
         network = await reach.granted(self.settings, self.host, network_policy, network_allow, approved=approved)
         if network is not None:
+            if sandbox.isolation in ON_HOST:
+                raise NotSupported(
+                    f"A live sandbox with isolation {sandbox.isolation} keeps its network policy.",
+                    "Start another with the one that is wanted.",
+                    code="NETWORK_POLICY_UNAVAILABLE",
+                )
             await self._starter.networks.set(sandbox, network)
 
     async def _counted(self, wanted: Wanted, progress: Progress) -> Sandbox:
@@ -173,6 +181,8 @@ class Manager:
             return None
         if wanted.isolation not in (None, self.settings.isolation):
             return None
+        if self.settings.isolation in ON_HOST and (wanted.network or wanted.disk) is not None:
+            return None
         begun = time.monotonic()
         caps = granting.caps(self.settings, await self.host.info(), wanted.cpus, wanted.memory, wanted.pids)
         sandbox = await self.warm.claim()
@@ -193,6 +203,7 @@ class Manager:
 
     async def fork(self, sandbox: Sandbox, count: int, progress: Progress = no_progress) -> list[Sandbox]:
         """New sandboxes that begin as this one is now, with its caps. All of them, or none where one can't be had."""
+        check_keeps(sandbox.isolation, "A fork")
         forks: list[Sandbox] = []
         store = await self.keeping.store_of(sandbox)
         await settled(sandbox)

@@ -4,8 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from manyoyo_mcp.errors import EngineFailed
+from manyoyo_mcp.engines.base import Engine, RunSpec
+from manyoyo_mcp.errors import EngineFailed, Reason
 from manyoyo_mcp.hosts.base import Completed, HostInfo
+from manyoyo_mcp.values import Caps
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,23 @@ class Evidence:
     @property
     def enforced(self) -> bool:
         return self.memory and self.cpus and self.pids
+
+
+_PROBE = """
+echo "cpu_quota=$(cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null | head -n 1)"
+echo "pids_max=$(cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null | head -n 1)"
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then echo cgroup_version=2; else echo cgroup_version=1; fi
+exec /bin/busybox tail /dev/zero
+"""
+
+
+async def ask(engine: Engine, image: str) -> Completed:
+    """What `ctl probe` does, by a run of an engine that is no nested one; `image`: the outer image."""
+    output = bytearray()
+    spec = RunSpec(image, ["sh", "-c", _PROBE], Caps(0.5, 32 << 20, 16), entrypoint=["/bin/busybox"], network="none")
+    ended = await engine.run(spec, output.extend)
+    facts = f"exit={ended.exit_code}\nkernel={ended.evidence.replace('kernel:', 'oom-kill:')}\noom_killed={str(ended.reason is Reason.OOM_KILLED).lower()}"
+    return Completed(0, f"{output.decode(errors='replace')}\n{facts}")
 
 
 def judge(completed: Completed) -> Evidence:

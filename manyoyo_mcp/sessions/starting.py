@@ -19,19 +19,19 @@ from manyoyo_mcp.errors import (
     NotSupported,
     SandboxError,
 )
-from manyoyo_mcp.hosts.base import ENDING, Host, HostInfo, Outer, OuterSpec, Storage, Store, ours, store_of
+from manyoyo_mcp.hosts.base import ENDING, Host, HostInfo, Outer, OuterSpec, Storage, Store, store_of
+from manyoyo_mcp.hosts.isolation import ON_HOST, check_registered
 from manyoyo_mcp.hosts.isolation import check as check_isolation
-from manyoyo_mcp.hosts.isolation import check_registered
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
 from manyoyo_mcp.image.outer import Progress
 from manyoyo_mcp.policy.base import Limits
 from manyoyo_mcp.policy.egress import Policy
-from manyoyo_mcp.sessions import granting, names, reach, registries, trust
+from manyoyo_mcp.sessions import granting, names, onhost, reach, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets, NoRoomNow, Place
-from manyoyo_mcp.sessions.identity import Identity, answers_for
-from manyoyo_mcp.sessions.probe import Evidence, Remembered, judge
-from manyoyo_mcp.sessions.sandbox import Sandbox, isolation_of, join
+from manyoyo_mcp.sessions.identity import Identity
+from manyoyo_mcp.sessions.probe import Evidence, Remembered, ask, judge
+from manyoyo_mcp.sessions.sandbox import Sandbox, clear, isolation_of, join
 from manyoyo_mcp.values import Caps, docker_size, format_bytes
 from manyoyo_mcp.workers import together
 
@@ -148,7 +148,7 @@ class Starter:
             except (EngineFailed, EngineUnreachable):
                 self._let_go(found)
                 return None
-            await _clear(sandbox, every=False)
+            await clear(sandbox, every=False)
             image = outer_image.reference(self._settings)
             sandbox.evidence = await self._prove(sandbox, await self._host.info(), image, progress)
         except BaseException:
@@ -183,6 +183,10 @@ class Starter:
         source = wanted.origin or there
         check_isolation(isolation, engine, source.labels.get("isolation", "privileged") if source is not None else None)
         network = wanted.network or reach.configured(self._settings)
+        on_host = isolation in ON_HOST
+        if on_host:
+            keeps = "A name" if wanted.name else "What another sandbox holds" if wanted.origin else ""
+            onhost.check(self._settings, isolation, network, keeps, wanted.disk)
         info = await self._host.info()
         check_registered(isolation, info.runtimes)
         caps = granting.caps(self._settings, info, wanted.cpus, wanted.memory, wanted.pids)
@@ -192,7 +196,7 @@ class Starter:
             partial(bases.volume, self._host),
         )
         storage = await self._host.storage(image)
-        disk = await self._disk(wanted, storage, there)
+        disk = None if on_host else await self._disk(wanted, storage, there)
         spec = OuterSpec(
             sandbox_id=sandbox_id,
             image=image,
@@ -216,7 +220,7 @@ class Starter:
             files=trust.files(self._settings)
             | registries.files(self._settings, mirrors)
             | await reach.files(self._settings, self._host, network, engine, mirrors),
-            bases_volume=bases_volume,
+            bases_volume=None if on_host else bases_volume,
             disk=disk,
             origin=wanted.origin.name if wanted.origin is not None else None,
             keep="name" in labels,
@@ -235,7 +239,7 @@ class Starter:
             sandbox.network = network
             sandbox.copied = wanted.origin is not None
             if there is not None or sandbox.copied:
-                await _clear(sandbox, every=True)
+                await clear(sandbox, every=True)
             sandbox.evidence = await self._prove(sandbox, info, image, progress)
         except BaseException:
             self._let_go(created)
@@ -285,12 +289,15 @@ class Starter:
     async def join(self, created: Outer, begun: float) -> Sandbox:
         """A sandbox of an outer container that runs. `begun`: since when, by time.monotonic, it is being waited for."""
         transport, dial = await self._host.dialer(created)
+        isolation = isolation_of(created)
         limits = Limits(
-            granting.nested_default(self._settings, created.caps),
+            granting.nested_default(self._settings, created.caps, isolation),
             created.caps,
             by_quota=created.labels["engine"] == "podman",
         )
-        sandbox = join(self._host, created, transport, dial, limits, self._spawn, 0)
+        sandbox = join(
+            self._host, created, transport, dial, limits, self._spawn, 0, onhost.part(self._settings, created)
+        )
         await sandbox.engine.ping()
         sandbox.start_seconds = round(time.monotonic() - begun, 3)
         return sandbox
@@ -325,7 +332,9 @@ class Starter:
                     self._budgets.note_disk(sandbox.sandbox_id, disk)
             sandbox.outer = await self._host.grow(sandbox.outer, caps)
             sandbox.limits = replace(
-                sandbox.limits, default=granting.nested_default(self._settings, caps), largest=caps
+                sandbox.limits,
+                default=granting.nested_default(self._settings, caps, sandbox.isolation),
+                largest=caps,
             )
             self._count(sandbox)
 
@@ -345,7 +354,9 @@ class Starter:
         evidence = self._probes.get(key)
         if evidence is None or not evidence.enforced:  # what did not bind may have been mended since
             progress(0, None, "first sandbox of this kind on this host: proving that caps bind")
-            evidence = judge(await self._host.maintain(sandbox.outer, "probe", timeout=120))
+            on_host = sandbox.isolation in ON_HOST
+            found = ask(sandbox.engine, image) if on_host else self._host.maintain(sandbox.outer, "probe", timeout=120)
+            evidence = judge(await found)
             self._probes.put(key, evidence)
         if not evidence.enforced and not self._settings.allow_unenforced_caps:
             raise CapsUnenforced(
@@ -353,16 +364,6 @@ class Starter:
                 "Mend the host's cgroups, try the other engine, or set MANYOYO_ALLOW_UNENFORCED_CAPS=1 to run without.",
             )
         return evidence
-
-
-async def _clear(sandbox: Sandbox, *, every: bool) -> None:
-    """Remove the containers of runs whose server is no more, or of `every` run that was: their results have nobody to go to."""
-    with contextlib.suppress(SandboxError):  # as on a full disk; they are in nobody's way
-        for row in await sandbox.engine.containers():
-            labels = ours(row.labels)
-            # A container of a build has its image's labels, whatever they say.
-            if labels.get("server-pid", "").isdecimal() and (every or not answers_for(labels)):
-                await sandbox.engine.remove(row.container_id)
 
 
 def check_same(wanted: Wanted, engine: str, isolation: str | None = None) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from manyoyo_mcp.audit.redacted import scrubbed
 from manyoyo_mcp.errors import NotApproved, PolicyRefused
-from manyoyo_mcp.sessions.approvals import Wish
+from manyoyo_mcp.sessions.approvals import EACH_SESSION, Wish
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.workers import in_thread
 
@@ -33,6 +33,10 @@ class Answer(BaseModel):
         title="Always allow this in this project",
         description="`manyoyo-mcp approvals list` shows what is always allowed, `approvals forget` takes it back.",
     )
+
+
+class Once(BaseModel):
+    """The same, for what is asked in each session."""
 
 
 class Pending(Exception):
@@ -61,7 +65,9 @@ async def approve(manager: Manager, context: Context[Any, Any], call_id: str, *w
             )
         if how == "allow":
             await _note(manager, call_id, wish, "allowed", "setting")
-        elif (known := await in_thread(manager.approvals.covering, wish)) is not None:
+        elif wish.kind in manager.approvals.given:
+            await _note(manager, call_id, wish, "allowed", "said in this session")
+        elif wish.kind not in EACH_SESSION and (known := await in_thread(manager.approvals.covering, wish)) is not None:
             await _note(manager, call_id, wish, "allowed", f"remembered as {known.id}")
         else:
             asked.append(wish)
@@ -84,15 +90,18 @@ async def approve(manager: Manager, context: Context[Any, Any], call_id: str, *w
             f"The user was asked, and did not allow it: {' '.join(each.words for each in asked)}",
             "Do without, or ask the user what they would rather have; don't repeat the call as it is.",
         )
-    if (answer.content or {}).get("remember") is True:
-        for wish in asked:
+    for wish in asked:
+        if wish.kind in EACH_SESSION:
+            manager.approvals.given.add(wish.kind)
+        elif (answer.content or {}).get("remember") is True:
             await in_thread(manager.approvals.remember, wish)
 
 
 def _question(wishes: list[Wish]) -> ElicitRequestFormParams:
     words = "\n".join(f"- {each.words}" for each in wishes)
     message = f"The agent asks for what reaches outside of its sandbox:\n{words}\nAllow it?"
-    return ElicitRequestFormParams(message=message, requested_schema=render_elicitation_schema(Answer))
+    form = Once if all(each.kind in EACH_SESSION for each in wishes) else Answer
+    return ElicitRequestFormParams(message=message, requested_schema=render_elicitation_schema(form))
 
 
 async def _ask(context: Context[Any, Any], question: ElicitRequestFormParams) -> ElicitResult:

@@ -13,10 +13,12 @@ from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetad
 from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported
+from manyoyo_mcp.errors import InvalidArgument, ManyoyoError, NotSupported, PolicyRefused
+from manyoyo_mcp.hosts.isolation import tier
 from manyoyo_mcp.redaction import Redactor
 from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.sessions.manager import Manager
+from manyoyo_mcp.sessions.onhost import check_offered
 from manyoyo_mcp.sessions.principals import USER, Caller, Principals, Scope
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
@@ -78,6 +80,18 @@ class ToolOutput(BaseModel):
 In = TypeVar("In", bound=ToolInput)
 
 
+LOUD = "ISOLATION SOCK: what is run and built here is run and built by the host's own engine, beside what is not yours."
+"""Said with every result of a session that has such a sandbox."""
+
+
+def sock_wish(manager: Manager) -> Wish:
+    """A sandbox on the host's own engine. Raises PolicyRefused where that is off."""
+    check_offered(manager.settings, "sock")
+    refused = PolicyRefused("Isolation sock takes the user's yes in each session.", "Take another isolation.")
+    return Wish("sock", "sock", f"Containers and builds on THIS MACHINE'S OWN container engine, for as long as this session lasts. ({tier('sock').words('sock')})",
+                refused)  # fmt: skip
+
+
 @dataclass(slots=True)
 class Call:
     """One call: the session's manager, and a way to report progress to the client."""
@@ -100,6 +114,8 @@ class Call:
         """The sandbox that is meant, started with the defaults where this session has none; and whether it was."""
         if self.manager.sandboxes() or self.manager.handles.explicit:
             return self.manager.get(sandbox_id), False
+        if self.manager.settings.isolation == "sock":
+            await self.approve(sock_wish(self.manager))
         async with self.progress_sink() as progress:
             return await self.manager.get_or_start(sandbox_id, progress)
 
@@ -170,6 +186,8 @@ class ManyoyoTool(Tool):
             raise
         redactor = current()
         content: list[ContentBlock] = [TextContent(type="text", text=redactor.text(output.words()))]
+        if any(each.isolation == "sock" for each in manager.sandboxes()):
+            content.append(TextContent(type="text", text=LOUD))
         content += [ResourceLink(type="resource_link", uri=uri, name=name) for uri, name in output.links()]
         return CallToolResult(content=content, structured_content=redactor.anything(output.data()))
 

@@ -15,6 +15,7 @@ _PODMAN = (
 )
 
 
+_SOCK = "Its engine is the host's own, of which this is the sandbox's part: no volumes, networks or builds."
 _PUBLISHED = (
     "Published ports (TCP) listen on this machine's 127.0.0.1 while their container runs; sandbox_status lists them."
 )
@@ -71,7 +72,8 @@ async def sandbox_endpoint(call: Call, arguments: EndpointInput) -> ToolOutput:
     await call.approve(_WISH, *([_PORTS] if arguments.ports and not _published(call, arguments) else []))
     sandbox, _ = await call.sandbox(arguments.sandbox_id)
     path = endpoints.open(sandbox, ports=arguments.ports)
-    notes = [_PUBLISHED if endpoints.publishes(sandbox) else _UNPUBLISHED]
+    notes = [_PUBLISHED if endpoints.publishes(sandbox) else _UNPUBLISHED] if sandbox.isolation != "sock" else []
+    notes += [_SOCK] if sandbox.isolation == "sock" else []
     notes += [_PODMAN] if sandbox.engine_name == "podman" else []
     return EndpointOutput(
         sandbox_id=sandbox.sandbox_id,

@@ -11,7 +11,7 @@ from manyoyo_mcp.sessions import reach
 from manyoyo_mcp.sessions.approvals import Wish
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
-from manyoyo_mcp.tools.base import Call, ToolInput, ToolOutput, tool
+from manyoyo_mcp.tools.base import Call, ToolInput, ToolOutput, sock_wish, tool
 from manyoyo_mcp.tools.common import Cpus, Disk, GrantedCaps, Memory, Pids, Text
 from manyoyo_mcp.values import format_bytes
 
@@ -36,7 +36,7 @@ class StartInput(ToolInput):
     from_checkpoint: Text | None = Field(None, description="Begin with what is in this checkpoint, as a private copy.")
     isolation: Isolation | None = Field(
         None,
-        description='Its wall. "hardened": none of the host\'s devices; "userns" (docker), "rootless" (podman): nested root is nobody; "gvisor" (podman): another kernel.',
+        description='Its wall. "hardened": none of the host\'s devices; "userns" (docker), "rootless" (podman): nested root is nobody; "gvisor" (podman): another kernel; "common" (docker): runs by the host\'s engine; "sock" (docker): builds too.',
     )
     network_policy: NetworkMode | None = Field(
         None, description='What it may reach: "open" (the internet), "log" (recorded), "allowlist", "none".'
@@ -197,6 +197,8 @@ async def _approved(call: Call, arguments: StartInput) -> bool:
         )
         words = f"A sandbox with a weaker wall ({tier(asked).words(asked)}) Configured is {settings.isolation}."
         wishes.append(Wish("isolation", asked, words, refused))
+    if arguments.sandbox_id is None and (asked or settings.isolation) == "sock":
+        wishes.append(sock_wish(call.manager))
     await call.approve(*wishes)
     return network is not None
 

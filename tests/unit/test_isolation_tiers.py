@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
 from manyoyo_mcp.hosts.docker import _refused
-from manyoyo_mcp.hosts.isolation import TIERS, check, check_registered, host_config, tier, weaker
+from manyoyo_mcp.hosts.isolation import TIERS, check, check_keeps, check_registered, host_config, tier, weaker
 
 
 @pytest.mark.parametrize("engine", ["podman", "docker"])
@@ -74,6 +74,17 @@ def test_what_a_runtime_of_the_hosts_is_asked_with(runtime: str, expected: dict[
     assert "not tried" in tier(f"runtime:{runtime}").words(f"runtime:{runtime}")
 
 
+def test_what_is_on_the_host_keeps_nothing() -> None:
+    for name in TIERS:
+        if TIERS[name].on_host:
+            with pytest.raises(NotSupported) as refused:
+                check_keeps(name, "A name")
+            assert refused.value.instance_code == "NOTHING_KEPT" and "hardened" in refused.value.hint
+            assert "Runtime" not in host_config(name, "shim") and "Privileged" not in host_config(name, None)
+        else:
+            check_keeps(name, "A name")
+
+
 def test_other_tiers_have_the_runtime_that_is_configured() -> None:
     assert host_config("hardened", "shim")["Runtime"] == "shim" and "Runtime" not in host_config("privileged", None)
 
@@ -102,6 +113,8 @@ def test_a_store_of_a_runtime_that_moves_owners_is_its_own() -> None:
         ("privileged", "hardened", True), ("hardened", "privileged", False), ("userns", "gvisor", True), ("gvisor", "gvisor", False),
         ("runtime:kata", "privileged", False), ("runtime:kata", "hardened", True), ("runtime:kata", "runtime:kata", False),
         ("runtime:runc", "runtime:kata", True), ("gvisor", "runtime:kata", True),
+        ("common", "privileged", True), ("sock", "common", True), ("common", "sock", False), ("privileged", "common", False),
+        ("common", "common", False), ("runtime:kata", "sock", False), ("sock", "runtime:kata", True),
     ],
 )  # fmt: skip
 def test_how_strong_another_runtime_is_nobody_knows(asked: str, configured: str, is_weaker: bool) -> None:

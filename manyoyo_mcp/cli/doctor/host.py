@@ -19,7 +19,7 @@ from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, EngineName, Settings
 from manyoyo_mcp.errors import ManyoyoError
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import DockerHost
-from manyoyo_mcp.hosts.isolation import TIERS, host_config, tier
+from manyoyo_mcp.hosts.isolation import ON_HOST, TIERS, host_config, tier
 from manyoyo_mcp.hosts.pool import KEEPER
 from manyoyo_mcp.image import bases, outer
 from manyoyo_mcp.sessions import sweep
@@ -183,7 +183,9 @@ def tiers(configured: str, engine: EngineName, refused: Mapping[str, str]) -> Ch
     )
     words += f" (`manyoyo-mcp doctor isolation` starts each); {configured} where start_sandbox names none"
     if configured in refused:
-        others = [name for name in TIERS if name not in refused and engine in tier(name).engines]
+        others = [
+            name for name in TIERS if name not in refused and engine in tier(name).engines and name not in ON_HOST
+        ]
         return fail(
             "isolation",
             f"{words}; the engine says: {refused[configured][-200:]}",

@@ -9,16 +9,20 @@ from manyoyo_mcp.cli.doctor.check import Check, fail, ok, warn
 from manyoyo_mcp.cli.screen import Report, Screen
 from manyoyo_mcp.cli.wording import in_options
 from manyoyo_mcp.config import EngineName, Settings
+from manyoyo_mcp.engines.base import RunSpec
 from manyoyo_mcp.errors import EngineFailed, ManyoyoError
 from manyoyo_mcp.hosts.base import Completed
-from manyoyo_mcp.hosts.isolation import RUNTIME, TIERS, tier
+from manyoyo_mcp.hosts.isolation import ON_HOST, RUNTIME, TIERS, tier
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.manager import Manager, open_manager
+from manyoyo_mcp.sessions.sandbox import Sandbox
 
 LONGEST = 90.0
 """Seconds for one tier: its sandbox's start, its proof, its end."""
 _MEMORY = 512 << 20
 _SYS_MODULE = 1 << 16
+_DEFAULT = 0xA80425FB
+"""Docker's default capabilities."""
 _PLAIN = frozenset({"runc", "crun", "io.containerd.runc.v2", "io.containerd.runtime.v1.linux"})
 """Runtimes of the host's that are no wall of their own."""
 
@@ -50,7 +54,7 @@ async def _try(manager: Manager, name: str, engine: EngineName, progress: Report
         with anyio.fail_after(LONGEST):
             sandbox = await manager.start(engine, memory=_MEMORY, progress=progress, isolation=name)
             try:
-                found = await manager.host.maintain(sandbox.outer, "prove", timeout=LONGEST)
+                found = await _proof(manager, sandbox)
             finally:
                 with anyio.CancelScope(shield=True):
                     await manager.remove(sandbox)
@@ -62,6 +66,25 @@ async def _try(manager: Manager, name: str, engine: EngineName, progress: Report
     if not shown:
         return failed(row, f"can not be had: {words}", _OTHER)
     return ok(row, f"can be had: {words} ({time.monotonic() - begun:.1f} s)")
+
+
+_SHOW = """
+echo "run_kernel=$(cat /proc/version)"
+echo "run_capabilities=$(sed -n 's/^CapBnd:[[:space:]]*//p' /proc/self/status)"
+echo "run_gains=$(sed -n 's/^NoNewPrivs:[[:space:]]*//p' /proc/self/status)"
+echo "run_disks=$(find /dev -type b | wc -l)"
+"""
+
+
+async def _proof(manager: Manager, sandbox: Sandbox) -> Completed:
+    """What shows the wall of a sandbox: by `ctl prove`; where its engine is the host's, what a run sees, and what is seen of others."""
+    if sandbox.isolation not in ON_HOST:
+        return await manager.host.maintain(sandbox.outer, "prove", timeout=LONGEST)
+    output = bytearray()
+    spec = RunSpec(outer.reference(manager.settings), ["-c", _SHOW], sandbox.limits.default, entrypoint=["/bin/sh"])
+    ended = await sandbox.engine.run(spec, output.extend)
+    others = [each for each in await sandbox.engine.containers() if each.container_id != ended.container]
+    return Completed(0, f"{output.decode(errors='replace')}\nexit={ended.exit_code}\nothers={len(others)}\n")
 
 
 _OTHER = "Use another tier: docs/security.md says what each holds back."
@@ -103,6 +126,18 @@ def _gvisor(facts: Mapping[str, str]) -> tuple[bool, str]:
     return held, f"{words}; a nested run sees {nested}, the host's kernel is {host}"
 
 
+def _common(facts: Mapping[str, str]) -> tuple[bool, str]:
+    beyond = int(facts["run_capabilities"], 16) & ~_DEFAULT
+    disks, others = int(facts["run_disks"]), int(facts["others"])
+    words = f"a run sees {disks} block devices, and {others} containers of others'"
+    if beyond or disks or others or facts["run_gains"] != "1":
+        return (
+            False,
+            f"{words}; it {'has more' if beyond else 'has no more'} capabilities than Docker's own, and {'can' if facts['run_gains'] != '1' else 'can not'} gain others",
+        )
+    return True, f"{words}; it has fewer capabilities than Docker's own, and gains no other"
+
+
 def _runtime(facts: Mapping[str, str]) -> tuple[bool, str]:
     return (
         True,
@@ -110,4 +145,12 @@ def _runtime(facts: Mapping[str, str]) -> tuple[bool, str]:
     )
 
 
-_OF = {"privileged": _privileged, "hardened": _hardened, "userns": _userns, "rootless": _userns, "gvisor": _gvisor}
+_OF = {
+    "privileged": _privileged,
+    "hardened": _hardened,
+    "userns": _userns,
+    "rootless": _userns,
+    "gvisor": _gvisor,
+    "common": _common,
+    "sock": _common,
+}

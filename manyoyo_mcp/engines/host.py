@@ -1,0 +1,123 @@
+"""The host's own dockerd, for a sandbox that has no engine of its own. What reaches it is held to the sandbox's part of it (`policy.bounded`)."""
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from manyoyo_mcp.engines.base import BuildSpec, Built, Sink, Step, Usage
+from manyoyo_mcp.engines.buildlog import instructions
+from manyoyo_mcp.engines.docker import DockerEngine
+from manyoyo_mcp.errors import NotSupported
+from manyoyo_mcp.policy import hostbuilds
+from manyoyo_mcp.policy.bounded import Boundary, BoundedClient
+from manyoyo_mcp.policy.transport import GuardedClient
+
+OTHERWISE = "start_sandbox with another isolation (hardened, privileged) starts one that has its own engine."
+_STEP = re.compile(rb"^Step \d+/\d+ : (.*)$", re.MULTILINE)
+"""What dockerd's classic builder says of a step before it does it."""
+
+
+class HostEngine(DockerEngine):
+    """It runs, enters and removes; it builds where its tier does."""
+
+    @property
+    def _bounded(self) -> Boundary:
+        assert isinstance(self._client, BoundedClient)
+        return self._client.boundary
+
+    async def build(self, spec: BuildSpec, sink: Sink, on_step: Callable[[Step], None]) -> Built:
+        within = self._bounded.within
+        if not within.builds:
+            raise NotSupported(
+                "Nothing can be built in this sandbox: it has no engine of its own, and the host's would build beside everybody else's.",
+                f"Build in another sandbox: {OTHERWISE}",
+                code="BUILD_UNAVAILABLE",
+            )
+        held = await self._maintain("holds-builds")
+        if held.exit_code:
+            raise NotSupported(
+                f"Nothing can be built in this sandbox: the host's engine takes no cgroup for it, and its steps would be uncapped. {held.output.strip()[:200]}",
+                f"It takes dockerd's cgroup driver cgroupfs. {OTHERWISE}",
+                code="BUILD_UNAVAILABLE",
+            )
+        hostbuilds.check_tags(within, spec.tags)
+        found = instructions(spec.dockerfile_text)
+        hostbuilds.check(within, [each.text for each in found])
+        after = [each.line for each in found if each.keyword == "FROM"]
+        text = hostbuilds.labelled(within, spec.dockerfile_text, after)
+        judge = hostbuilds.Judge(within)
+
+        def follow(output: bytes) -> None:  # as the engine reads it: should we have read it otherwise, it ends there
+            for step in _STEP.findall(output):
+                judge.check(step.decode(errors="replace").strip())
+            sink(output)
+
+        def seen(step: Step) -> None:
+            _move(step, after)
+            on_step(step)
+
+        with self._bounded.building(spec.caps):
+            labelled = replace(spec, dockerfile_text=text, context=lambda: _with(spec.context(), spec.dockerfile, text))
+            built = await super().build(labelled, follow, seen)
+        if built.failed_step is not None and built.failed_step not in built.steps:
+            _move(built.failed_step, after)
+        return built
+
+    def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
+        prefix = self._bounded.within.images_prefix
+        return {**super()._build_params(spec), **({} if spec.tags else {"t": f"{prefix}build:{spec.build_id}"})}
+
+    async def _give(self, id_: str, archive: bytes) -> None:
+        raise NotSupported(
+            "Secrets can't be given to a run in this sandbox: the host's engine would store them.",
+            f"Give them to an exec (nested_exec), as variables; or {OTHERWISE}",
+            code="SECRETS_UNAVAILABLE",
+        )
+
+    async def _image_hint(self, image: str) -> str:
+        return (
+            "nested_list shows the images that may be run here: those of the host's engine that MANYOYO_HOST_IMAGES names. The user can bring "
+            f"others there; or {OTHERWISE}"
+        )
+
+    async def usage(self, besides: str = "") -> list[Usage]:
+        rows = await self._ask(lambda client: client.containers(all=True, size=True))
+        found = [
+            Usage("container", row["Names"][0].lstrip("/"), int(row.get("SizeRw") or 0))
+            for row in rows
+            if row["Id"] != besides
+        ]
+        return sorted((each for each in found if each.size > 0), key=lambda each: -each.size)
+
+    async def used(self) -> dict[str, int]:
+        def ask(client: GuardedClient) -> list[Any]:
+            return [client.stats(row["Id"], stream=False, one_shot=True) for row in client.containers()]
+
+        found = await self._ask(ask)
+        return {
+            "memory_used": sum(int(each.get("memory_stats", {}).get("usage") or 0) for each in found),
+            "pids_used": sum(int(each.get("pids_stats", {}).get("current") or 0) for each in found),
+            "cpu_us": sum(int(each.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage") or 0) for each in found)
+            // 1000,
+        }
+
+
+def _move(step: Step, after: Sequence[int]) -> None:
+    """A step's line as its Dockerfile has it: each FROM was followed by a line of ours."""
+    if step.line is not None:
+        step.line -= sum(line + index < step.line for index, line in enumerate(after))
+
+
+def _with(context: Iterator[bytes], name: str, text: str) -> Iterator[bytes]:
+    """A context whose Dockerfile is another; what comes last is what counts."""
+    held = b""
+    for piece in context:
+        yield held
+        held = piece
+    info = tarfile.TarInfo(name)
+    raw = text.encode()
+    info.size, info.mode = len(raw), 0o644
+    yield info.tobuf(tarfile.PAX_FORMAT) + raw + bytes(-len(raw) % tarfile.BLOCKSIZE)
+    yield held  # the archive's end

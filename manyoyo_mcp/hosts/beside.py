@@ -1,0 +1,89 @@
+"""Sandboxes without an engine of their own: what they run are containers of the host's engine, beside everybody else's.
+
+Their outer container is a *keeper*, in which no engine runs and nothing of a client's. It is the sandbox's network, which the others join; its lease;
+and, when that ends or it is told to, what removes them: for that it has the host's socket, as the server does. Its caps are a record of the sandbox's.
+"""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from manyoyo_mcp.errors import NotSupported
+from manyoyo_mcp.policy import hostbuilds, labelled
+from manyoyo_mcp.policy.base import Within
+
+SOCKET = "/run/manyoyo-host.sock"
+"""Where the keeper has the host's."""
+CGROUPS = "/run/manyoyo-cgroup"
+"""The same of its cgroups."""
+USUAL = "/var/run/docker.sock"
+"""Where an engine has its socket that we can't look at."""
+
+
+def within(sandbox_id: str, joins: str = "", images: tuple[str, ...] = (), *, builds: bool = False) -> Within:
+    """A sandbox's part of its host's engine."""
+    part = Within(sandbox_id, joins, images, builds)
+    return replace(part, images=(*images, f"{part.images_prefix}*")) if builds else part
+
+
+def mounts(socket: str, *, builds: bool) -> list[dict[str, Any]]:
+    """What the keeper has of the host: its engine's socket; where there are builds its cgroups, to make one in which they are capped."""
+    found = [{"Type": "bind", "Source": socket, "Target": SOCKET}]
+    return [*found, {"Type": "bind", "Source": "/sys/fs/cgroup", "Target": CGROUPS}] if builds else found
+
+
+def socket_of(address: str | None) -> str:
+    """The path of an engine's socket on its own machine, as far as its address tells."""
+    return address.removeprefix("unix://") if address is not None and address.startswith("unix:///") else USUAL
+
+
+def listens(shared: Path) -> bool:
+    """Whether the keeper holds its sandbox's network: it then says where the engine is, by a link that leads nowhere here."""
+    return (shared / "engine.sock").is_symlink()
+
+
+def check(client: docker.APIClient) -> None:
+    """Raises NotSupported where the host's engine is none that this was made for."""
+    parts = [str(each.get("Name", "")) for each in client.version().get("Components") or []]
+    if any("Podman" in each for each in parts):
+        raise NotSupported(
+            "The host's engine is podman: its API differs from Docker's where this isolation relies on it.",
+            "Take another isolation (hardened, privileged), which has an engine of its own on any host.",
+            code="ISOLATION_UNAVAILABLE",
+        )
+
+
+def remove_all(client: docker.APIClient, sandbox_id: str) -> None:
+    """Remove what a sandbox has on its host's engine, whatever it does."""
+    theirs = within(sandbox_id)
+    for row in client.containers(all=True, filters={"label": f"{labelled.LABEL}={sandbox_id}"}):
+        if labelled.belongs(theirs, row["Labels"], *row["Names"]):
+            try:
+                client.remove_container(row["Id"], force=True, v=True)
+            except docker.errors.NotFound:
+                pass
+            except docker.errors.APIError as error:
+                if error.status_code != 409:  # another is removing it
+                    raise
+    _remove_builds(client, theirs)
+
+
+def _remove_builds(client: docker.APIClient, theirs: Within) -> None:
+    """Steps that run still, known by their cgroup; then the images, but what others have named or use."""
+    label = f"{hostbuilds.OF}={theirs.sandbox}"
+    for row in client.containers(all=True, filters={"label": label}):
+        with contextlib.suppress(docker.errors.APIError):
+            held = client.inspect_container(row["Id"])["HostConfig"]
+            if str(held.get("CgroupParent")).startswith(f"/manyoyo/{theirs.sandbox}/"):
+                client.remove_container(row["Id"], force=True, v=True)
+    for _ in range(2):  # an image that others stand on goes after them
+        for row in sorted(client.images(all=True, filters={"label": label}), key=lambda each: -int(each["Created"])):
+            names = [each for each in row.get("RepoTags") or [] if each != "<none>:<none>"]
+            for name in [each for each in names if each.startswith(theirs.images_prefix)] or (
+                [] if names else [row["Id"]]
+            ):
+                with contextlib.suppress(docker.errors.APIError):
+                    client.remove_image(name)

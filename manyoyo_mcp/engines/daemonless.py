@@ -55,11 +55,11 @@ class Daemonless(Running, Building):
         found = {}
         for name in images(spec.dockerfile_text, spec.build_args, spec.target):
             if spec.pull and not name.startswith("localhost/"):
-                await self.pull(name)
+                await self.pull(name, await spec.login(name))
             try:
                 raw = await self._ask(lambda client, name=name: client.inspect_image(name))  # type: ignore[misc]
             except NotFound:
-                await self.pull(name)
+                await self.pull(name, await spec.login(name))
                 raw = await self._ask(lambda client, name=name: client.inspect_image(name))  # type: ignore[misc]
             found[name] = str(raw["Id"]).removeprefix("sha256:")
         return found

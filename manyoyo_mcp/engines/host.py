@@ -35,6 +35,12 @@ class HostEngine(DockerEngine):
                 f"Build in another sandbox: {OTHERWISE}",
                 code="BUILD_UNAVAILABLE",
             )
+        if spec.daemonless:
+            raise NotSupported(
+                "The host's engine has no builder but its own.",
+                f"Leave builder out, or build in another sandbox: {OTHERWISE}",
+                code="BUILDER_UNAVAILABLE",
+            )
         held = await self._maintain("holds-builds")
         if held.exit_code:
             raise NotSupported(

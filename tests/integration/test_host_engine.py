@@ -454,6 +454,9 @@ async def test_what_sock_does_not_build(sock: Client, host: docker.DockerClient,
     sandbox = (await start(sock, isolation="sock"))["sandbox_id"]
     before = {each.id: each.tags for each in host.images.list(all=True)}
     private = host.images.get(PRIVATE).id.removeprefix("sha256:")
+    files = {"Dockerfile": f"FROM {BUSYBOX}\n"}
+    error = await refused(sock, "nested_build", sandbox_id=sandbox, files=files, builder="daemonless")
+    assert error["code"] == "BUILDER_UNAVAILABLE", error  # and not by the host's own in its place
     for dockerfile in (
         f"FROM {PRIVATE}\nRUN true\n",
         f"FROM {private}\n",

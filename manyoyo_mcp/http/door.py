@@ -22,6 +22,8 @@ from manyoyo_mcp.tools import TOOLS
 
 BODY_S = 30.0
 """Seconds for all of the body."""
+PIECE = 64 << 10
+"""Bytes of an answer that are sent at a time: with the next it is waited until its client has taken these."""
 _SESSION, _VERSION = b"mcp-session-id", b"mcp-protocol-version"
 _SCOPES: dict[str, Scope] = {tool.name: tool.scope for tool in TOOLS}
 
@@ -97,7 +99,7 @@ class Door:
                     share.sessions.end(known)
                 elif known is not None:
                     share.sessions.use(known)
-            await send(message)
+            await _in_pieces(message, send)
 
         told = False
 
@@ -141,6 +143,14 @@ class Door:
         refused = refusal(403, f"SCOPE_MISSING: {words}")
         refused.headers["WWW-Authenticate"] = self._oauth.lacking(scope)
         return refused
+
+
+async def _in_pieces(message: Message, send: Send) -> None:
+    body = message.get("body", b"")
+    for begin in range(0, len(body) - PIECE, PIECE):
+        await send({**message, "body": body[begin : begin + PIECE], "more_body": True})
+    last = max(len(body) - 1, 0) // PIECE * PIECE
+    await send({**message, "body": body[last:]} if last else message)
 
 
 def _header(request: Request, name: bytes) -> bytes | None:

@@ -1,5 +1,6 @@
 """The keys that an authorization server signs with: kept for a while, and looked for anew when a token names one that is not known."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,6 +23,7 @@ AGAIN_S = 10.0
 KEPT_S = 3600.0
 """Seconds for which the last keys count where the server does not answer."""
 _MOST = 100
+_log = logging.getLogger(__name__)
 
 
 class Keys:
@@ -56,7 +58,8 @@ class Keys:
                 found = (await self._look()).get("keys")
                 if not isinstance(found, list):
                     raise Unavailable("its keys are none")
-            except Unavailable:
+            except Unavailable as error:
+                _log.warning("the authorization server's keys can't be had: %s", error)
                 if time.monotonic() - self._at > KEPT_S:
                     self._found, self._made = [], {}
             else:

@@ -16,7 +16,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.http import asking, keys
 from manyoyo_mcp.http.door import needed
-from manyoyo_mcp.http.judging import LONGEST
+from manyoyo_mcp.http.judging import LONGEST, Asked
 from manyoyo_mcp.http.keys import ALGORITHMS
 from manyoyo_mcp.http.oauth import OAuth, check, open_oauth, principal
 from manyoyo_mcp.http.tokens import Tokens
@@ -183,12 +183,65 @@ async def test_no_token_has_this_server_ask_elsewhere(server: Authorization, oau
 async def test_keys_that_verify_what_also_signs_are_none(server: Authorization) -> None:
     secret = base64.urlsafe_b64encode(b"s" * 32).decode()
     server.keys.append({"kty": "oct", "k": secret, "kid": "shared", "alg": "HS256"})
-    server.keys.append(jwk(private_key("RSA"), "enc", use="enc"))
+    other = private_key("EC")
+    server.keys.append(jwk(other, "enc", use="enc"))
     async with open_oauth(_settings(server)) as oauth:
         assert oauth is not None
         token = server.token(RESOURCE, key=b"s" * 32, algorithm="HS256", headers={"kid": "shared"})
         assert await oauth.caller(token) is None
+        token = server.token(RESOURCE, key=other, algorithm="ES256", headers={"kid": "enc"})
+        assert await oauth.caller(token) is None  # a key to encrypt with
         assert await oauth.caller(server.token(RESOURCE)) is not None
+
+
+async def test_a_token_that_names_no_key_has_the_only_one(server: Authorization) -> None:
+    token = server.token(RESOURCE, headers={"kid": None})
+    async with open_oauth(_settings(server)) as oauth:
+        assert oauth is not None and await oauth.caller(token) is not None
+    server.rotate("EC", keep=True)
+    async with open_oauth(_settings(server)) as oauth:
+        assert oauth is not None and await oauth.caller(token) is not None  # of its kind
+    server.keys.append(jwk(private_key("RSA"), "another"))
+    async with open_oauth(_settings(server)) as oauth:
+        assert oauth is not None and await oauth.caller(token) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "good"),
+    [
+        ({}, True),
+        ({"iss": None}, True),
+        ({"exp": None}, True),
+        ({"aud": ["a", RESOURCE]}, True),
+        ({"active": False}, False),
+        ({"active": "true"}, False),
+        ({"active": None}, False),
+        ({"iss": "https://else.example"}, False),
+        ({"aud": None}, False),
+        ({"aud": {RESOURCE: 1}}, False),
+        ({"aud": [[RESOURCE]]}, False),
+        ({"sub": None}, False),
+        ({"exp": 1}, False),
+        ({"nbf": 1e12}, False),
+        ({"nbf": "soon"}, False),
+        ({"token_type": "DPoP"}, False),
+        ({"cnf": {"jkt": "a"}}, False),
+    ],
+    ids=str,
+)
+async def test_an_answer_about_a_token(more: dict[str, Any], good: bool) -> None:
+    said = {
+        "active": True,
+        "iss": "https://a.example",
+        "aud": RESOURCE,
+        "sub": "alice",
+        "exp": time.time() + 60,
+        **more,
+    }
+    said = {name: value for name, value in said.items() if value is not None}
+    async with asking.client() as http:
+        asked = Asked(http, "https://a.example/i", ("box", "secret"), "https://a.example", RESOURCE)
+        assert (asked._judged(said) is not None) is good
 
 
 async def test_keys_change(server: Authorization, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +349,13 @@ async def test_metadata_of_another_issuer_lead_to_no_keys(server: Authorization)
         assert oauth is not None
         with pytest.raises(asking.Unavailable):
             await oauth.caller(token)
+    real, server.issuer = server.issuer, server.issuer + "/other"
+    async with open_oauth(Settings(oauth_issuer=real, oauth_resource=RESOURCE)) as oauth:
+        assert oauth is not None
+        with pytest.raises(asking.Unavailable):
+            await oauth.caller(token)
+    assert "/keys" not in server.asked
+    server.issuer = real
     async with open_oauth(_settings(server, oauth_jwks=f"{server.issuer}/keys")) as named:
         assert named is not None and await named.caller(token) is not None
 

@@ -20,10 +20,11 @@ _CONTEXTS_EACH = 2
 
 
 class Gate:
-    """One sandbox's. `open` makes the socket, for its owner alone; `close` ends it and every connection."""
+    """One sandbox's. `open` makes the socket, with this `mode`: for its owner alone, where nothing is said; `close` ends it and every connection."""
 
-    def __init__(self, path: Path, ways: Ways) -> None:
+    def __init__(self, path: Path, ways: Ways, mode: int = 0o600) -> None:
         self.path = path
+        self._mode = mode
         self._ways = ways
         self._listening: socket.socket | None = None
         self._connections: set[Connection] = set()
@@ -37,7 +38,7 @@ class Gate:
         try:
             scratch.unlink(missing_ok=True)
             listening.bind(str(scratch))
-            scratch.chmod(0o600)
+            scratch.chmod(self._mode)
             listening.listen(_MOST)
             scratch.replace(self.path)
         except BaseException:

@@ -148,7 +148,8 @@ class Endpoints:
         context_max, used = self._settings.context_max_bytes, partial(_use, sandbox)
         boundary = Boundary(sandbox.dial, limits, sandbox.within) if sandbox.within is not None else None
         ways = Ways(sandbox.dial, limits, context_max, used, hung_up, witness, publisher, boundary)
-        gate = Gate(path, ways)
+        # Root of a nested container is nobody's id outside in that tier; the directory is its server's and the sandbox's alone.
+        gate = Gate(path, ways, 0o666 if road == "nested" and sandbox.isolation == "userns" else 0o600)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             gate.open()

@@ -68,6 +68,17 @@ def test_ways_to_buildkit_that_are_none(tmp_path: Path, request_: bytes, status:
         gate.close()
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_who_may_connect_to_a_gate(tmp_path: Path, mode: int) -> None:
+    """Its owner alone, but where the ids of who is to come are moved."""
+    gate = Gate(tmp_path / "x.sock", WAYS, *([] if mode == 0o600 else [mode]))
+    gate.open()
+    try:
+        assert gate.path.stat().st_mode & 0o777 == mode
+    finally:
+        gate.close()
+
+
 def test_a_gate_to_nowhere_says_so_and_closes(tmp_path: Path) -> None:
     gate = Gate(tmp_path / "x.sock", WAYS)
     gate.open()

@@ -112,6 +112,8 @@ async def test_root_of_a_nested_container_is_nobody_outside(client: Client) -> N
     assert (await build(client, sandbox, dockerfile, tags=["localhost/who"]))["reason"] == "OK"
     step = " ".join((await run(client, sandbox, "cat /who", image="localhost/who"))["output"].split())
     assert " 0 0 100000 65536 " in step, "a RUN step is not mapped"
+    alone = await build(client, sandbox, f"FROM {BUSYBOX}\nRUN echo alone > /who\n", builder="daemonless")
+    assert alone["reason"] == "OK", alone
 
     def look() -> list[list[str]]:
         container = docker.from_env().containers.get(f"manyoyo-{sandbox}")

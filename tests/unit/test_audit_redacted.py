@@ -75,7 +75,7 @@ def test_it_is_short_whatever_is_given() -> None:
 
 
 PLAIN = {
-    "action", "cap_drop", "checkpoint", "command", "container", "context_dir", "dockerfile", "engine", "entrypoint", "from_checkpoint",
+    "action", "builder", "cap_drop", "checkpoint", "command", "container", "context_dir", "dockerfile", "engine", "entrypoint", "from_checkpoint",
     "grep", "image", "isolation", "job_id", "name", "network", "network_allow", "network_policy", "outputs", "platform", "pull",
     "sandbox_id", "scope", "secrets", "tags", "target", "user", "what", "workdir",
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """The host's own dockerd, for a sandbox that has no engine of its own. What reaches it is held to the sandbox's part of it (`policy.bounded`)."""
 
+import contextlib
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from manyoyo_mcp.errors import NotSupported
 from manyoyo_mcp.policy import hostbuilds
 from manyoyo_mcp.policy.bounded import Boundary, BoundedClient
 from manyoyo_mcp.policy.transport import GuardedClient
+from manyoyo_mcp.workers import in_thread
 
 OTHERWISE = "start_sandbox with another isolation (hardened, privileged) starts one that has its own engine."
 _STEP = re.compile(rb"^Step \d+/\d+ : (.*)$", re.MULTILINE)
@@ -61,15 +63,16 @@ class HostEngine(DockerEngine):
             sink(output)
 
         def seen(step: Step) -> None:
-            _move(step, after)
-            on_step(step)
+            if not _is_ours(step):
+                on_step(_moved(step, after))
 
-        with self._bounded.building(spec.caps):
+        with contextlib.ExitStack() as until_over:
+            await in_thread(until_over.enter_context, self._bounded.building(spec.caps))
             labelled = replace(spec, dockerfile_text=text, context=lambda: _with(spec.context(), spec.dockerfile, text))
             built = await super().build(labelled, follow, seen)
-        if built.failed_step is not None and built.failed_step not in built.steps:
-            _move(built.failed_step, after)
-        return built
+        steps = [_moved(each, after) for each in built.steps if not _is_ours(each)]
+        failed = built.failed_step
+        return replace(built, steps=steps, failed_step=_moved(failed, after) if failed is not None else None)
 
     def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
         prefix = self._bounded.within.images_prefix
@@ -110,10 +113,16 @@ class HostEngine(DockerEngine):
         }
 
 
-def _move(step: Step, after: Sequence[int]) -> None:
-    """A step's line as its Dockerfile has it: each FROM was followed by a line of ours."""
-    if step.line is not None:
-        step.line -= sum(line + index < step.line for index, line in enumerate(after))
+def _moved(step: Step, after: Sequence[int]) -> Step:
+    """A step in its place in the Dockerfile that was given: each FROM was followed by a line of ours."""
+    if step.line is None:
+        return step
+    before = sum(line + index < step.line for index, line in enumerate(after))
+    return replace(step, line=step.line - before, number=step.number - before, total=step.total - len(after))
+
+
+def _is_ours(step: Step) -> bool:
+    return step.instruction.startswith(f"LABEL {hostbuilds.OF}=")
 
 
 def _with(context: Iterator[bytes], name: str, text: str) -> Iterator[bytes]:

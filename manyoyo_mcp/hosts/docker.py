@@ -104,11 +104,11 @@ class DockerHost(Looking):
                 raise NameConflict(
                     f"There is an outer container {name} already.", "Remove it, or wait for its end."
                 ) from error
+            if self._host_socket not in (None, beside.USUAL) and f"does not exist: {self._host_socket}" in str(error):
+                self._host_socket = beside.USUAL  # the engine knows its socket by another path than we do
+                return await self.create(spec)
             if shared is not None and "bind source path does not exist" in str(error):
                 self._transport = "relay"  # a local socket, yet an engine in a virtual machine
-                return await self.create(spec)
-            if self._host_socket not in (None, beside.USUAL) and f"does not exist: {self._host_socket}" in str(error):
-                self._host_socket = beside.USUAL  # the same
                 return await self.create(spec)
             raise _refused(error) from error
         except BaseException:

@@ -174,6 +174,10 @@ class Client:
         self.h2.send_headers(
             stream, list((given | {name.replace("_", "-"): value for name, value in headers.items()}).items())
         )
+        while raw and not self.h2.local_flow_control_window(
+            stream
+        ):  # a large call before this one took the connection's
+            self._answer(stream)
         while raw and (window := min(self.h2.local_flow_control_window(stream), 16384)):
             self.h2.send_data(stream, raw[:window])
             raw = raw[window:]

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from manyoyo_mcp.audit.redacted import arguments, scrubbed
-from manyoyo_mcp.sessions import witness
 from manyoyo_mcp.sessions.witness import GateWitness
 from manyoyo_mcp.tools import TOOLS
 from manyoyo_mcp.tools.build import BuildInput
@@ -119,7 +118,7 @@ def test_a_flood_of_refusals_is_counted_not_written() -> None:
     for _ in range(5000):
         one.refused("POST", "/containers/create", "POLICY_REFUSED", f"name={CANARY} may not be")
     one.close()
-    assert len(kept.told) < 1000 and len(kept.told) >= witness._AT_ONCE
+    assert len(kept.told) < 1000 and len(kept.told) >= 100
     assert sum(1 for each in kept.told if "path" in each) + sum(each.get("more", 0) for each in kept.told) == 5000
     assert CANARY not in json.dumps(kept.told)
 

@@ -267,7 +267,8 @@ class _Finder:
         shown = " ".join(given[:2])
         takes = (given[3:4] or [named.get("takes", "'nothing'")])[0]
         parts = ["methods", "parameters"]
-        parts += ["lists"] if given[2:3] not in ([], ["''"]) or "query" in named else []
+        names = (given[2:3] or [named.get("query", "")])[0].strip("'").split()
+        parts += ["lists"] if any(not each.endswith("+") for each in names) else []
         parts += ["names"] if "NAME" in shown or "IMAGE" in shown else []
         parts += ["body"] if takes in ("'nothing'", "'archive'") else []
         parts += ["rule"] if len(given) > 4 or "rule" in named else []

@@ -43,8 +43,8 @@ _KEPT = ("manyoyo_mcp.config", "manyoyo_mcp.dialled", "manyoyo_mcp.errors", "man
 """What knows nothing of the policy, and is not imported anew."""
 _DRAWN = frozenset({"test_what_is_written_is_read"})
 """Draws at random without saying so."""
-_PATIENCE, _WORK = 120, 20
-"""Seconds for the tests of one rule, and of CPU time: it is missed too if they hang without it."""
+_PATIENCE, _WORK = 900, 20
+"""Seconds for the tests of one rule, and of CPU time, which tells no lies on a machine that is busy: a rule is missed too if they hang without it."""
 
 
 class _Off(importlib.abc.MetaPathFinder):
@@ -104,6 +104,8 @@ class Tests:
                 running[self._without(rule.module, at)] = rule
             child, status = os.wait()
             rule, turn = running.pop(child), turn + 1
+            if os.WIFSIGNALED(status):
+                print(f"ended by signal {os.WTERMSIG(status)}: {rule.title} (line {rule.line})", flush=True)
             if not status:
                 print(f"not missed: {rule.module} {rule.kind} {rule.name} (line {rule.line})", flush=True)
             if turn % 100 == 0:

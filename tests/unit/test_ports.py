@@ -119,6 +119,10 @@ def test_a_range_that_is_none_is_one_port() -> None:
 
 
 def test_what_an_image_exposes_is_published_once() -> None:
+    body = docker_body({"80/tcp": [{"HostPort": "8080"}]}, PublishAllPorts=True) | {"ExposedPorts": {"80/tcp": {}}}
+    assert judged(DOCKER, body, INSIDE)["HostConfig"]["PortBindings"] == {
+        "80/tcp": [{"HostIp": "", "HostPort": "8080"}]
+    }
     had = Published((Binding(80, 8080, 8080), Binding(53, protocol="udp")))
     found = ports.with_exposed(had, {"80/tcp": {}, "53/tcp": {}, "90": {}}).bindings
     assert found == (*had.bindings, Binding(53), Binding(90))
@@ -155,10 +159,10 @@ def test_the_machines_own_ports_are_not_taken() -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (LIBPOD, libpod_body(*[{"container_port": 1, "range": 33, "protocol": "," * 30}] * 300)),
+        (LIBPOD, libpod_body(*[{"container_port": 1, "range": 33, "protocol": "," * 30}] * 3000)),
         (LIBPOD, libpod_body(publish_image_ports=True, expose={f"{each}-65000": "tcp" for each in range(3000)})),
         (DOCKER, docker_body({}, PublishAllPorts=True) | {"ExposedPorts": {f"{each}-65000": {} for each in range(3000)}}),
-        (DOCKER, docker_body({"1/tcp": [{"HostPort": str(each)} for each in range(2000, 9000)]})),
+        (DOCKER, docker_body({"1/tcp": [{"HostPort": str(each)} for each in range(2000, 60000)]})),
     ],
 )  # fmt: skip
 def test_what_is_very_many_is_refused_before_it_is_made(path: str, body: dict[str, Any]) -> None:

@@ -111,3 +111,14 @@ def test_what_is_no_message(raw: bytes, why: str) -> None:
 def test_a_field_that_no_table_names(raw: bytes) -> None:
     with pytest.raises(PolicyRefused, match="may not have the field"):
         read(raw, SCHEMA, "a build")
+
+
+def test_messages_in_messages_have_an_end() -> None:
+    schema: dict[int, Field] = {}
+    schema[1] = Field("deep", "message", of=schema)
+    raw = b""
+    for _ in range(16):
+        raw = b"\x0a" + bytes([len(raw)]) + raw
+    assert read(raw, schema, "x")
+    with pytest.raises(InvalidArgument, match="too deep"):
+        read(b"\x0a" + bytes([len(raw)]) + raw, schema, "x")

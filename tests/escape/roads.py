@@ -27,7 +27,7 @@ from manyoyo_mcp.hosts.relay import RelaySocket
 from manyoyo_mcp.policy.transport import API_VERSION
 from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.tools import TOOLS
-from tests import buildx
+from tests import plugins
 from tests.support import Box
 
 IMAGE = "localhost/manyoyo-test/escape:latest"
@@ -292,7 +292,7 @@ class BuildKitRoad(Road):
 
     def __init__(self, path: Path, home: Path) -> None:
         super().__init__("buildkit", gate(path)._client)
-        self._environment = buildx.environment(f"unix://{path}", home)
+        self._environment = plugins.environment(f"unix://{path}", home)
         self._home = home
 
     async def build(self, dockerfile: str, files: Mapping[str, bytes] | None = None, tag: str = "") -> tuple[bool, str]:

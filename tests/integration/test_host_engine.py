@@ -93,7 +93,7 @@ async def client(host: docker.DockerClient, tmp_path: Path) -> AsyncIterator[Cli
 
 
 def theirs(host: docker.DockerClient, sandbox: str) -> list[Any]:
-    return host.containers.list(all=True, filters={"label": f"org.manyoyo.within={sandbox}"})
+    return host.containers.list(all=True, filters={"label": f"org.manyoyo.within={sandbox}"}, ignore_removed=True)
 
 
 def image_ids(host: docker.DockerClient) -> set[str]:

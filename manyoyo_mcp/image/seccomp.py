@@ -2,7 +2,7 @@
 makes a subvolume of btrfs, which any process may, and which a store's quota would not cover.
 
 What ends with its machine loses nothing by the first; what lives on a pool loses no order either, for that writes whole moments to
-the disk (docs/decisions/0006-storage.md). Raw BPF as setpriv(1)'s --seccomp-filter takes it: an array of struct sock_filter
+the disk (docs/decisions/0006-storage.md). Raw BPF, for `under-calls` in the outer image: an array of struct sock_filter
 (linux/filter.h) over struct seccomp_data (linux/seccomp.h).
 """
 

@@ -91,6 +91,17 @@ async def test_a_run_is_held(box: Box) -> None:
     )
 
 
+async def test_programs_may_gain_rights_within_their_container(box: Box) -> None:
+    """As sudo and su do, also while the sandbox's filter of calls holds."""
+    if box.sandbox.isolation in ("rootless", "common", "sock"):
+        return  # they promise the opposite
+    users = "root::0:0::/:/bin/sh\\nme:x:1000:1000::/:/bin/sh\\n"
+    built = await box.build(f"FROM {BUSYBOX}\nRUN printf '{users}' > /etc/passwd && chmod 4755 /bin/busybox\n")
+    assert built.image_id, built
+    command = ("su", "root", "-c", "id -u")
+    assert (await box.output(*command, image=built.image_id, user="1000")).split() == ["0"]
+
+
 async def test_a_run_step_is_held_just_so(box: Box) -> None:
     output: list[bytes] = []
     script = json.dumps(["sh", "-c", f"({HELD}) 2>/dev/null"])

@@ -83,9 +83,11 @@ def rules(policy: Policy, engine: str, named: Sequence[Entry], own: Sequence[str
     lines += [f'iifname "{each}" goto leaving' for each in bridges]
     lines += [*(f'oifname "{each}" ct direction reply goto judge' for each in bridges), "}"]
     lines += ["chain output { type filter hook output priority filter; policy drop;"]
-    # Of the outer container itself nothing is for what the engine fetches (`ADD http://127.0.0.1`), but the name servers.
+    # Of the outer container itself nothing is for what the engine fetches (`ADD http://127.0.0.1`), but the name servers. It answers as where
+    # nothing listens, and is not noted: engines ask there for each image that is called localhost/…
     own = ("ct state established,related accept", f"ct original proto-dst {{ 53, {DNS_PORT} }} accept")
-    lines += [f'oifname "lo" {each}' for each in (*own, "meta l4proto { icmp, ipv6-icmp } accept", "goto refuse")]
+    lines += [f'oifname "lo" {each}' for each in (*own, "meta l4proto { icmp, ipv6-icmp } accept")]
+    lines += ['oifname "lo" meta l4proto tcp reject with tcp reset', 'oifname "lo" reject with icmpx admin-prohibited']
     lines += [f'oifname "{each}" accept' for each in bridges]
     neighbours = "nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report"
     lines += [f"icmpv6 type {{ {neighbours} }} accept"]

@@ -20,18 +20,22 @@ _KEPT = "1h"
 without a cache here, so that each answer comes with its addresses."""
 
 
-def files(policy: Policy, engine: str, named: Iterable[Entry], own: Iterable[str] = ()) -> dict[str, bytes]:
+def files(
+    policy: Policy, engine: str, named: Iterable[Entry], own: Iterable[str] = (), *, shared: bool = False
+) -> dict[str, bytes]:
     """The files (path in the outer container → content). `named`: what the host itself uses, open in "open" and "log"; `own`: the
-    host's own addresses."""
+    host's own addresses; `shared`: what is run has this very network, and its loopback."""
     found = {
         "policy": f"{policy.label}\n",
-        "rules.nft": rules(policy, engine, tuple(named), tuple(own), secrets.randbits(30) + 1),
+        "rules.nft": rules(policy, engine, tuple(named), tuple(own), secrets.randbits(30) + 1, shared=shared),
         "dnsmasq.conf": name_server(policy),
     }
     return {f"{DIRECTORY}/{name}": content.encode() for name, content in found.items()}
 
 
-def rules(policy: Policy, engine: str, named: Sequence[Entry], own: Sequence[str], generation: int) -> str:
+def rules(
+    policy: Policy, engine: str, named: Sequence[Entry], own: Sequence[str], generation: int, *, shared: bool = False
+) -> str:
     """The table, in place of the one that there is. What was let through bears the mark of its `generation`: another one judges what is
     under way anew."""
     bridges = _BRIDGES[engine]
@@ -85,9 +89,10 @@ def rules(policy: Policy, engine: str, named: Sequence[Entry], own: Sequence[str
     lines += ["chain output { type filter hook output priority filter; policy drop;"]
     # Of the outer container itself nothing is for what the engine fetches (`ADD http://127.0.0.1`), but the name servers. It answers as where
     # nothing listens, and is not noted: engines ask there for each image that is called localhost/…
-    own = ("ct state established,related accept", f"ct original proto-dst {{ 53, {DNS_PORT} }} accept")
-    lines += [f'oifname "lo" {each}' for each in (*own, "meta l4proto { icmp, ipv6-icmp } accept")]
-    lines += ['oifname "lo" meta l4proto tcp reject with tcp reset', 'oifname "lo" reject with icmpx admin-prohibited']
+    names = f"ct original proto-dst {{ 53, {DNS_PORT} }} accept"
+    few = ("ct state established,related accept", names, "meta l4proto { icmp, ipv6-icmp } accept")
+    none = ("meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited")
+    lines += [f'oifname "lo" {each}' for each in (("accept",) if shared else (*few, *none))]
     lines += [f'oifname "{each}" accept' for each in bridges]
     neighbours = "nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report"
     lines += [f"icmpv6 type {{ {neighbours} }} accept"]

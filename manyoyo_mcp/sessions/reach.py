@@ -113,12 +113,19 @@ def _addresses(name: str, port: int | None) -> list[Entry]:
 
 
 async def files(
-    settings: Settings, host: Host, policy: Policy, engine: str, mirrors: Sequence[registries.Source] | None = None
+    settings: Settings,
+    host: Host,
+    policy: Policy,
+    engine: str,
+    mirrors: Sequence[registries.Source] | None = None,
+    *,
+    shared: bool = False,
 ) -> dict[str, bytes]:
-    """What a sandbox's rules are made of (path in the outer container → content). `mirrors`: where they are known already."""
+    """What a sandbox's rules are made of (path in the outer container → content). `mirrors`: where they are known already; `shared`: what
+    is run has the sandbox's very network."""
     if mirrors is None:
         mirrors = await registries.mirrors(settings, host)
-    return firewall.files(policy, engine, await used(settings, mirrors), await host.addresses())
+    return firewall.files(policy, engine, await used(settings, mirrors), await host.addresses(), shared=shared)
 
 
 async def change(settings: Settings, host: Host, outer: Outer, policy: Policy) -> None:

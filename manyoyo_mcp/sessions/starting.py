@@ -219,7 +219,7 @@ class Starter:
             },
             files=trust.files(self._settings)
             | registries.files(self._settings, mirrors)
-            | await reach.files(self._settings, self._host, network, engine, mirrors),
+            | await reach.files(self._settings, self._host, network, engine, mirrors, shared=on_host),
             bases_volume=None if on_host else bases_volume,
             disk=disk,
             origin=wanted.origin.name if wanted.origin is not None else None,

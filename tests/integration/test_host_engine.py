@@ -59,6 +59,10 @@ class Bystander:
         )
 
 
+_WEAKER = "isolation=allow"
+"""Both count as weaker than what is configured: else they are asked for."""
+
+
 @pytest.fixture(scope="module")
 def host() -> Iterator[docker.DockerClient]:
     """The host's engine, with the test's image on it, and somebody else's."""
@@ -88,7 +92,9 @@ def bystander(host: docker.DockerClient) -> Iterator[Bystander]:
 
 @pytest.fixture
 async def client(host: docker.DockerClient, tmp_path: Path) -> AsyncIterator[Client]:
-    async with Client(server_parameters(tmp_path, MANYOYO_HOST_IMAGES=IMAGES, MANYOYO_ENGINE="docker")) as connected:
+    async with Client(
+        server_parameters(tmp_path, MANYOYO_HOST_IMAGES=IMAGES, MANYOYO_ENGINE="docker", MANYOYO_APPROVE=_WEAKER)
+    ) as connected:
         yield connected
 
 
@@ -161,7 +167,11 @@ async def test_a_run_is_a_capped_container_of_the_hosts(client: Client, host: do
 async def test_over_a_relay(host: docker.DockerClient, tmp_path: Path) -> None:
     """As where the engine is no socket of this machine's: through the keeper."""
     parameters = server_parameters(
-        tmp_path, MANYOYO_HOST_IMAGES=IMAGES, MANYOYO_ENGINE="docker", MANYOYO_TRANSPORT="relay"
+        tmp_path,
+        MANYOYO_HOST_IMAGES=IMAGES,
+        MANYOYO_ENGINE="docker",
+        MANYOYO_APPROVE=_WEAKER,
+        MANYOYO_TRANSPORT="relay",
     )
     async with Client(parameters) as client:
         started = await start(client)
@@ -353,7 +363,9 @@ async def test_doctor_tries_them() -> None:
 
 
 def sock_parameters(tmp_path: Path, **more: str) -> Any:
-    return server_parameters(tmp_path, MANYOYO_HOST_IMAGES=IMAGES, MANYOYO_ENGINE="docker", **more)
+    return server_parameters(
+        tmp_path, **{"MANYOYO_HOST_IMAGES": IMAGES, "MANYOYO_ENGINE": "docker", "MANYOYO_APPROVE": _WEAKER} | more
+    )
 
 
 async def test_sock_is_off_unless_the_configuration_names_it(client: Client) -> None:
@@ -404,7 +416,9 @@ async def test_sock_takes_a_yes_in_each_session(host: docker.DockerClient, tmp_p
 
 @pytest.fixture
 async def sock(host: docker.DockerClient, tmp_path: Path) -> AsyncIterator[Client]:
-    parameters = sock_parameters(tmp_path, MANYOYO_SOCK="true", MANYOYO_ISOLATION="sock", MANYOYO_APPROVE="sock=allow")
+    parameters = sock_parameters(
+        tmp_path, MANYOYO_SOCK="true", MANYOYO_ISOLATION="sock", MANYOYO_APPROVE="sock=allow,isolation=allow"
+    )
     async with Client(parameters) as connected:
         yield connected
 

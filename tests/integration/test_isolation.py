@@ -254,7 +254,8 @@ async def test_the_default_is_told(client: Client) -> None:
 
 
 async def test_warm_ones_are_of_the_configured_tier_alone(tmp_path: Path) -> None:
-    async with Client(server_parameters(tmp_path, MANYOYO_ISOLATION="hardened", MANYOYO_WARM="1")) as client:
+    settings = {"MANYOYO_ISOLATION": "hardened", "MANYOYO_APPROVE": "isolation=allow", "MANYOYO_WARM": "1"}
+    async with Client(server_parameters(tmp_path, **settings)) as client:
         first = await call(client, "start_sandbox")
         assert first["sandbox"]["isolation"].startswith("hardened. ")
         other = await call(client, "start_sandbox", isolation="privileged")

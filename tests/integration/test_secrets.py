@@ -231,7 +231,7 @@ async def test_a_builds_secrets_go_where_its_server_has_died(tmp_path: Path) -> 
     """They are needed for as long as a server says so; the sandbox goes on, as one with a name does."""
     name = f"secrets-{secrets.token_hex(4)}"
     settings = {"MANYOYO_SECRETS": "token=env:HA_TOKEN", "HA_TOKEN": CANARIES["token"]}
-    count = "ls /run/manyoyo-secrets | wc -l; cat /run/manyoyo-secrets/*/age 2>/dev/null || echo 0"
+    count = "ls /run/manyoyo-secrets | wc -l; cat /run/manyoyo-secrets/.[!.]* 2>/dev/null || echo 0"
     async with Client(server_parameters(tmp_path, **settings)) as client:
         caller = Listening(client, tmp_path, "podman")
         caller.sandbox_id = (await caller.ok("start_sandbox", memory="512m", name=name))["sandbox"]["sandbox_id"]

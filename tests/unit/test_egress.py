@@ -136,6 +136,8 @@ def test_rules_drop_what_they_do_not_accept(engine: str, mode: str) -> None:
     assert "203.0.113.1/32" in text, "the host itself is closed"
     leaving = text.partition("chain output")[2].partition("chain input")[0]
     assert leaving.index('oifname "lo" reject with') < leaving.index("goto judge"), "and so is the outer container"
+    shared = firewall.rules(Policy.of_label(mode), engine, named, ("203.0.113.1",), 7, shared=True)
+    assert 'oifname "lo" accept' in shared and 'oifname "lo" reject' not in shared
     assert ("10.9.9.9/32 . 3128" in text) == (mode in ("open", "log")), "what the host uses is no part of a list"
     assert ("redirect to :1053" in text) == (mode != "open")
     assert (

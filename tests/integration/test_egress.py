@@ -267,7 +267,7 @@ async def test_a_change_that_fails_leaves_what_held(client: Client, engine: str)
 
 @on_both
 async def test_without_rules_there_is_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
-    monkeypatch.setattr(firewall, "rules", lambda *_: "table inet manyoyo { nonsense }\n")
+    monkeypatch.setattr(firewall, "rules", lambda *_, **__: "table inet manyoyo { nonsense }\n")
     async with open_manager(Settings(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run")) as manager:
         with pytest.raises(EgressUnenforced) as failed:
             await manager.start(engine)  # type: ignore[arg-type]

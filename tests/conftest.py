@@ -200,8 +200,8 @@ def guest_begun(request: pytest.FixtureRequest) -> None:
 
 
 def _after_a_while(look: Callable[[], set[str]]) -> set[str]:
-    """What is there still when reapers, and removals that nobody waited for, have had their time."""
-    deadline = time.monotonic() + 20
+    """What is there still when reapers, leases (120 s), and removals that nobody waited for, have had their time."""
+    deadline = time.monotonic() + 150
     while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.5)
     return left

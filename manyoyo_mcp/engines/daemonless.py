@@ -14,7 +14,7 @@ from manyoyo_mcp.engines.running import Running
 from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import DiskFull, EngineFailed, ManyoyoError, NotFound, Reason
 
-_PLACE = "/var/lib/manyoyo/tmp/alone"
+_PLACE = "/var/lib/manyoyo/alone"
 """Where `ctl begin-alone` has a directory for each such build, in the outer container."""
 _PATIENCE = 900.0
 """Seconds in which images of any size are brought in or out."""
@@ -89,7 +89,7 @@ class Daemonless(Running, Building):
                 timeout_s=spec.timeout_s,
                 pull="never",
                 archive=spec.context,
-                given=(Given(f"{place}/from", "/from"), Given(f"{place}/work", "/work", writable=True)),
+                given=(Given(f"{place}/from", "/from"), Given(f"{place}/made", "/made", writable=True)),
             ),
             lines,
         )

@@ -5,9 +5,11 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from manyoyo_mcp.engines.base import BuildSpec, Built, Sink, Step, Usage
+from manyoyo_mcp.engines.building import named
 from manyoyo_mcp.engines.buildlog import instructions
 from manyoyo_mcp.engines.docker import DockerEngine
 from manyoyo_mcp.errors import NotSupported
@@ -68,15 +70,27 @@ class HostEngine(DockerEngine):
 
         with contextlib.ExitStack() as until_over:
             await in_thread(until_over.enter_context, self._bounded.building(spec.caps))
-            labelled = replace(spec, dockerfile_text=text, context=lambda: _with(spec.context(), spec.dockerfile, text))
+            # Without a name, by which alone it could be run: that it gets once all has been judged that the engine did.
+            labelled = replace(
+                spec, tags=[], dockerfile_text=text, context=lambda: _with(spec.context(), spec.dockerfile, text)
+            )
             built = await super().build(labelled, follow, seen)
+            if built.image_id is not None:
+                tags = spec.tags or [f"{within.images_prefix}build:{spec.build_id}"]
+                built = replace(built, size=await self._name(built.image_id, tags), tags=spec.tags)
         steps = [_moved(each, after) for each in built.steps if not _is_ours(each)]
         failed = built.failed_step
         return replace(built, steps=steps, failed_step=_moved(failed, after) if failed is not None else None)
 
     def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
-        prefix = self._bounded.within.images_prefix
-        return {**super()._build_params(spec), **({} if spec.tags else {"t": f"{prefix}build:{spec.build_id}"})}
+        return {name: value for name, value in super()._build_params(spec).items() if name != "t"}
+
+    async def _name(self, image: str, tags: Sequence[str]) -> int:
+        """Give an image that was made here its names; its size in bytes."""
+        self._bounded.made(image)
+        for tag in tags:
+            await self._ask(partial(named, image, tag))
+        return int((await self._ask(lambda client: client.inspect_image(image)))["Size"])
 
     async def _give(self, id_: str, archive: bytes) -> None:
         raise NotSupported(

@@ -37,7 +37,7 @@ class Boundary:
         self._limits = limits
         self._by_tools = by_tools
         self._engine = DialledClient(dial, API_VERSION)
-        self._known: set[str] = set()  # ids of containers and execs that are the sandbox's
+        self._known: set[str] = set()  # ids of containers, execs and images that are the sandbox's
         self._starting = threading.Lock()
         self._builds: list[Caps] = []
 
@@ -92,6 +92,10 @@ class Boundary:
         finally:
             self._builds.remove(caps)
 
+    def made(self, image: str) -> None:
+        """An image, by its id, is the sandbox's without a name yet."""
+        self._known.add(image)
+
     def shown(self, method: str, path: str, content: Any) -> Any:
         """What of an answer is shown."""
         if method == "POST" and (path == "/containers/create" or path.endswith("/exec")):
@@ -136,6 +140,8 @@ class Boundary:
         return name
 
     def _image(self, name: str) -> str:
+        if name in self._known:
+            return name
         try:
             raw = self._engine.inspect_image(name)
         except docker.errors.ImageNotFound:

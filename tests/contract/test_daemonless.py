@@ -9,7 +9,7 @@ from tests.support import BUSYBOX, MIB, SLACK, Box
 pytestmark = pytest.mark.anyio
 _LOOK = (
     "RUN grep -h '^Cap\\(Eff\\|Bnd\\)' /proc/self/status > /seen; cat /proc/self/uid_map >> /seen; "
-    "ls /from /context /work /var/lib/manyoyo /run/manyoyo /dev/vda >> /seen 2>/dev/null; mount -t proc proc /mnt && echo mounted >> /seen; true\n"
+    "ls /from /context /made /var/lib/manyoyo /run/manyoyo /dev/vda >> /seen 2>/dev/null; mount -t proc proc /mnt && echo mounted >> /seen; true\n"
 )
 
 

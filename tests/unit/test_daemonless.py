@@ -58,7 +58,7 @@ def test_what_is_given_comes_with_namespaces_and_secrets_do_not() -> None:
         with tarfile.open(fileobj=BytesIO(archive)) as file:
             return {each.name: (file.extractfile(each) or BytesIO()).read() for each in file}
 
-    given = names(for_run("c1", (), {}, [Given("/a", "/from"), Given("/b", "/work", writable=True)]))
+    given = names(for_run("c1", (), {}, [Given("/a", "/from"), Given("/b", "/made", writable=True)]))
     assert "namespaces" in given
     first, second = json.loads(f"[{given['mounts.json'].decode()}]")
     assert (first["source"], first["destination"], first["options"]) == (

@@ -264,3 +264,23 @@ def _example(pattern: str) -> str:
     path = re.sub(r"\(\?:([a-z_]+)[^)]*\)", r"\1", pattern).replace("\\.", ".")
     path = re.sub(r"\[A-Za-z0-9\]\[[^\]]*\]\*", "abc", path)
     return path.split("|")[0]
+
+
+def test_what_is_no_object_is_refused_as_that() -> None:
+    """Also where the rules before these ones should come to let it pass."""
+    for check, value in (
+        (labelled.HOST_CONFIG["Mounts"], ["x"]),
+        (labelled.CREATE["NetworkingConfig"], "x"),
+        (labelled.CREATE["NetworkingConfig"], ["x"]),
+    ):
+        with pytest.raises(REFUSED):
+            check("a container's", value)
+    with pytest.raises(PolicyRefused):
+        labelled.CREATE["NetworkingConfig"]("a container's", {"EndpointsConfig": {}, "Another": {}})
+
+
+def test_what_is_shown_says_what_was_asked_for_and_no_name_that_is_not_the_sandboxs() -> None:
+    row = {"Names": ["/manyoyo-sb-0123456789abcdef.svc"], "Labels": MINE | {labelled.ASKED: "python:3.13"}, "Image": "sha256:1234"}  # fmt: skip
+    assert labelled.containers(WITHIN, [row])[0]["Image"] == "python:3.13"
+    image = {"RepoTags": ["python:3.13"], "RepoDigests": ["private/app@sha256:12"]}
+    assert labelled.images(WITHIN, [image])[0]["RepoDigests"] == []

@@ -503,6 +503,13 @@ async def test_what_sock_does_not_build(sock: Client, host: docker.DockerClient,
     ):
         error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": dockerfile})
         assert error["code"] == "POLICY_REFUSED", (dockerfile, error)
+    # A build counts among what runs.
+    await run(sock, sandbox, "exec sleep 1000", detach=True, name="one")
+    error = await refused(
+        sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": f"FROM {BUSYBOX}\n"}, memory="300m"
+    )
+    assert error["code"] == "BUDGET_EXCEEDED", error
+    await call(sock, "nested_stop", sandbox_id=sandbox, container="one", timeout_s=0, action="remove")
     for tag in (PRIVATE, BUSYBOX, "localhost/app:1", "localhost/sb-0000000000000000/x"):
         error = await refused(
             sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": f"FROM {BUSYBOX}\n"}, tags=[tag]
@@ -561,10 +568,21 @@ async def test_a_client_of_the_users_own_is_held_to_the_sandbox(
         ):  # fmt: skip
             code, said = cli(*argv)
             assert code != 0, (argv, said)
+        theirs_ = host.api.exec_create(bystander.container.id, ["touch", "/data/entered"])[
+            "Id"
+        ]  # whose id somebody has learnt
+        with contextlib.closing(docker.APIClient(endpoint, version="1.41")) as client:
+            for ask in (client.exec_inspect, client.exec_start):
+                with pytest.raises(docker.errors.APIError, match="No such exec"):
+                    ask(theirs_)
+        assert not host.api.exec_inspect(theirs_)["Running"] and host.api.exec_inspect(theirs_)["ExitCode"] is None
         assert cli("run", "--rm", BUSYBOX, "true") == (0, ""), "there is room for one more"
         code, said = cli("run", "-d", "--memory", "300m", BUSYBOX, "sleep", "1")
         assert code != 0 and "no room" in said, said
         assert cli("rm", "-f", "svc")[0] == 0
+        assert cli("run", "-d", "--name", "big", "--memory", "300m", BUSYBOX, "sleep", "1000")[0] == 0
+        assert cli("restart", "-t", "0", "big") == (0, "big\n"), "its own room is not taken from it"
+        assert cli("rm", "-f", "big")[0] == 0
         leave = [each.name for each in theirs(host, sandbox) if each.status == "running"]
         assert not leave
 

@@ -69,6 +69,22 @@ class Attached:
         finally:
             self._response.close()
 
+    def patience(self, silence: float) -> None:
+        """From now on it counts as broken after so many seconds without a byte."""
+        self._sock.settimeout(silence)
+
+    def send(self, data: bytes) -> None:
+        """Write to stdin, which stays open. Raises EngineUnreachable where nobody reads it."""
+        try:
+            self._sock.sendall(data)
+        except OSError as error:
+            raise _cut(str(error)) from error
+
+    def receive(self) -> bytes:
+        """The next frame's output, empty at the end. Raises EngineUnreachable where the stream was cut."""
+        header = self._read(8, whole=True)
+        return self._read(struct.unpack(">BxxxL", header)[1], whole=True) if header else b""
+
     def _read(self, count: int, *, whole: bool = False) -> bytes:
         try:
             data: bytes = self._reader.read(count) if whole else self._reader.read1(count)

@@ -7,6 +7,7 @@ So all of it goes through the engine's API, on a host of which we see nothing el
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import docker
 from manyoyo_mcp.errors import HostUnavailable
 from manyoyo_mcp.hosts.base import LABEL, Completed
 from manyoyo_mcp.hosts.execs import execute
+from manyoyo_mcp.hosts.line import Line
 from manyoyo_mcp.values import unix_time
 
 KEEPER = "manyoyo-pool"
@@ -46,10 +48,13 @@ class PoolUnavailable(Exception):
 
 
 class Pool:
-    """One host's pool. `call` asks the host's engine."""
+    """One host's pool. `call` asks the host's engine; `near`: whether that is on this machine, so that no connection to it breaks
+    unheard."""
 
-    def __init__(self, call: Any, runtime: str | None, size: int) -> None:
+    def __init__(self, call: Any, runtime: str | None, size: int, near: Callable[[], bool]) -> None:
         self._call = call
+        self._near = near
+        self._line = Line(KEEPER, _PROGRAM)
         self._runtime = runtime
         self._size = size
         self._device: Device | None = None
@@ -69,11 +74,16 @@ class Pool:
             if self._device is None:
                 try:
                     self._device = await self._call(lambda client: self._open_patiently(client, image))
+                    self._line = Line(KEEPER, _PROGRAM)
                 except (PoolUnavailable, docker.errors.APIError) as error:
                     words = str(getattr(error, "explanation", None) or error)
                     self._failed = (time.monotonic(), words)
                     raise PoolUnavailable(words) from error
             return self._device
+
+    def hang_up(self) -> None:
+        """It is not asked again from here."""
+        self._line.close()
 
     async def close(self) -> None:
         """Remove the keeper, which is made again when it is needed; what is mounted stays so."""
@@ -116,7 +126,7 @@ class Pool:
             except PoolUnavailable as error:
                 raise HostUnavailable(f"The host's pool can't be had: {error}", "`manyoyo-mcp doctor`.") from error
             try:
-                done: Completed = await self._call(lambda client: execute(client, KEEPER, [_PROGRAM, *argv]))
+                done: Completed = await self._call(lambda client: self._line.ask(client, [*argv], keep=self._near()))
             except docker.errors.APIError as error:  # the keeper is gone, or stopped
                 done = Completed(125, str(error.explanation or error))
             if done.exit_code == 0:

@@ -45,7 +45,11 @@ class Stores(Images):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.docker_host)
         self._settings = settings
-        self._pool = Pool(self._call, settings.host_runtime, settings.pool_size or 0)
+        self._pool = Pool(self._call, settings.host_runtime, settings.pool_size or 0, lambda: self._by_unix_socket)
+
+    async def close(self) -> None:
+        self._pool.hang_up()
+        await super().close()
 
     # -- stores
 

@@ -39,6 +39,7 @@ from manyoyo_mcp.values import format_bytes
 
 _UNREACHED = ("PROXY_FAILED", "NAME_RESOLUTION_FAILED", "CONNECTION_FAILED", "IMAGE_NOT_FOUND", "PIP_PACKAGE_NOT_FOUND")
 """Causes that may be a refusal of the network policy's: pip, for one, says that there is no such package."""
+_AGAIN = b"manyoyo: the step failed and said nothing; should that have been lost, it is run once more\n"
 
 
 class Building(Pulling, Giving):
@@ -83,6 +84,10 @@ class Building(Pulling, Giving):
                     await self._await(stream)
                 except DiskFull:  # before its first step: with the reserve it gets as far as it can
                     await self._maintain("settle-disk")
+                    await self._await(stream)
+                if self._unheard(log):
+                    end(_AGAIN)
+                    log = BuildLog(spec.dockerfile_text, on_step)
                     await self._await(stream)
             if limit.cancelled_caught:
                 timed_out = True
@@ -164,6 +169,10 @@ class Building(Pulling, Giving):
 
     def _check_dockerfile(self, text: str) -> None:
         """Raise InvalidArgument for what the engine's builder would take for something else. Engines say what."""
+
+    def _unheard(self, log: BuildLog) -> bool:
+        """Whether a step failed of which the engine may have lost what it said, and that is soon done again."""
+        return False
 
     async def _stop_build(self, spec: BuildSpec, call: Streaming) -> None:
         """End the step that runs and the build with it. Engines say what more it takes than hanging up."""

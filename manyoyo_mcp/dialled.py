@@ -14,7 +14,6 @@ from urllib.parse import urlencode
 import docker
 import requests
 import urllib3
-from requests.structures import CaseInsensitiveDict
 
 
 class SocketLike(Protocol):
@@ -110,18 +109,30 @@ class _Reader(io.RawIOBase):
             self._sock.released()
 
 
+class _Headers(dict[str, str]):
+    """An answer's; whatever the case of a name."""
+
+    def __getitem__(self, name: str) -> str:
+        return super().__getitem__(name.lower())
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(str(name).lower())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name.lower(), default)
+
+
 class _Response(http.client.HTTPResponse):
-    """Reads its headers line by line. Python's own has a parser of mails do it, which took half of the time that a
+    """Reads its beginning line by line. Python's own has a parser of mails do it, which took half of the time that a
     small answer did."""
 
     def begin(self) -> None:
         status = http.client.CONTINUE
         while status == http.client.CONTINUE:
-            version, status, reason = self._read_status()  # type: ignore[attr-defined]
+            version, status, self.reason = _status(self.fp)
             headers = _headers(self.fp)
         self.version = 10 if version == "HTTP/1.0" else 11
         self.code = self.status = status
-        self.reason = reason.strip()
         self.headers = self.msg = cast(Any, headers)
         self.chunked = headers.get("transfer-encoding", "").lower() == "chunked"
         self.chunk_left = None
@@ -133,22 +144,44 @@ class _Response(http.client.HTTPResponse):
         self.will_close = self._check_close() or (self.length is None and not self.chunked)  # type: ignore[attr-defined]
 
 
-def _headers(file: Any) -> CaseInsensitiveDict[str]:
-    headers = CaseInsensitiveDict[str]()
-    while (line := file.readline(_MAX_LINE + 1)) not in (b"\r\n", b"\n", b""):
-        if len(line) > _MAX_LINE or len(headers) == _MAX_HEADERS:
+def _line(file: Any) -> str:
+    line: bytes = file.readline(_MAX_LINE + 1)
+    if len(line) > _MAX_LINE:
+        raise http.client.HTTPException("the answer's headers are too long")
+    return line.decode("latin-1").strip()
+
+
+def _status(file: Any) -> tuple[str, int, str]:
+    line = _line(file)
+    if not line:
+        raise http.client.RemoteDisconnected("hung up without an answer")
+    version, _, rest = line.partition(" ")
+    status, _, reason = rest.partition(" ")
+    if not version.startswith("HTTP/") or not status.isdecimal() or len(status) != 3:
+        raise http.client.BadStatusLine(line)
+    return version, int(status), reason
+
+
+def _headers(file: Any) -> _Headers:
+    headers = _Headers()
+    while line := _line(file):
+        if len(headers) == _MAX_HEADERS:
             raise http.client.HTTPException("the answer's headers are too long")
-        name, _, value = line.decode("latin-1").partition(":")
-        headers[name] = value.strip()
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
     return headers
 
 
 class _Connection(http.client.HTTPConnection):
+    """One connection, for a request after another. Small ones are written at once, by us: of what Python's own looks at in each of its words
+    no more than this can be wrong."""
+
     response_class = _Response
 
     def __init__(self, dial: Dial) -> None:
         super().__init__("localhost")
         self._dial = dial
+        self._method = ""
 
     def connect(self) -> None:
         self.sock = cast(Any, self._dial())
@@ -166,14 +199,46 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(timeout)
         return True
 
-    def asked(self, method: str, target: str, body: Any, headers: Any) -> bool:
+    def asked(self, method: str, target: str, body: Any, headers: Mapping[str, str]) -> bool:
         """Send a request; whether all of it went out. An engine may answer before it has read all of a body, and hang
-        up: the answer says why."""
+        up: the answer says why. Raises http.client.InvalidURL for what would be two requests."""
+        self._method = ""
         try:
-            self.request(method, target, body, headers)
+            if body is None or isinstance(body, bytes):
+                self.sock.sendall(_written(method, target, body, headers))
+                self._method = method
+            else:
+                self.request(method, target, body, headers)
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    def answered(self) -> http.client.HTTPResponse:
+        """The answer, to be read to its end before the next request. Raises OSError or http.client.HTTPException."""
+        if not self._method:
+            return self.getresponse()
+        answer = _Response(self.sock, method=self._method)
+        try:
+            answer.begin()
+        except BaseException:
+            answer.close()
+            raise
+        if answer.will_close:
+            self.close()  # its reader holds what is left
+        return answer
+
+
+def _written(method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> bytes:
+    """A request's bytes."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Accept-Encoding: identity"]
+    if body is not None or method in ("POST", "PUT"):
+        lines.append(f"Content-Length: {len(body or b'')}")
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if not (target.isascii() and target.isprintable() and " " not in target) or any(
+        "\r" in each or "\n" in each for each in lines
+    ):
+        raise http.client.InvalidURL(f"can't be written as a request: {target[:200]!r}")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
 
 
 class DialledClient(docker.APIClient):  # type: ignore[misc]
@@ -213,7 +278,7 @@ class DialledClient(docker.APIClient):  # type: ignore[misc]
             if (connected := getattr(self._thread, "connected", None)) is not None:
                 connected(connection.sock)
             whole = connection.asked(method, target, body, headers or {})
-            answer = connection.getresponse()
+            answer = connection.answered()
             if stream and answer.status < 400:  # an error is read at once, so that keeping it keeps no connection
                 return _streamed(url, answer, connection)
             response = _plain(url, answer)
@@ -278,8 +343,19 @@ def _streamed(url: str, answer: http.client.HTTPResponse, connection: _Connectio
     return response
 
 
+class _Answer(requests.Response):
+    """Without a jar for cookies, which takes longer to make than the rest."""
+
+    def __init__(self) -> None:
+        self._content = cast(Any, False)
+        self._content_consumed = False
+        self._next = None
+        self.raw = self.request = self.cookies = cast(Any, None)
+        self.history = []
+
+
 def _response(url: str, answer: http.client.HTTPResponse) -> requests.Response:
-    response = requests.Response()
+    response = _Answer()
     response.url, response.status_code, response.reason = url, answer.status, answer.reason
     response.headers = cast(Any, answer.headers)
     response.encoding = "utf-8"

@@ -133,6 +133,7 @@ class Jobs:
             job._done.set()
             job._changed.set()
         await self._tell(job)
+        await anyio.lowlevel.cancel_shielded_checkpoint()  # whoever waits for it goes first
         await self._forget_oldest()
 
     async def outlive(self, job: Job, call: str) -> None:

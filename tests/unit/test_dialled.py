@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from manyoyo_mcp.dialled import _Response
+from manyoyo_mcp.dialled import _Response, _written
 
 
 class _Sent:
@@ -65,11 +65,33 @@ def test_go_on_is_no_answer() -> None:
     [
         b"",
         b"nonsense\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 +20 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"".join(b"A%d: b\r\n" % number for number in range(200)) + b"\r\n",
     ],
-    ids=["nothing", "no answer", "a long line", "many lines"],
+    ids=["nothing", "no answer", "two digits", "no number", "a long line", "many lines"],
 )
 def test_what_is_no_answer(data: bytes) -> None:
     with pytest.raises(http.client.HTTPException):
         answer(data)
+
+
+def test_a_request() -> None:
+    assert _written("GET", "/v1/x?a=%20", None, {}) == (
+        b"GET /v1/x?a=%20 HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: identity\r\n\r\n"
+    )
+    assert _written("POST", "/x", None, {}).endswith(b"\r\nContent-Length: 0\r\n\r\n")
+    assert _written("DELETE", "/x", b"{}", {"A": "b"}).endswith(b"\r\nContent-Length: 2\r\nA: b\r\n\r\n{}")
+
+
+@pytest.mark.parametrize("target", ["/a b", "/a\r\nX: y", "/a\nb", "/\x7f", "/\u00e9", "/a\tb"])
+def test_what_is_no_target(target: str) -> None:
+    with pytest.raises(http.client.InvalidURL):
+        _written("GET", target, None, {})
+
+
+@pytest.mark.parametrize("header", [("A", "b\r\nC: d"), ("A\nB", "c"), ("A", "\n")])
+def test_what_is_no_header(header: tuple[str, str]) -> None:
+    with pytest.raises(http.client.InvalidURL):
+        _written("GET", "/a", None, dict([header]))

@@ -9,12 +9,34 @@ import pytest
 from manyoyo_mcp.dialled import _Response, _written
 
 
+class _Raw(io.RawIOBase):
+    """Hands out `at_once` bytes at a time."""
+
+    at_once = 1 << 16
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece, self._data = self._data[: min(len(buffer), self.at_once)], self._data[min(len(buffer), self.at_once) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.fixture(autouse=True, params=[1, 7, 1 << 16])
+def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Raw, "at_once", request.param)
+
+
 class _Sent:
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     def makefile(self, mode: str) -> Any:
-        return io.BytesIO(self._data)
+        return io.BufferedReader(_Raw(self._data))
 
 
 def answer(data: bytes, method: str = "GET") -> http.client.HTTPResponse:

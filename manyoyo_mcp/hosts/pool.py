@@ -30,6 +30,8 @@ _ALWAYS = "unless-stopped"
 """The keeper's restart policy: after a reboot it is there again, and so nothing of its volumes is unused."""
 _CANNOT = 3
 """The keeper's exit code where this host can have no pool: it stays, stopped, to say so."""
+_GOING = ("dead", "removing")
+"""States of one whose removal has begun: it starts no more. Of an engine that was killed meanwhile, for good."""
 _TRY_AGAIN = 600.0
 """Seconds after which a host that could have no pool is asked again."""
 
@@ -140,7 +142,7 @@ class Pool:
         )
 
     def _open_patiently(self, client: docker.APIClient, image: str | None) -> Device:
-        for pause in (0.2, 1.0):
+        for pause in (0.2, 1.0, 3.0):
             try:
                 return self._open(client, image)
             except docker.errors.APIError:  # as where two replace a keeper at once, and one is too late
@@ -149,6 +151,10 @@ class Pool:
 
     def _open(self, client: docker.APIClient, image: str | None) -> Device:
         found = _look(client)
+        if found is not None and found["State"].get("Status") in _GOING:
+            with contextlib.suppress(docker.errors.NotFound):
+                client.remove_container(KEEPER, force=True)
+            found = None
         if found is not None and image not in (None, found["Config"]["Image"]) and client.images(name=image):
             client.remove_container(KEEPER, force=True)  # another version's
             found = None

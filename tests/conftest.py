@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,35 @@ def _files() -> set[str]:
     }
 
 
+_PATIENCE = 150.0
+"""Seconds after which what is left is left for good: leases have run out (120 s), removals that nobody waited for are done."""
+_SOON = 20.0
+"""Seconds after which who left it is worth a word."""
+
+
+class _Seen:
+    """After which test each container was there first. `host` while it is looked at."""
+
+    def __init__(self) -> None:
+        self.host: docker.DockerClient | None = None
+        self.since: dict[str, str] = {}
+
+    def look(self, test: str) -> None:
+        if self.host is not None:
+            for row in self.host.api.containers(all=True, filters={"label": "org.manyoyo.kind"}):
+                self.since.setdefault(row["Names"][0].removeprefix("/"), test)
+
+
+_seen = _Seen()
+
+
+@pytest.fixture(autouse=True)
+def seen(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if _unit(request.node.nodeid) != "unit":
+        _seen.look(request.node.nodeid)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """The suite ends as it began: a bystander is untouched, and nothing of ours is left that was not there before."""
@@ -168,8 +198,21 @@ def nothing_left_behind() -> Iterator[None]:
     before = _ours(host)
     bystander = _bystander(host)
     state = (bystander.attrs["State"]["Pid"], bystander.attrs["State"]["StartedAt"]) if bystander else None
+    _seen.host = host
     yield
-    left = _after_a_while(lambda: _ours(host) - before)
+    _seen.host = None
+    began = time.monotonic()
+    left = slow = _ours(host) - before
+    while left and time.monotonic() - began < _PATIENCE:
+        time.sleep(0.5)
+        if left := _ours(host) - before:
+            slow = left
+    told = [
+        f"{each}, there since {_seen.since.get(each.partition(' ')[2], 'nobody knows which test')}"
+        for each in sorted(slow)
+    ]
+    if (took := time.monotonic() - began) > _SOON:
+        warnings.warn(f"it took {took:.0f} s until nothing was left: {told}", stacklevel=1)
     try:
         if bystander is not None:
             bystander.reload()
@@ -177,7 +220,7 @@ def nothing_left_behind() -> Iterator[None]:
                 "a bystander was touched"
             )
             assert host.volumes.get("bystander-of-the-tests")
-        assert not left, f"left behind: {sorted(left)}"
+        assert not left, f"left behind: {told}"
     finally:
         if bystander is not None:
             bystander.remove(force=True)
@@ -200,8 +243,8 @@ def guest_begun(request: pytest.FixtureRequest) -> None:
 
 
 def _after_a_while(look: Callable[[], set[str]]) -> set[str]:
-    """What is there still when reapers, leases (120 s), and removals that nobody waited for, have had their time."""
-    deadline = time.monotonic() + 150
+    """What is there still when reapers, and removals that nobody waited for, have had their time."""
+    deadline = time.monotonic() + _PATIENCE
     while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.5)
     return left

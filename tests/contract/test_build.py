@@ -60,7 +60,6 @@ async def test_failure_names_step_line_and_exit_code(box: Box) -> None:
     assert b"last words" in b"".join(output)
 
 
-@pytest.mark.smoke
 async def test_what_fails_and_says_nothing_is_run_once_more_where_that_may_have_been_lost(box: Box) -> None:
     for step, more in (("exit 42", box.sandbox.engine_name == "podman"), ("echo said; exit 42", False)):
         output: list[bytes] = []
@@ -69,6 +68,7 @@ async def test_what_fails_and_says_nothing_is_run_once_more_where_that_may_have_
         assert (b"it is run once more" in b"".join(output)) == more, output
 
 
+@pytest.mark.smoke
 async def test_memory_cap_binds_on_a_run_step(box: Box) -> None:
     built = await box.build(f"FROM {BUSYBOX}\nRUN tail /dev/zero\n", caps=box.caps(memory=32 * MIB))
     assert (built.reason, built.exit_code) == (Reason.OOM_KILLED, 137)

@@ -164,10 +164,10 @@ async def _build(manager: Manager, sandbox: Sandbox, order: Order, ready: contex
         dockerfile=ready.dockerfile,
         dockerfile_text=ready.dockerfile_text,
         build_id=build_id,
-        tags=[f"localhost/manyoyo-run:{build_id}"],
         target=order.target,
         build_args=order.build_args,
         caps=manager.work.caps(sandbox, order.cpus, None, None),
+        login=manager.work.login,
     )
     tail = b""
     passing = writer(sys.stderr.buffer) if not screen.live and not screen.quiet else None

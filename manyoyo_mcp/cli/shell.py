@@ -25,7 +25,6 @@ from manyoyo_mcp.cli.screen import Screen
 from manyoyo_mcp.engines.failures import from_answer
 from manyoyo_mcp.errors import InvalidArgument, Reason, SandboxError
 from manyoyo_mcp.policy.transport import GuardedClient
-from manyoyo_mcp.sessions.manager import Manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.text import sanitise
 from manyoyo_mcp.workers import in_thread, wait_in_thread
@@ -47,8 +46,8 @@ async def shell(name: str, container: str | None, image: str | None, command: li
         )
     if container is not None and image is not None:
         raise InvalidArgument("CONTAINER and --image exclude each other.", "Give the one that is meant.")
-    async with open_sandbox(load_settings(), name) as (manager, sandbox):
-        visit = await Visit.to(manager, sandbox)
+    async with open_sandbox(load_settings(), name) as (_, sandbox):
+        visit = Visit(sandbox, sandbox.client())
         if container is not None:
             code = await visit.enter(container, command or _DEFAULT)
         else:
@@ -67,14 +66,8 @@ async def shell(name: str, container: str | None, image: str | None, command: li
 class Visit:
     """A guarded connection to a sandbox's engine, for what the engine's own methods don't do: terminals."""
 
-    manager: Manager
     sandbox: Sandbox
     client: GuardedClient
-
-    @classmethod
-    async def to(cls, manager: Manager, sandbox: Sandbox) -> "Visit":
-        _, dial = await manager.host.dialer(sandbox.outer)
-        return cls(manager, sandbox, GuardedClient(dial, lambda: sandbox.limits))
 
     async def _ask(self, fn: Callable[[Any], T]) -> T:
         try:

@@ -48,7 +48,7 @@ _OFFERED = tuple(
         ("PUT", rf"{_CONTAINER}/archive"),
         ("POST", rf"{_CONTAINER}/(?:start|stop|restart|kill|wait|attach|exec)"),
         ("DELETE", _CONTAINER),
-        ("POST", rf"/exec/(?P<exec>{NAME})/start"),
+        ("POST", rf"/exec/(?P<exec>{NAME})/(?:start|resize)"),
         ("GET", rf"/exec/(?P<exec>{NAME})/json"),
         ("GET", r"/images/json"),
         ("GET", rf"/images/(?P<image>{IMAGE})/json"),
@@ -65,7 +65,6 @@ _OF_CLIENTS = tuple(
         ("GET", rf"{_CONTAINER}/top"),
         ("HEAD", rf"{_CONTAINER}/archive"),
         ("POST", rf"{_CONTAINER}/(?:pause|unpause|resize)"),
-        ("POST", rf"/exec/(?P<exec>{NAME})/resize"),
     )
 )
 """What the user's own clients ask besides."""
@@ -163,13 +162,68 @@ CREATE: dict[str, Check] = {
     "NetworkingConfig": _networks,
     "Volumes": _NO_STORE,
 }
+AS_THEY_ARE = frozenset(
+    [
+        "AutoRemove",
+        "CapDrop",
+        "CpuPeriod",
+        "CpuQuota",
+        "CpuShares",
+        "CpusetCpus",
+        "CpusetMems",
+        "Dns",
+        "DnsOptions",
+        "DnsSearch",
+        "ExtraHosts",
+        "GroupAdd",
+        "Init",
+        "Memory",
+        "MemoryReservation",
+        "MemorySwap",
+        "NanoCpus",
+        "PidsLimit",
+        "ReadonlyRootfs",
+        "SecurityOpt",
+        "ShmSize",
+        "Tmpfs",
+        "Ulimits",
+        "ArgsEscaped",
+        "AttachStderr",
+        "AttachStdin",
+        "AttachStdout",
+        "Cmd",
+        "Domainname",
+        "Entrypoint",
+        "Env",
+        "ExposedPorts",
+        "Healthcheck",
+        "HostConfig",
+        "Hostname",
+        "Image",
+        "Labels",
+        "MacAddress",
+        "NetworkDisabled",
+        "OnBuild",
+        "OpenStdin",
+        "Shell",
+        "StdinOnce",
+        "StopSignal",
+        "StopTimeout",
+        "Tty",
+        "User",
+        "WorkingDir",
+    ]
+)
+"""Fields that mean no more on the host's engine than in one of the sandbox's own: within the container, or within its caps."""
 _LOG = {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "1"}}
 
 
 def _tightened(place: str, given: Mapping[str, Any], table: Mapping[str, Check]) -> dict[str, Any]:
-    """What the checks of `table` leave of `given`, which may have other fields."""
+    """What the checks of `table` leave of `given`, whose other fields are among those that may stay."""
     kept = {}
     for name, value in given.items():
+        if name not in table and name not in AS_THEY_ARE:
+            raise PolicyRefused(f"{place}'s {name} is not given in this isolation.", "Leave it out.")
         value = table[name](f"{place}'s {name}", value) if name in table else value
         if value is not GONE:
             kept[name] = value

@@ -23,7 +23,6 @@ from manyoyo_mcp.policy.bounded import Boundary
 from manyoyo_mcp.policy.connection import Ways
 from manyoyo_mcp.policy.gate import Gate
 from manyoyo_mcp.policy.ports import Publisher
-from manyoyo_mcp.policy.transport import GuardedClient
 from manyoyo_mcp.sessions.ports import Ports
 from manyoyo_mcp.sessions.sandbox import Sandbox
 from manyoyo_mcp.sessions.witness import GateWitness, port_on_record
@@ -63,7 +62,7 @@ class Endpoints:
             self.open_inside(sandbox)  # a client may mount it
         path = self._open(sandbox, self._directory / f"{sandbox.sandbox_id}.sock", "user")
         if ports and not self.publishes(sandbox):
-            client = GuardedClient(sandbox.dial, lambda: sandbox.limits)
+            client = sandbox.client()
             reach, told = (
                 partial(self._host.reach, sandbox.outer),
                 partial(port_on_record, self._journal, sandbox.sandbox_id),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from manyoyo_mcp.engines.base import Engine, RunSpec
 from manyoyo_mcp.errors import EngineFailed, Reason
-from manyoyo_mcp.hosts.base import Completed, HostInfo
+from manyoyo_mcp.hosts.base import Completed, Host, HostInfo, Outer
+from manyoyo_mcp.hosts.isolation import tier
 from manyoyo_mcp.values import Caps
 
 
@@ -24,6 +25,8 @@ class Evidence:
         return self.memory and self.cpus and self.pids
 
 
+_LONGEST = 120.0
+"""Seconds that a probe may take."""
 _PROBE = """
 echo "cpu_quota=$(cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null | head -n 1)"
 echo "pids_max=$(cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null | head -n 1)"
@@ -32,8 +35,14 @@ exec /bin/busybox tail /dev/zero
 """
 
 
-async def ask(engine: Engine, image: str) -> Completed:
-    """What `ctl probe` does, by a run of an engine that is no nested one; `image`: the outer image."""
+async def prove(host: Host, outer: Outer, engine: Engine, image: str) -> Evidence:
+    """What a sandbox's engine shows of its caps; `image`: the outer one. Raises EngineFailed where no probe runs."""
+    own = not tier(outer.labels.get("isolation", "privileged")).on_host
+    return judge(await host.maintain(outer, "probe", timeout=_LONGEST) if own else await _ask(engine, image))
+
+
+async def _ask(engine: Engine, image: str) -> Completed:
+    """What `ctl probe` does, by a run of an engine that is no nested one."""
     output = bytearray()
     spec = RunSpec(image, ["sh", "-c", _PROBE], Caps(0.5, 32 << 20, 16), entrypoint=["/bin/busybox"], network="none")
     ended = await engine.run(spec, output.extend)

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -69,6 +70,14 @@ class Sandbox:
     def engine_name(self) -> str:
         return self.engine.name
 
+    def client(self) -> GuardedClient:
+        """One more client of its engine, which reaches no more than the tools'."""
+        return _client(self.dial, lambda: self.limits, self.within)
+
+
+def _client(dial: Dial, limits: Callable[[], Limits], within: Within | None) -> GuardedClient:
+    return GuardedClient(dial, limits) if within is None else BoundedClient(dial, limits, within)
+
 
 def isolation_of(outer: Outer) -> str:
     """The tier of an outer container; those of versions that knew no other have no such label."""
@@ -120,7 +129,7 @@ def join(
 
     execs = host.execs(outer)
     engine = (ENGINES[outer.labels["engine"]] if within is None else HostEngine)(
-        client=GuardedClient(dial, current) if within is None else BoundedClient(dial, current, within),
+        client=_client(dial, current, within),
         maintain=partial(host.maintain, outer),
         spawn=spawn,
         execs=GuardedClient(execs, current) if execs else None,

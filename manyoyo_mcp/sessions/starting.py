@@ -30,7 +30,7 @@ from manyoyo_mcp.policy.egress import Policy
 from manyoyo_mcp.sessions import granting, names, onhost, reach, registries, trust
 from manyoyo_mcp.sessions.budgets import Amount, Budgets, NoRoomNow, Place
 from manyoyo_mcp.sessions.identity import Identity
-from manyoyo_mcp.sessions.probe import Evidence, Remembered, ask, judge
+from manyoyo_mcp.sessions.probe import Evidence, Remembered, prove
 from manyoyo_mcp.sessions.sandbox import Sandbox, clear, isolation_of, join
 from manyoyo_mcp.values import Caps, docker_size, format_bytes
 from manyoyo_mcp.workers import together
@@ -354,9 +354,7 @@ class Starter:
         evidence = self._probes.get(key)
         if evidence is None or not evidence.enforced:  # what did not bind may have been mended since
             progress(0, None, "first sandbox of this kind on this host: proving that caps bind")
-            on_host = sandbox.isolation in ON_HOST
-            found = ask(sandbox.engine, image) if on_host else self._host.maintain(sandbox.outer, "probe", timeout=120)
-            evidence = judge(await found)
+            evidence = await prove(self._host, sandbox.outer, sandbox.engine, image)
             self._probes.put(key, evidence)
         if not evidence.enforced and not self._settings.allow_unenforced_caps:
             raise CapsUnenforced(

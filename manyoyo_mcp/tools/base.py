@@ -163,9 +163,10 @@ class ManyoyoTool(Tool):
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         record: Recorded | None = None
         current: Callable[[], Redactor] = Redactor
+        sandboxes: Callable[[], list[Sandbox]] = list
         try:
             async with admitted(context) as (manager, caller):
-                current = manager.vault.current
+                current, sandboxes = manager.vault.current, manager.sandboxes
                 record = Recorded(self, context, manager, arguments)
                 caller.need(self.scope)
                 parsed = self._parse(arguments)
@@ -175,7 +176,7 @@ class ManyoyoTool(Tool):
         except ManyoyoError as error:
             if record is not None:
                 await record.failed(error)
-            return _refusal(error, current())
+            return _refusal(error, current(), _loud(sandboxes()))
         except approving.Pending as pending:
             if record is not None:
                 await record.waits()
@@ -186,8 +187,7 @@ class ManyoyoTool(Tool):
             raise
         redactor = current()
         content: list[ContentBlock] = [TextContent(type="text", text=redactor.text(output.words()))]
-        if any(each.isolation == "sock" for each in manager.sandboxes()):
-            content.append(TextContent(type="text", text=LOUD))
+        content += _loud(sandboxes())
         content += [ResourceLink(type="resource_link", uri=uri, name=name) for uri, name in output.links()]
         return CallToolResult(content=content, structured_content=redactor.anything(output.data()))
 
@@ -206,12 +206,16 @@ ERROR_META = "org.manyoyo/error"
 """Where a refused call's result carries its error as data (`code`, `message`, `hint`, `details`)."""
 
 
-def _refusal(error: ManyoyoError, redactor: Redactor) -> CallToolResult:
+def _loud(sandboxes: list[Sandbox]) -> list[ContentBlock]:
+    return [TextContent(type="text", text=LOUD)] if any(each.isolation == "sock" for each in sandboxes) else []
+
+
+def _refusal(error: ManyoyoError, redactor: Redactor, more: list[ContentBlock]) -> CallToolResult:
     """The error in words, and as data in `_meta`: clients hold structured content against the tool's output schema even where a
     call failed, and would show that mismatch instead of the error."""
     text = sanitise(f"{error.instance_code}: {error.message}" + (f"\nWhat to do: {error.hint}" if error.hint else ""))
     return CallToolResult(
-        content=[TextContent(type="text", text=redactor.text(text))],
+        content=[TextContent(type="text", text=redactor.text(text)), *more],
         _meta={ERROR_META: redactor.anything(error.as_dict())},
         is_error=True,
     )

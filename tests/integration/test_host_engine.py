@@ -22,6 +22,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.sessions import sweep
 from manyoyo_mcp.sessions.manager import open_manager
 from tests.conftest import server_parameters
+from tests.integration.test_cli import Terminal
 from tests.integration.test_storage import call, refused, run
 from tests.support import BUSYBOX, SLACK, Box, on_host
 
@@ -110,6 +111,28 @@ async def start(client: Client, **arguments: Any) -> dict[str, Any]:
     given = {"isolation": "common", "memory": "512m", "cpus": 2, "network_policy": "open"} | arguments
     started: dict[str, Any] = (await call(client, "start_sandbox", **given))["sandbox"]
     return started
+
+
+async def test_a_shell_is_within_too(
+    client: Client, host: docker.DockerClient, bystander: Bystander, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANYOYO_HOST_IMAGES", IMAGES)
+    sandbox = (await start(client, network_policy="none"))["sandbox_id"]
+    await run(client, sandbox, "exec sleep 1000", detach=True, name="svc")
+    for name in (bystander.name, bystander.container.id):
+        terminal = Terminal("shell", sandbox, name, "sh", "-c", "echo inside", columns=400)
+        assert terminal.end() != 0 and "CONTAINER_NOT_FOUND" in terminal.text and "inside" not in terminal.text
+    terminal = Terminal("shell", sandbox, "svc", "sh", "-c", "sleep 2; stty size; exit 4", lines=31, columns=99)
+    assert terminal.end() == 4 and "31 99" in terminal.text
+    terminal = Terminal("shell", "--image", PRIVATE, sandbox, columns=400)
+    assert terminal.end() != 0 and not [each for each in theirs(host, sandbox) if not each.name.endswith(".svc")]
+    terminal = Terminal("shell", "--image", BUSYBOX, sandbox)
+    terminal.until(r"[#$] ")
+    (made,) = (each for each in theirs(host, sandbox) if not each.name.endswith(".svc"))
+    assert made.attrs["HostConfig"]["NetworkMode"] == "none" and made.attrs["HostConfig"]["Memory"] == 256 << 20
+    terminal.type("exit\n")
+    terminal.end()
+    assert [each.name for each in theirs(host, sandbox)] == [f"manyoyo-{sandbox}.svc"]
 
 
 async def test_a_run_is_a_capped_container_of_the_hosts(client: Client, host: docker.DockerClient) -> None:

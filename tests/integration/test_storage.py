@@ -468,6 +468,23 @@ async def test_a_copy_is_as_old_as_its_making(tmp_path: Path) -> None:
         assert ages[store_of(fork.sandbox_id)] + 3 <= ages[store_of(origin.sandbox_id)]
 
 
+async def test_a_server_keeps_one_line_to_the_pools_keeper(client: Client) -> None:
+    host = docker.from_env()
+
+    def lines() -> set[str]:
+        rows = host.containers.get("manyoyo-pool").top(ps_args="-eo pid,args")["Processes"]
+        return {pid for pid, words in rows if words.endswith("/pool serve")}
+
+    before: set[str] = set()
+    with contextlib.suppress(docker.errors.NotFound):
+        before = lines()
+    await start(client)
+    first = lines() - before
+    await start(client)
+    assert len(first) == 1 and first <= lines()
+    host.close()
+
+
 async def test_the_pools_keeper_is_killed(client: Client) -> None:
     first = await start(client)
     host = docker.from_env()

@@ -208,6 +208,12 @@ def test_what_dockers_client_always_says_says_nothing() -> None:
         assert "NetworkingConfig" not in body and body["HostConfig"]["LogConfig"] == labelled._LOG
 
 
+def test_a_field_that_nobody_has_thought_about_is_refused() -> None:
+    for body in ({"HostConfig": {"Memory": 6 << 20, "Novel": 1}}, {"Novel": 1, "HostConfig": {}}):
+        with pytest.raises(PolicyRefused, match="Novel"):
+            labelled.created(Allowed({}, body), WITHIN, "sha256:1234", "called")
+
+
 def test_what_runs_at_a_time_is_no_more_than_the_sandbox() -> None:
     half = Caps(1, 512 << 20, 100)
     labelled.check_room(LIMITS, [], LIMITS.largest)
@@ -238,11 +244,11 @@ def test_what_is_not_named_is_not_offered() -> None:
         ("GET", "/_ping"), ("HEAD", "/_ping"), ("GET", "/containers/json"), ("POST", "/containers/create"), ("GET", "/containers/abc/json"),
         ("GET", "/containers/abc/logs"), ("GET", "/containers/abc/stats"), ("GET", "/containers/abc/archive"), ("PUT", "/containers/abc/archive"),
         ("POST", "/containers/abc/start"), ("POST", "/containers/abc/stop"), ("POST", "/containers/abc/kill"), ("POST", "/containers/abc/wait"),
-        ("POST", "/containers/abc/attach"), ("POST", "/containers/abc/exec"), ("DELETE", "/containers/abc"), ("POST", "/exec/abc/start"),
+        ("POST", "/containers/abc/attach"), ("POST", "/containers/abc/exec"), ("DELETE", "/containers/abc"), ("POST", "/exec/abc/start"), ("POST", "/exec/abc/resize"),
         ("GET", "/exec/abc/json"), ("GET", "/images/json"), ("GET", "/images/abc/json"), ("POST", "/images/create"),
     }, offered  # fmt: skip
     of_clients = {("GET", "/version"), ("GET", "/info"), ("GET", "/containers/abc/top"), ("HEAD", "/containers/abc/archive"),
-                  ("POST", "/containers/abc/unpause"), ("POST", "/containers/abc/resize"), ("POST", "/exec/abc/resize")}  # fmt: skip
+                  ("POST", "/containers/abc/unpause"), ("POST", "/containers/abc/resize")}  # fmt: skip
     for method, path in of_clients:
         labelled.named(method, path, clients=True)
         with pytest.raises(PolicyRefused):

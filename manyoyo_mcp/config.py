@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     )
     host_runtime: str | None = Field(
         None,
-        description="OCI runtime of the outer containers in tiers that are none themselves, asked for with that tier's rights; as a wall use MANYOYO_ISOLATION=runtime:NAME.",
+        description="OCI runtime of the outer containers, with the rights of their tier. It is no wall: for that set MANYOYO_ISOLATION=runtime:NAME, which names its own.",
     )
     engine: EngineName = Field("podman", description="The nested engine where start_sandbox names none.")
     isolation: Isolation = Field("privileged", description="The wall around a sandbox where start_sandbox names none.")

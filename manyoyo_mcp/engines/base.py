@@ -100,7 +100,7 @@ class ExecSpec:
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
-    """An image build. `context` yields a tar stream; it is read once, in a worker thread. `secrets`: names of what
+    """An image build. `context` yields a tar stream, anew at each call, in a worker thread: a build may be begun again. `secrets`: names of what
     `RUN --mount=type=secret,id=NAME` has. `daemonless`: by buildah in a nested container, which has these `labels`, and not by the engine."""
 
     context: Callable[[], Iterator[bytes]]

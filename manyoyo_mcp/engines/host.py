@@ -12,7 +12,7 @@ from manyoyo_mcp.engines.base import BuildSpec, Built, Sink, Step, Usage
 from manyoyo_mcp.engines.building import named
 from manyoyo_mcp.engines.buildlog import instructions
 from manyoyo_mcp.engines.docker import DockerEngine
-from manyoyo_mcp.errors import NotSupported
+from manyoyo_mcp.errors import NotFound, NotSupported, PolicyRefused
 from manyoyo_mcp.policy import hostbuilds
 from manyoyo_mcp.policy.bounded import Boundary, BoundedClient
 from manyoyo_mcp.policy.transport import GuardedClient
@@ -54,7 +54,8 @@ class HostEngine(DockerEngine):
             )
         hostbuilds.check_tags(within, spec.tags)
         found = instructions(spec.dockerfile_text)
-        hostbuilds.check(within, [each.text for each in found])
+        for image in hostbuilds.check(within, [each.text for each in found]):
+            await self._check_base(image, spec)
         after = [each.line for each in found if each.keyword == "FROM"]
         text = hostbuilds.labelled(within, spec.dockerfile_text, after)
         judge = hostbuilds.Judge(within)
@@ -81,6 +82,19 @@ class HostEngine(DockerEngine):
         steps = [_moved(each, after) for each in built.steps if not _is_ours(each)]
         failed = built.failed_step
         return replace(built, steps=steps, failed_step=_moved(failed, after) if failed is not None else None)
+
+    async def _check_base(self, image: str, spec: BuildSpec) -> None:
+        """It is there before the builder begins, which would fetch it without asking; and it orders nothing done in builds. Raises NotFound, PolicyRefused."""
+        try:
+            raw = await self._ask(lambda client: client.inspect_image(image))
+        except NotFound:
+            await self.pull(image, await spec.login(image))
+            raw = await self._ask(lambda client: client.inspect_image(image))
+        if (raw.get("Config") or {}).get("OnBuild"):
+            raise PolicyRefused(
+                f"The image {image} has instructions for builds that begin with it (ONBUILD): they can't be looked at here.",
+                f"Begin with another; or {OTHERWISE}",
+            )
 
     def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
         return {name: value for name, value in super()._build_params(spec).items() if name != "t"}

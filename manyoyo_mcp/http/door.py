@@ -81,7 +81,8 @@ class Door:
             return  # it went away
         session = _header(request, _SESSION)
         version = (_header(request, _VERSION) or b"").decode("latin-1")
-        begins = session is None and version in ("", *HANDSHAKE_PROTOCOL_VERSIONS)  # as the SDK tells the eras apart
+        has_sessions = version in ("", *HANDSHAKE_PROTOCOL_VERSIONS)  # as the SDK tells the eras apart
+        begins = session is None and has_sessions
         refused = body if isinstance(body, Response) else await self._lacking(caller, body)
         if refused is None and begins and share.sessions.full():
             refused = await self._limited(caller, "too many sessions of yours are open. End one (DELETE).")
@@ -91,7 +92,7 @@ class Door:
 
         async def noted(message: Message) -> None:
             """Sessions are the SDK's; that it has begun, used or ended one is seen by its answer."""
-            if message["type"] == "http.response.start" and message["status"] < 300:
+            if message["type"] == "http.response.start" and message["status"] < 300 and has_sessions:
                 known = session or next(
                     (value for key, value in message.get("headers", []) if key.lower() == _SESSION), None
                 )

@@ -32,6 +32,8 @@ class Sessions:
         return self.count() >= self._most
 
     def use(self, session: bytes) -> None:
+        if session not in self._used:
+            self.count()
         self._used[session] = time.monotonic()
 
     def end(self, session: bytes) -> None:

@@ -7,13 +7,15 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import docker
 import requests
 from requests.structures import CaseInsensitiveDict
 
 from manyoyo_mcp.dialled import Dial, DialledClient
+from manyoyo_mcp.errors import PolicyRefused
 from manyoyo_mcp.policy import hostbuilds, labelled
 from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
 from manyoyo_mcp.policy.transport import API_VERSION, VERSION_PREFIX, GuardedClient
@@ -28,6 +30,20 @@ class Missing(Exception):
     """There is none that is the sandbox's."""
 
 
+class Room:
+    """What counts among a sandbox's running containers beside them, whoever of this process asks."""
+
+    _of: ClassVar[WeakValueDictionary[str, "Room"]] = WeakValueDictionary()
+
+    def __init__(self) -> None:
+        self.starting = threading.Lock()
+        self.builds: list[Caps] = []
+
+    @classmethod
+    def of(cls, sandbox: str) -> "Room":
+        return cls._of.setdefault(sandbox, cls())
+
+
 class Boundary:
     """What a request names is looked up first, and asked for by its id, which nobody can give to another: so what was looked at is what is used.
     `by_tools`: who asks are the tools, which builds are for."""
@@ -38,8 +54,7 @@ class Boundary:
         self._by_tools = by_tools
         self._engine = DialledClient(dial, API_VERSION)
         self._known: set[str] = set()  # ids of containers, execs and images that are the sandbox's
-        self._starting = threading.Lock()
-        self._builds: list[Caps] = []
+        self._room = Room.of(within.sandbox)
 
     def path(self, method: str, path: str) -> str:
         """The same, by id. Raises Missing; PolicyRefused for what is not offered."""
@@ -50,7 +65,8 @@ class Boundary:
         id_: str = getattr(self, f"_{kind}")(name)
         if method == "DELETE":
             self._known.discard(id_)
-        return path.replace(f"/{name}", f"/{id_}", 1)
+        before, after = path.split(f"/{kind}s/" if kind != "exec" else "/exec/", 1)
+        return f"{before}/{'exec' if kind == 'exec' else f'{kind}s'}/{id_}{after.removeprefix(name)}"
 
     def decided(self, request: Request, allowed: Allowed) -> Allowed:
         """What is left of what was allowed. Raises Missing, PolicyRefused."""
@@ -61,7 +77,8 @@ class Boundary:
             case "GET", "/containers/json" | "/images/json":
                 return labelled.narrowed(allowed, request, self.within)
             case "POST", "/images/create":
-                labelled.pulled(request, self.within)
+                allowed, image = labelled.pulled(request, self.within)
+                self._check_new(image)
             case "POST", "/build":
                 return hostbuilds.built(allowed, self.within)
             case "POST", path if path.startswith("/images/") and path.endswith("/tag"):
@@ -75,7 +92,7 @@ class Boundary:
         if starts is None:
             yield
             return
-        with self._starting:  # two at once would each find room
+        with self._room.starting:  # two at once would each find room
             container = self._container(starts[1])
             asked = labelled.granted(self._engine.inspect_container(container)["Config"].get("Labels"))
             labelled.check_room(self._limits(), self._running(container), asked)
@@ -84,13 +101,13 @@ class Boundary:
     @contextlib.contextmanager
     def building(self, caps: Caps) -> Iterator[None]:
         """Within it a build with these caps counts among what runs. Raises BudgetExceeded."""
-        with self._starting:
+        with self._room.starting:
             labelled.check_room(self._limits(), self._running(), caps)
-            self._builds.append(caps)
+            self._room.builds.append(caps)
         try:
             yield
         finally:
-            self._builds.remove(caps)
+            self._room.builds.remove(caps)
 
     def made(self, image: str) -> None:
         """An image, by its id, is the sandbox's without a name yet."""
@@ -152,7 +169,18 @@ class Boundary:
 
     def _running(self, but: str = "") -> list[Caps]:
         rows = self._engine.containers(filters={"label": [f"{labelled.LABEL}={self.within.sandbox}"]})
-        return [*(labelled.granted(row["Labels"]) for row in rows if row["Id"] != but), *self._builds]
+        mine = (row for row in rows if row["Id"] != but and labelled.belongs(self.within, row["Labels"], *row["Names"]))
+        return [*(labelled.granted(row["Labels"]) for row in mine), *self._room.builds]
+
+    def _check_new(self, image: str) -> None:
+        try:
+            self._engine.inspect_image(image)
+        except docker.errors.ImageNotFound:
+            return
+        raise PolicyRefused(
+            f"The image {image} is on the host's engine already, where its name is everybody's: it is not fetched anew.",
+            "Leave pull out. Whoever runs the host can fetch a newer one there.",
+        )
 
 
 _SHOWN: dict[str, Callable[[Within, Any], Any]] = {

@@ -11,51 +11,103 @@ from manyoyo_mcp.policy.labelled import matches
 
 OF = f"{OURS}of"
 """Of which sandbox an image is."""
-_FROM = re.compile(r"FROM(?: --platform=[\w/.-]+)? ([^\s$\\'\"]+)(?: AS ([A-Za-z][\w.-]*))?", re.IGNORECASE | re.ASCII)
-_PLAIN = re.compile(r"--from=([A-Za-z0-9][\w./:@-]*)", re.ASCII)
+_INSTRUCTION = re.compile(r"([A-Za-z]+)(?:[\t\v\f\r ]+(.*))?", re.DOTALL)
+_OTHERS = frozenset(
+    [
+        "ARG",
+        "CMD",
+        "ENTRYPOINT",
+        "ENV",
+        "EXPOSE",
+        "HEALTHCHECK",
+        "MAINTAINER",
+        "SHELL",
+        "STOPSIGNAL",
+        "USER",
+        "VOLUME",
+        "WORKDIR",
+    ]
+)
+"""Instructions that read nothing but the image that they are in."""
+_NAME = r"[A-Za-z0-9][\w./:@-]*"
+_FROM = re.compile(rf"({_NAME})(?:[\t ]+AS[\t ]+([A-Za-z][\w.-]*))?[\t ]*", re.IGNORECASE | re.ASCII)
+_COPY = re.compile(r"((?:--(?:from|chown|chmod)=[\w./:@-]+[\t ]+)*)(?!--).*", re.ASCII | re.DOTALL)
+_COPIED = re.compile(r"--from=(\S+)", re.ASCII)
+_QUOTES = str.maketrans("", "", "\"'`")
+"""What the engine takes away from the words of ADD before it asks whether they are a URL."""
 
 
 class Judge:
-    """Of the instructions of one Dockerfile, in their order."""
+    """Of the instructions of one Dockerfile, in their order, each as it is written. It takes what it knows and refuses the rest, quotes and variables
+    first: the engine reads them in its own way. `images`: those that are none of its stages."""
 
     def __init__(self, within: Within) -> None:
         self._within = within
         self._stages: list[str] = []
+        self._stage = ""  # whose name means a stage once the next has begun, an image before
+        self.images: list[str] = []
 
     def check(self, instruction: str) -> None:
         """Raises PolicyRefused for one that would read an image that the sandbox may not have, or what the host's engine reaches."""
-        keyword, _, rest = instruction.partition(" ")
-        match keyword.upper():
+        found = _INSTRUCTION.fullmatch(instruction)
+        keyword, rest = (found[1].upper(), (found[2] or "").lstrip()) if found is not None else ("", "")
+        match keyword:
             case "FROM":
-                found = _FROM.fullmatch(instruction)
-                if found is None:
-                    raise _refused(instruction, "FROM names an image or a stage, without variables, in this isolation.")
-                self._check_image(found[1])
-                self._stages.append((found[2] or "").lower())
+                named = _FROM.fullmatch(rest)
+                if named is None:
+                    raise _refused(
+                        instruction, "FROM names an image or a stage in this isolation, without flags and variables."
+                    )
+                self._stages.append(self._stage)
+                self._stage = (named[2] or "").lower()
+                if named[1].lower() != "scratch":
+                    self._check_image(named[1])
             case "COPY":
-                for flag in _flags(rest):
-                    if flag.lower().startswith("--from"):
-                        plain = _PLAIN.fullmatch(flag)
-                        if plain is None:
-                            raise _refused(instruction, "COPY --from names a stage or an image, without variables.")
-                        if not plain[1].isdigit():
-                            self._check_image(plain[1])
+                flags = _COPY.fullmatch(rest)
+                if flags is None:
+                    raise _refused(instruction, "of flags COPY has --from, --chown and --chmod here, written plainly.")
+                for each in _COPIED.findall(flags[1]):
+                    if not each.isdigit():
+                        self._check_image(each)
             case "ADD":
-                if re.search(r"://|[$\\]", rest):
+                if re.search(r"//|[$\\]", rest.translate(_QUOTES)) or rest.lower().startswith("--from"):
                     raise _refused(instruction, "the host's engine would fetch it, from where the host is.")
+            case "LABEL":
+                self._check_labels(instruction, rest)
+            case "RUN":
+                if rest.startswith("--"):
+                    raise _refused(instruction, "RUN has no flags in this isolation.")
             case "ONBUILD":
                 raise _refused(instruction, "what it says would be done in other builds.")
+            case _ if keyword not in _OTHERS:
+                raise _refused(instruction, "it is no instruction that is known here.")
 
     def _check_image(self, name: str) -> None:
-        if name.lower() not in (*filter(None, self._stages), "scratch") and not matches(self._within, name):
+        if name.lower() in filter(None, self._stages):
+            return
+        if not matches(self._within, name):
             raise _refused(name, f"it is not among the images that may be used here: {', '.join(self._within.images)}.")
+        self.images.append(name)
+
+    def _check_labels(self, instruction: str, rest: str) -> None:
+        if instruction == ours(self._within):
+            return
+        plain = rest.translate(_QUOTES).replace("\\", "")
+        if OURS.rstrip(".") in plain.lower() or re.match(r"[^\s=]*\$|.*\$[^=]*=", plain, re.DOTALL):
+            raise _refused(instruction, f"labels of {OURS}* are not to be given, nor such whose name is a variable.")
 
 
-def check(within: Within, instructions: Sequence[str]) -> None:
-    """Raises PolicyRefused as `Judge.check` does."""
+def ours(within: Within) -> str:
+    """The instruction that says whose an image is."""
+    return f'LABEL {OF}="{within.sandbox}"'
+
+
+def check(within: Within, instructions: Sequence[str]) -> list[str]:
+    """The images that are named. Raises PolicyRefused as `Judge.check` does."""
     judge = Judge(within)
     for each in instructions:
         judge.check(each)
+    return judge.images
 
 
 def labelled(within: Within, text: str, after: Sequence[int]) -> str:
@@ -65,13 +117,8 @@ def labelled(within: Within, text: str, after: Sequence[int]) -> str:
     for line in reversed(after):
         if lines[line - 1].rstrip().endswith(("\\", "`")):
             raise _refused(lines[line - 1].strip(), "a FROM is one line in this isolation.")
-        lines.insert(line, f'LABEL {OF}="{within.sandbox}"')
+        lines.insert(line, ours(within))
     return "\n".join(lines)
-
-
-def _flags(rest: str) -> list[str]:
-    words = rest.split()
-    return words[: next((index for index, word in enumerate(words) if not word.startswith("--")), len(words))]
 
 
 def _refused(what: str, why: str) -> PolicyRefused:
@@ -95,6 +142,10 @@ def built(allowed: Allowed, within: Within) -> Allowed:
     """A build, under the sandbox's cgroup: what it makes has the sandbox's names, and nothing comes from what others have built."""
     query = allowed.query
     check_tags(within, [given] if isinstance(given := query.get("t", []), str) else given)
+    if query.get("platform"):
+        raise _refused(
+            "A platform", "where it is not that of the image which is there, the engine fetches another by its name."
+        )
     told = {
         "networkmode": "none",  # its steps may send raw packets, and whose network it is the keeper can't say of them
         "nocache": "1",  # of the cache whatever fits is taken, whoever made it

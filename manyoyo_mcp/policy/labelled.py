@@ -103,6 +103,9 @@ def _names(within: Within, image: Mapping[str, Any]) -> list[str]:
 
 def matches(within: Within, name: str) -> bool:
     """Whether an image of that name, as one writes it, is one that the sandbox may have."""
+    repository, at, _ = name.partition("@")
+    if at and ":" in repository.rsplit("/", 1)[-1]:  # the engine takes the digest, and looks at no tag
+        return False
     name = name.replace("@", ":").removeprefix("docker.io/").removeprefix("library/")
     name = name if ":" in name.rsplit("/", 1)[-1] or ":sha256:" in name else f"{name}:latest"
     return any(fnmatchcase(name, pattern) for pattern in within.images)
@@ -254,7 +257,9 @@ def _grants(host: Mapping[str, Any]) -> str:
 
 def granted(labels: Mapping[str, str] | None) -> Caps:
     """A container's caps, by its label; none where it says nothing."""
-    memory, nano, pids = ([int(each) for each in (labels or {}).get(GRANTS, "").split()] + [0, 0, 0])[:3]
+    memory, nano, pids = (
+        [int(each) for each in (labels or {}).get(GRANTS, "").split() if each.isdecimal()] + [0, 0, 0]
+    )[:3]
     return Caps(nano / 1e9, memory, pids)
 
 
@@ -279,16 +284,32 @@ def check_room(limits: Limits, running: list[Caps], asked: Caps) -> None:
             )
 
 
-def pulled(request: Request, within: Within) -> None:
-    """Raises PolicyRefused for an image that is not to come to the host's engine."""
+_PULLED = re.compile(r"(?:([a-z0-9.-]+(?::[0-9]+)?)/)?[a-z0-9._/-]+", re.ASCII)
+_LOOPBACK = re.compile(r"localhost|0\..*|127\..*|.*\.localhost", re.ASCII)
+
+
+def pulled(request: Request, within: Within) -> tuple[Allowed, str]:
+    """The request for an image that may come to the host's engine, and what it names. Raises PolicyRefused for one that is not to."""
     query = request.query
-    name = str(query.get("fromImage") or "")
-    if query.get("fromSrc") or not matches(within, f"{name}:{query.get('tag') or 'latest'}"):
+    name, tag = str(query.get("fromImage") or ""), str(query.get("tag") or "")
+    repository, last = name.rpartition("/")[0::2]
+    if not tag and "@" not in last and ":" in last:  # the tag may stand in the name, but in one place
+        last, _, tag = last.partition(":")
+        name = f"{repository}/{last}" if repository else last
+    elif not tag and "@" in last:
+        name, _, tag = name.partition("@")
+    tag = tag or "latest"
+    whole = f"{name}{'@' if tag.startswith('sha256:') else ':'}{tag}"
+    found = _PULLED.fullmatch(name)
+    loopback = found is not None and _LOOPBACK.fullmatch((found[1] or "").partition(":")[0]) is not None
+    if found is None or loopback or query.get("fromSrc") or query.get("platform") or not matches(within, whole):
         raise PolicyRefused(
-            f"The image {name[:100] or 'in the request'} is not among those that may be run on the host's own engine: {', '.join(within.images)}.",
+            f"The image {whole[:100]} is not among those that may be brought to the host's own engine: {', '.join(within.images)}; none by a platform, "
+            "and none from a registry on the host's loopback.",
             "nested_list shows those that are there. The operator can name others in MANYOYO_HOST_IMAGES; a sandbox with an engine of its own "
             "(another isolation) may have any.",
         )
+    return Allowed({"fromImage": name, "tag": tag}, None), whole
 
 
 _FILTERS = {

@@ -65,7 +65,10 @@ class Logins:
 
 
 def registry_of(image: str) -> str:
-    """The registry in an image's name, as engines understand it; "" in what is no name."""
+    """The registry in an image's name, as engines understand it; "" in what is no name, or means another to docker-py than to them: they take a
+    first part with a capital letter for a host."""
+    if (first := image.partition("/")[0]) != first.lower():
+        return ""
     try:
         return str(docker.auth.resolve_repository_name(image)[0])
     except (docker.errors.DockerException, IndexError):

@@ -2,6 +2,7 @@
 sandbox's."""
 
 import contextlib
+import io
 import json
 import secrets
 import subprocess
@@ -19,6 +20,8 @@ from mcp import Client
 from mcp_types import ElicitResult
 
 from manyoyo_mcp.config import Settings
+from manyoyo_mcp.errors import PolicyRefused
+from manyoyo_mcp.policy import hostbuilds
 from manyoyo_mcp.sessions import sweep
 from manyoyo_mcp.sessions.manager import open_manager
 from tests.conftest import server_parameters
@@ -27,8 +30,12 @@ from tests.integration.test_storage import call, refused, run
 from tests.support import BUSYBOX, SLACK, Box, on_host
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240 * SLACK)]
-IMAGES = "localhost/manyoyo-test/*"
+IMAGES = "localhost/manyoyo-test/*,tests.invalid/*"
 PRIVATE = "localhost/bystanders/private:1"
+THERE = "tests.invalid/busybox:1"
+"""Of a registry that nobody has, and there."""
+ONBUILD = "localhost/manyoyo-test/onbuild:1"
+"""Among what may be run, and by whom it was made it is told to copy in each build."""
 
 
 @dataclass
@@ -68,7 +75,14 @@ _WEAKER = "isolation=allow"
 def host() -> Iterator[docker.DockerClient]:
     """The host's engine, with the test's image on it, and somebody else's."""
     with on_host(BUSYBOX, PRIVATE) as client:
-        yield client
+        dockerfile = io.BytesIO(f"FROM {BUSYBOX}\nONBUILD COPY --from={PRIVATE} /bin /x\n".encode())
+        client.images.build(fileobj=dockerfile, tag=ONBUILD, rm=True)
+        client.images.get(BUSYBOX).tag(THERE)
+        try:
+            yield client
+        finally:
+            for image in (ONBUILD, THERE):
+                client.images.remove(image, force=True)
 
 
 @pytest.fixture
@@ -310,7 +324,11 @@ async def test_what_runs_at_a_time_is_no_more_than_the_sandbox(client: Client) -
 @contextlib.asynccontextmanager
 async def boxed(tmp_path: Path, isolation: str = "common", **settings: Any) -> AsyncIterator[Box]:
     given = Settings(
-        state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", host_images=[IMAGES], engine="docker", **settings
+        state_dir=tmp_path / "state",
+        runtime_dir=tmp_path / "run",
+        host_images=IMAGES.split(","),
+        engine="docker",
+        **settings,
     )
     async with open_manager(given, sweep_first=False) as manager:
         yield Box(manager, await manager.start(memory=512 << 20, cpus=2, isolation=isolation, network_policy="open"))
@@ -523,9 +541,21 @@ async def test_what_sock_does_not_build(sock: Client, host: docker.DockerClient,
         f"FROM {BUSYBOX}\nADD http://{bystander.address}:7/ /x\n",
         f"FROM {BUSYBOX}\nARG X=http\nADD $X://{bystander.address}/ /x\n",
         f"FROM {BUSYBOX}\nONBUILD COPY --from={PRIVATE} /bin /x\n",
+        f'FROM {BUSYBOX}\nCOPY --"from"={PRIVATE} /bin /x\n',
+        f"FROM {BUSYBOX}\nCOPY --fr\\om={PRIVATE} /bin /x\n",
+        f'FROM {BUSYBOX}\nCOPY --chown="${{X:+a b}}0" --from={PRIVATE} /bin /x\n',
+        f"FROM {BUSYBOX}\nRUN --mount=from={PRIVATE},target=/x true\n",
+        f'FROM {BUSYBOX}\nADD http:"//"{bystander.address}:7/ /x\n',
+        f'FROM {BUSYBOX}\nLABEL org.manyoyo.grants="-1000000000000 -1000000000000 -100000"\nRUN true\n',
+        f"FROM {BUSYBOX}\nLABEL org.many\\oyo.of=x\n",
+        f"FROM {ONBUILD}\n",
     ):
         error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": dockerfile})
         assert error["code"] == "POLICY_REFUSED", (dockerfile, error)
+    missing = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": f"FROM {BUSYBOX}-none\n"})
+    assert missing["code"] == "IMAGE_NOT_FOUND", missing  # and nobody on the host's loopback was asked for it
+    error = await refused(sock, "nested_run", sandbox_id=sandbox, image=THERE, command=["true"], pull="always")
+    assert error["code"] == "POLICY_REFUSED" and "already" in error["message"], error
     # A build counts among what runs.
     await run(sock, sandbox, "exec sleep 1000", detach=True, name="one")
     error = await refused(
@@ -542,6 +572,19 @@ async def test_what_sock_does_not_build(sock: Client, host: docker.DockerClient,
                           tags=[f"localhost/{sandbox}/x", PRIVATE])  # fmt: skip
     assert error["code"] == "POLICY_REFUSED", error
     assert {each.id: each.tags for each in host.images.list(all=True)} == before
+
+
+async def test_what_the_engine_reads_is_judged_as_it_reads_it(
+    host: docker.DockerClient, bystander: Bystander, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should a Dockerfile pass our reading: the build ends at the step, and what it made has no name that could be run."""
+    monkeypatch.setattr(hostbuilds, "check", lambda *_: [])
+    before = {tag for each in host.images.list() for tag in each.tags}
+    async with boxed(tmp_path, "sock", sock=True) as box:
+        for dockerfile in (f"FROM {PRIVATE}\nRUN true\n", f'FROM {BUSYBOX}\nCOPY --"from"={PRIVATE} /bin /x\n'):
+            with pytest.raises(PolicyRefused):
+                await box.build(dockerfile)
+    assert {tag for each in host.images.list() for tag in each.tags} == before
 
 
 async def test_a_client_of_the_users_own_is_held_to_the_sandbox(
@@ -606,9 +649,15 @@ async def test_a_client_of_the_users_own_is_held_to_the_sandbox(
         assert cli("run", "-d", "--name", "big", "--memory", "300m", BUSYBOX, "sleep", "1000")[0] == 0
         assert cli("restart", "-t", "0", "big") == (0, "big\n"), "its own room is not taken from it"
         assert cli("rm", "-f", "big")[0] == 0
+        assert "already" in cli("pull", THERE)[1] and "loopback" in cli("pull", BUSYBOX)[1]
         leave = [each.name for each in theirs(host, sandbox) if each.status == "running"]
         assert not leave
 
     await anyio.to_thread.run_sync(use)
+    files = {"Dockerfile": f"FROM {BUSYBOX}\nRUN sleep 765\n"}
+    job = await call(sock, "nested_build", sandbox_id=sandbox, files=files, memory="400m", wait_s=2)
+    code, said = await anyio.to_thread.run_sync(cli, "run", "-d", BUSYBOX, "sleep", "1")
+    assert code != 0 and "no room" in said, "a build of the tools' counts for the user's clients too"
+    await call(sock, "job_cancel", job_id=job["job_id"])
     await call(sock, "cleanup", sandbox_id=sandbox)
     assert not theirs(host, sandbox)

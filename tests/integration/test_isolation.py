@@ -193,6 +193,12 @@ async def test_the_engine_itself_is_nobody_outside(client: Client) -> None:
         container = docker.from_env().containers.get(f"manyoyo-{sandbox}")
         _, output = container.exec_run(["sh", "-c", OWNERS], environment={"MARKS": "1001 1002"})
         _, own = container.exec_run(["/usr/lib/manyoyo/enter", "sh", "-c", f"({ENGINES_OWN}) 2>/dev/null"])
+        # Where the outer root does things by name, what is in there makes nothing.
+        for where in ("/run/manyoyo-secrets", "/var/lib/manyoyo/alone", "/run/manyoyo"):
+            code, said = container.exec_run(["/usr/lib/manyoyo/enter", "sh", "-c", f"ln -s /etc {where}/x"])
+            assert code != 0 and b"ermission denied" in said, (where, said)
+        _, groups = container.exec_run(["/usr/lib/manyoyo/enter", "sh", "-c", "grep Groups: /proc/self/status"])
+        assert groups.split() in ([b"Groups:"], [b"Groups:", b"0"]), groups
         owners = "stat -c %u $(grep -lxE 'podman|conmon' /proc/[0-9]*/comm) 2>/dev/null"
         _, engines = container.exec_run(["sh", "-c", owners])
         return [line.split() for line in output.decode().splitlines()], own.decode(), set(engines.decode().split())

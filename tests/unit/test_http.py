@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from manyoyo_mcp.cli.main import HTTP_ADDRESS, with_address
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NameConflict, NotFound, ScopeMissing
+from manyoyo_mcp.http import limits
 from manyoyo_mcp.http.callers import Callers, Nobody
 from manyoyo_mcp.http.limits import Sessions
 from manyoyo_mcp.http.serving import address_of, security, tokens_for
@@ -155,6 +157,14 @@ def test_one_principal_can_not_have_all_sessions() -> None:
     assert alice.full()
     alice.end(b"1")
     assert not alice.full()
+
+
+def test_sessions_of_long_ago_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions(10**6)
+    for number in range(100):
+        monkeypatch.setattr(time, "monotonic", lambda number=number: number * limits.SESSION_S)
+        sessions.use(b"%d" % number)
+        assert len(sessions._used) <= 2
 
 
 def test_nothing_of_it_is_loaded_where_stdio_is_served() -> None:

@@ -20,7 +20,14 @@ LIMITS = Limits(default=Caps(1, 512 << 20, 100), largest=Caps(2, 1 << 30, 200))
     [
         ["FROM python:3.13"],
         ["FROM docker.io/library/python:3.13 AS base", "FROM base", "FROM BASE AS again"],
-        ["FROM --platform=linux/amd64 python:3.13"],
+        [
+            "FROM python:3.13",
+            "LABEL a=b",
+            "LABEL version=$VERSION",
+            'LABEL org.manyoyo.of="sb-0123456789abcdef"',
+            "ADD --chown=1 a /b",
+        ],
+        ["FROM python:3.13", *(f"{each} x" for each in sorted(hostbuilds._OTHERS)), "run\ttrue", "COPY a --from=b"],
         ["FROM scratch", f"COPY --from=localhost/{SANDBOX}/app /x /x", "COPY a b", "ADD a.tar /"],
         ["FROM python:3.13 AS one", "FROM scratch", "COPY --from=one /x /x", "COPY --chown=1:1 --from=0 /x /x"],
         ["FROM scratch", "RUN echo COPY --from=private/app", "CMD FROM private/app"],
@@ -39,7 +46,14 @@ def test_what_may_be_built(instructions: list[str]) -> None:
         "COPY --from=private/app /x /x", "COPY --chown=0 --from=private/app /x /x", "copy --from=private/app / /", "COPY --from=$X /x /x",
         "COPY --FROM=private/app / /", "COPY --from='private/app' / /", "COPY --from=one /x /x", "COPY --from= /x /x", "COPY --from /x /x",
         "ADD http://127.0.0.1/ /", "ADD --chown=0 https://x/ /", "ADD $X /", 'ADD ["http:\\/\\/x", "/"]', "ADD git://x /",
-        "ONBUILD COPY --from=private/app / /", "ONBUILD RUN true",
+        "ONBUILD COPY --from=private/app / /", "ONBUILD RUN true", "ONBU\u0130LD COPY --from=private/app / /", "", "X y", "FROM2 x", "\u00a0COPY a b",
+        'COPY --"from"=private/app / /', "COPY --fr\\om=private/app / /", 'COPY --chown="${X:+a b}0" --from=private/app / /',
+        "COPY --chown 0 --from=private/app / /", "COPY --chown=0\u00a0--from=private/app / /", "COPY \u00a0--from=private/app / /",
+        "COPY --link --from=private/app / /", "COPY\v--from=private/app / /", "COPY --from=here / /", "COPY --chown=`0 --from=private/app / /",
+        'ADD http:"//"127.0.0.1/ /', """ADD ["http:'//'127.0.0.1/", "/"]""", "ADD http:`//127.0.0.1/ /", "ADD --from=private/app / /",
+        "FROM --platform=linux/arm64 python:3.13", "FROM python:3.13@sha256:0123", "RUN --mount=from=private/app true", "RUN --network=host true",
+        "LABEL org.manyoyo.of=x", 'LABEL "org.man"yoyo.grants=1', "LABEL org.many\\oyo.within=x", "LABEL a=b $X=c", "LABEL $X c", "LABEL a=$B c=d",
+        "LABEL ORG.MANYOYO.x=y", 'LABEL org.manyoyo.of="sb-0000000000000000"', 'LABEL  org.manyoyo.of="sb-0123456789abcdef"',
     ],
 )  # fmt: skip
 def test_what_may_not(instruction: str) -> None:
@@ -48,12 +62,22 @@ def test_what_may_not(instruction: str) -> None:
     assert refused.value.hint
 
 
+def test_which_images_it_begins_with() -> None:
+    named = ["FROM python:3.13 AS one", "FROM one", "COPY --from=0 / /", "COPY --from=python:3.12 / /", "FROM scratch"]
+    assert hostbuilds.check(WITHIN, named) == ["python:3.13", "python:3.12"]
+    with pytest.raises(PolicyRefused):  # a stage's name is an image's until the next begins
+        hostbuilds.check(WITHIN, ["FROM python:3.13 AS private", "COPY --from=private / /"])
+    hostbuilds.check(WITHIN, ["FROM python:3.13 AS private", "FROM scratch", "COPY --from=private / /"])
+
+
 def ask(**query: str | list[str]) -> dict[str, object]:
     own = {"cgroupparent": "/manyoyo-builds/0123456789abcdef"}
     return dict(hostbuilds.built(decide(Request("POST", "/build", own | query, ours=True), LIMITS), WITHIN).query)
 
 
 def test_what_is_built_is_the_sandboxs() -> None:
+    with pytest.raises(PolicyRefused):
+        ask(platform="linux/arm64")
     passed = ask(t=f"localhost/{SANDBOX}/app:1", networkmode="default", pull="1", labels=json.dumps({"a": "b"}))
     assert passed["cgroupparent"] == f"/manyoyo/{SANDBOX}/manyoyo-builds/0123456789abcdef"
     assert passed["networkmode"] == "none" and passed["nocache"] == "1" and passed["pull"] == "0"

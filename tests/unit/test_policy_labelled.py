@@ -14,7 +14,7 @@ from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
 from manyoyo_mcp.policy.rules import decide
 from manyoyo_mcp.values import Caps
 
-WITHIN = Within("sb-0123456789abcdef", "keeper", ("localhost/manyoyo/*", "python:3.*"))
+WITHIN = Within("sb-0123456789abcdef", "keeper", ("localhost/manyoyo/*", "python:3.*", "any:5000/*", "*/any:*"))
 LIMITS = Limits(default=Caps(1, 512 << 20, 100), largest=Caps(2, 1 << 30, 200))
 REFUSED = (PolicyRefused, CapExceeded, InvalidArgument)
 MINE = {labelled.LABEL: WITHIN.sandbox}
@@ -175,6 +175,18 @@ def test_which_images_are_seen(image: dict[str, Any], seen: list[str]) -> None:
         ({"fromImage": "docker.io/library/python", "tag": "3.13"}, True),
         ({"fromImage": "python", "tag": "latest"}, False),
         ({"fromImage": "python"}, False),
+        ({"fromImage": "python:3.13"}, True),
+        ({"fromImage": "python:3.13", "tag": "2.7"}, False),
+        ({"fromImage": "python:3.13", "tag": "sha256:01"}, False),
+        ({"fromImage": "python:3.13@sha256:01"}, False),
+        ({"fromImage": "python@sha256:01", "tag": "3.13"}, False),
+        ({"fromImage": "python", "tag": "3.13", "platform": "linux/arm64"}, False),
+        ({"fromImage": "localhost/manyoyo/x", "tag": "1"}, False),
+        ({"fromImage": "any:5000/x", "tag": "1"}, True),
+        ({"fromImage": "any:5000/x@sha256:01"}, True),
+        ({"fromImage": "127.0.0.1:5000/any", "tag": "1"}, False),
+        ({"fromImage": "0.0.0.0/any", "tag": "1"}, False),
+        ({"fromImage": "Any:5000/x", "tag": "1"}, False),
         ({"fromImage": "private/python", "tag": "3.13"}, False),
         ({"fromSrc": "-", "repo": "python", "tag": "3.13"}, False),
         ({"fromImage": "python", "tag": "3.13", "fromSrc": "-"}, False),
@@ -184,7 +196,8 @@ def test_which_images_are_seen(image: dict[str, Any], seen: list[str]) -> None:
 def test_which_images_come_to_the_host(query: dict[str, str], may: bool) -> None:
     request = Request("POST", "/images/create", query)
     if may:
-        labelled.pulled(request, WITHIN)
+        allowed, named = labelled.pulled(request, WITHIN)
+        assert named == allowed.query["fromImage"] + ("@" if "sha256" in named else ":") + str(allowed.query["tag"])
         return
     with pytest.raises(PolicyRefused) as refused:
         labelled.pulled(request, WITHIN)

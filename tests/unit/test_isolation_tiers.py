@@ -22,6 +22,14 @@ def test_a_tier_is_had_with_its_engines_alone(name: str, engine: str) -> None:
     assert refused.value.instance_code == "ISOLATION_UNAVAILABLE" and TIERS[name].why_not in refused.value.message
 
 
+def test_settings_know_every_tier() -> None:
+    for name in (*TIERS, "runtime:kata"):
+        assert Settings(isolation=name).isolation == name
+    for name in ("vm", "runtime:", "Privileged", "privileged "):
+        with pytest.raises(ValidationError):
+            Settings(isolation=name)
+
+
 @pytest.mark.parametrize(
     ("name", "before"),
     [("userns", "privileged"), ("userns", "hardened"), ("hardened", "userns"), ("privileged", "userns")],

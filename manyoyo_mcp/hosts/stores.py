@@ -39,6 +39,11 @@ def pooled(volume: dict[str, Any]) -> bool:
     return "subvol=" in str((volume.get("Options") or {}).get("o", ""))
 
 
+def _half_made(volume: dict[str, Any]) -> bool:
+    """Whether a volume by a store's name leads to no store and says of nobody that it is theirs: dockerd was killed while it made it."""
+    return not volume.get("Options") and not volume.get("Labels")
+
+
 class Stores(Images):
     """A host's stores and volumes."""
 
@@ -229,14 +234,19 @@ class Stores(Images):
             raise HostUnavailable(f"The host could not remove {name}: {error.explanation}", "Try again.") from error
 
     async def _sweep_pool(self) -> None:
-        """Remove from the pool what is no volume of the host's (any more); after a lease, for it may be about to become one."""
+        """Remove from the pool what is no volume of the host's (any more), or was never one whole; after a lease, for it may be about to become one."""
         if self._settings.storage == "plain" or not await self.volume_exists(KEEPER):
             return
         strays = {name for name, age in await self._pool.stores() if age > self._settings.lease_s}
         if strays:
             answer = await self._look_up(lambda client: client.volumes())
-            for name in strays - {row["Name"] for row in answer["Volumes"] or []}:
+            there = {row["Name"]: row for row in answer["Volumes"] or []}
+            for name in strays:
+                if name in there and not _half_made(there[name]):
+                    continue
                 with contextlib.suppress(SandboxError):  # one that can't be removed keeps no other
+                    if name in there:
+                        await self._drop(name)
                     await self._pool.remove(name)
 
     # -- volumes

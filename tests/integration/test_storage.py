@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -466,6 +467,28 @@ async def test_a_copy_is_as_old_as_its_making(tmp_path: Path) -> None:
         (fork,) = await manager.fork(origin, 1)
         ages = dict(await manager.host._pool.stores())
         assert ages[store_of(fork.sandbox_id)] + 3 <= ages[store_of(origin.sandbox_id)]
+
+
+async def test_a_volume_that_was_half_made_goes_with_its_store(tmp_path: Path) -> None:
+    """As where dockerd is killed between its directory and what is written of it."""
+    settings = Settings(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", lease_s=2)
+    half, whole = (store_of(f"sb-{secrets.token_hex(8)}") for _ in range(2))
+    host = docker.from_env()
+    async with open_manager(settings) as manager:
+        sandbox = await manager.start(memory=300 * MIB)
+        for name in (half, whole):
+            await manager.host._pool.create(name, 0)
+        host.api.create_volume(half)
+        host.api.create_volume(whole, labels={"somebodys": "own"})
+        await anyio.sleep(3)
+        await manager.host._sweep_pool()
+        kept = dict(await manager.host._pool.stores())
+        assert half not in kept and whole in kept and store_of(sandbox.sandbox_id) in kept
+        names = {each.name for each in host.volumes.list()}
+        assert half not in names and whole in names
+        host.volumes.get(whole).remove()
+        await manager.host._pool.remove(whole)
+    host.close()
 
 
 async def test_a_server_keeps_one_line_to_the_pools_keeper(client: Client) -> None:

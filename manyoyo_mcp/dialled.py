@@ -186,7 +186,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, dial: Dial) -> None:
         super().__init__("localhost")
         self._dial = dial
-        self._method = ""
+        self._asked = ""
 
     def connect(self) -> None:
         self.sock = cast(Any, self._dial())
@@ -207,11 +207,11 @@ class _Connection(http.client.HTTPConnection):
     def asked(self, method: str, target: str, body: Any, headers: Mapping[str, str]) -> bool:
         """Send a request; whether all of it went out. An engine may answer before it has read all of a body, and hang
         up: the answer says why. Raises http.client.InvalidURL for what would be two requests."""
-        self._method = ""
+        self._asked = ""
         try:
             if body is None or isinstance(body, bytes):
                 self.sock.sendall(_written(method, target, body, headers))
-                self._method = method
+                self._asked = method
             else:
                 self.request(method, target, body, headers)
         except (BrokenPipeError, ConnectionResetError):
@@ -220,9 +220,9 @@ class _Connection(http.client.HTTPConnection):
 
     def answered(self) -> http.client.HTTPResponse:
         """The answer, to be read to its end before the next request. Raises OSError or http.client.HTTPException."""
-        if not self._method:
+        if not self._asked:
             return self.getresponse()
-        answer = _Response(self.sock, method=self._method)
+        answer = _Response(self.sock, method=self._asked)
         try:
             answer.begin()
         except BaseException:

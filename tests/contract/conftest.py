@@ -13,6 +13,16 @@ from tests.support import BUSYBOX, Box, busybox_context, on_host
 _TIER = Settings().isolation
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A smoke that names engines is one with these alone: on an emulated machine each takes half a minute."""
+    for item in items:
+        mark = item.get_closest_marker("smoke")
+        engine = item.callspec.params.get("box") if hasattr(item, "callspec") else None
+        if mark is not None and mark.args and engine not in mark.args:
+            item.own_markers = [each for each in item.own_markers if each.name != "smoke"]
+
+
 @pytest.fixture(scope="session", params=[each for each in ("podman", "docker") if each in tier(_TIER).engines])
 async def box(request: pytest.FixtureRequest, manager: Manager) -> AsyncIterator[Box]:
     with on_host(BUSYBOX) if _TIER in ON_HOST else contextlib.nullcontext():

@@ -199,7 +199,7 @@ async def test_nothing_outside_the_sandbox_reaches_a_nested_service(box: Box) ->
     assert b"routed" in told and b"guest" not in told, told
 
 
-@pytest.mark.smoke
+@pytest.mark.smoke("podman")
 async def test_what_is_called_as_systemd_is_can_not_write_its_cgroups(box: Box) -> None:
     """Podman would let it: it could raise its own caps."""
     tag = "localhost/manyoyo-test/init"

@@ -159,6 +159,7 @@ def refused(box: Box) -> tuple[str, str]:
 
 async def test_so_many_ports_and_no_more(cli: Docker, box: Box, name: str) -> None:
     full = [f"{name}-{number}" for number in range(2)]
+    await soon(lambda: not shown(box))  # those of the test before
     try:
         for each in full:
             publish = [word for port in range(7000, 7032) for word in ("-p", str(port))]

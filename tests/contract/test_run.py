@@ -14,7 +14,7 @@ from tests.support import MIB, SLACK, Box, Stopwatch
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.smoke
+@pytest.mark.smoke("podman")
 async def test_exit_code_and_both_streams(box: Box) -> None:
     output: list[bytes] = []
     ended = await box.run("sh", "-c", "echo out; echo err >&2; exit 3", output=output)
@@ -126,7 +126,7 @@ async def test_sigkill_alone_is_not_called_oom(box: Box) -> None:
     assert (ended.exit_code, ended.reason) == (137, Reason.EXIT_NONZERO)
 
 
-@pytest.mark.smoke
+@pytest.mark.smoke("podman")
 async def test_pids_cap_binds_and_is_named(box: Box) -> None:
     ended = await box.run(
         "sh", "-c", "i=0; while [ $i -lt 60 ]; do sleep 3 & i=$((i+1)); done; wait", caps=box.caps(pids=20)
@@ -134,7 +134,7 @@ async def test_pids_cap_binds_and_is_named(box: Box) -> None:
     assert ended.reason is Reason.PIDS_LIMIT
 
 
-@pytest.mark.smoke
+@pytest.mark.smoke("podman")
 async def test_cpu_cap_binds(box: Box) -> None:
     quota = await box.output(
         "sh", "-c", "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null; true",

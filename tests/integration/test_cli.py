@@ -25,6 +25,7 @@ from anyio.from_thread import start_blocking_portal
 from filelock import FileLock
 from mcp import Client
 
+from manyoyo_mcp.cli.main import main
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.identity import owner, owner_labels
@@ -232,11 +233,17 @@ def test_a_run_whose_reader_goes(project: Path) -> None:
         (("frob",), "No such command"),
     ],
 )
-def test_wrong_use(arguments: tuple[str, ...], words: str) -> None:
-    done = cli(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert words in " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
-    assert "starting a" not in done.stderr, "no sandbox is started for what can't be meant"
+def test_wrong_use(
+    arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, for there are many and each would take a second to begin."""
+    monkeypatch.setattr(sys, "argv", ["manyoyo-mcp", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert words in " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
+    assert "starting a" not in err, "no sandbox is started for what can't be meant"
 
 
 @pytest.mark.parametrize(

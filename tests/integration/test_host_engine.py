@@ -366,6 +366,7 @@ async def test_the_lease_removes_what_was_built(
         with anyio.fail_after(10 * SLACK):
             while image_ids(host) != images:
                 await anyio.sleep(0.2)
+        await sweep.remove_session(box.manager.settings, box.manager.identity.session)
 
 
 async def test_the_end_of_a_session_removes_what_it_left(

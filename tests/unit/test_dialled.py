@@ -1,12 +1,15 @@
 """Answers as HTTP has them, read by the client below docker-py."""
 
 import http.client
+import http.server
 import io
+import socket
+import threading
 from typing import Any
 
 import pytest
 
-from manyoyo_mcp.dialled import _Response, _written
+from manyoyo_mcp.dialled import DialledClient, _Response, _written
 
 
 class _Raw(io.RawIOBase):
@@ -97,6 +100,44 @@ def test_go_on_is_no_answer() -> None:
 def test_what_is_no_answer(data: bytes) -> None:
     with pytest.raises(http.client.HTTPException):
         answer(data)
+
+
+class _Service(http.server.BaseHTTPRequestHandler):
+    """Says how long the body was that it got; keeps its connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        length = 0
+        if "Content-Length" in self.headers:
+            length = len(self.rfile.read(int(self.headers["Content-Length"])))
+        while "Content-Length" not in self.headers and (size := int(self.rfile.readline(), 16)):
+            length += len(self.rfile.read(size))
+            self.rfile.readline()
+        if "Content-Length" not in self.headers:
+            self.rfile.readline()
+        answer = f"{length} of {self.client_address[1]}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+def test_one_connection_for_bodies_of_every_kind() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = DialledClient(lambda: socket.create_connection(server.server_address), "1.41")  # type: ignore[arg-type]
+        said = [
+            client.request("POST", "/x", data=body).text.split(" of ")
+            for body in (None, iter([b"ab", b"c"]), "text", iter([b"d"]), iter([]), b"bytes", iter([b"e"]))
+        ]
+        client.close()
+        server.shutdown()
+    assert [length for length, _ in said] == ["0", "3", "4", "1", "0", "5", "1"]
+    assert len({connection for _, connection in said}) == 1
 
 
 def test_a_request() -> None:

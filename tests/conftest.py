@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ _LONG = (
 def _unit(nodeid: str) -> str:
     """What of the suite belongs together, because it shares what is costly to make."""
     *_, directory, file = nodeid.partition("::")[0].split("/")
+    if directory == "unit":
+        return f"unit {zlib.crc32(file.encode()) % 3}"  # a part for each lane, at the end
     if directory != "integration":
         return directory
     return next((unit for unit, files in _UNITS.items() if file in files), file)
@@ -184,7 +187,7 @@ _seen = _Seen()
 @pytest.fixture(autouse=True)
 def seen(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    if _unit(request.node.nodeid) != "unit":
+    if not _unit(request.node.nodeid).startswith("unit "):
         _seen.look(request.node.nodeid)
 
 

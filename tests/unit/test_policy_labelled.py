@@ -227,6 +227,11 @@ def test_a_field_that_nobody_has_thought_about_is_refused() -> None:
             labelled.created(Allowed({}, body), WITHIN, "sha256:1234", "called")
 
 
+def test_caps_that_are_no_numbers_are_none() -> None:
+    for said in ("", "-1000 -5 -7", "x"):
+        assert labelled.granted({labelled.GRANTS: said}) == Caps(0, 0, 0)
+
+
 def test_what_runs_at_a_time_is_no_more_than_the_sandbox() -> None:
     half = Caps(1, 512 << 20, 100)
     labelled.check_room(LIMITS, [], LIMITS.largest)

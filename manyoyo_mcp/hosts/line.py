@@ -1,6 +1,7 @@
 """A line to a program of ours in a container of ours that stays for the next question: an exec costs some fifty milliseconds, a question on
 the line three."""
 
+import re
 import threading
 
 import docker
@@ -12,6 +13,8 @@ from manyoyo_mcp.hosts.execs import execute
 
 _GREETING = 3.0
 """Seconds that a line may take to begin."""
+_WORD = re.compile(r"[\w./:-]+", re.ASCII)
+"""What is one word on a line for sure; whatever else it is asked with goes by an exec."""
 _PATIENCE = 60.0
 """Seconds after which a line without an answer counts as broken: its container may be paused."""
 
@@ -29,9 +32,9 @@ class Line:
         self._served = True
 
     def ask(self, client: docker.APIClient, argv: list[str], *, keep: bool) -> Completed:
-        """What it says to `argv`, whose words hold no white space; with `keep` over the line. Raises docker.errors.APIError where the
+        """What it says to `argv`, with `keep` over the line where each word is plain. Raises docker.errors.APIError where the
         container does not run. What is asked may be done twice, where a line breaks."""
-        if keep and self._served and self._taken.acquire(blocking=False):
+        if keep and all(map(_WORD.fullmatch, argv)) and self._served and self._taken.acquire(blocking=False):
             try:
                 return self._exchange(client, argv)
             except (EngineUnreachable, ValueError):

@@ -79,6 +79,13 @@ def test_what_knows_no_serve_is_asked_without(client: docker.APIClient, containe
         assert line.ask(client, [word], keep=True).output == f"{word}\n"
 
 
+@pytest.mark.parametrize("word", ["one\ntwo", "one two", "*", "", "$x"])
+def test_what_is_not_one_word_for_sure_is_asked_without(client: docker.APIClient, container: str, word: str) -> None:
+    line = Line(container, "/program")
+    assert line.ask(client, [word], keep=True).output == f"exec {word}\n"
+    assert serving(client, container) == 0
+
+
 def test_who_finds_it_taken_does_not_wait(client: docker.APIClient, container: str) -> None:
     line = Line(container, "/program")
     assert line.ask(client, ["one"], keep=False).output == "exec one\n"

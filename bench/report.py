@@ -114,6 +114,13 @@ def markdown(rows: Sequence[Row], on: str) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Medians of interleaved runs, one machine, one session: {on}."]
+    beyond = set(over(rows))
+    said = [
+        f"{figure.ours} ({_value(figure, figure.value(measured))}, {_limit(figure)})"
+        for figure, measured in rows
+        if figure.name in beyond
+    ]
+    lines.append(f"Over their limits: {'; '.join(said)}." if said else "None is over its limit.")
     return "\n".join(lines) + "\n"
 
 

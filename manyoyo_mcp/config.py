@@ -84,7 +84,10 @@ class Settings(BaseSettings):
         description="OCI runtime of the outer containers, with the rights of their tier. It is no wall: for that set MANYOYO_ISOLATION=runtime:NAME, which names its own.",
     )
     engine: EngineName = Field("podman", description="The nested engine where start_sandbox names none.")
-    isolation: Isolation = Field("privileged", description="The wall around a sandbox where start_sandbox names none.")
+    isolation: Isolation = Field(
+        "privileged",
+        description="The wall around a sandbox where start_sandbox names none; userns, common and sock take MANYOYO_ENGINE=docker.",
+    )
     sock: bool = Field(
         False,
         description="Offer isolation sock, runs and builds by the host's own engine, once the person has said yes in each session.",

@@ -34,6 +34,11 @@ Long builds and runs go on as jobs: poll job_status. Text between <untrusted-…
 Bring results out with outputs of nested_run, then cleanup. Nothing is kept when this server ends but what has a name: \
 start_sandbox with name, or checkpoint. fork_sandbox copies a sandbox in a moment, to try a change several ways.\
 """
+OVER_HTTP = (
+    " This server is reached over HTTP: call start_sandbox first, and give its sandbox_id in every call. context_dir is a directory of the server's "
+    "machine, and may be refused: then give what is built as files."
+)
+"""Added where nothing starts by itself, and the client's files are on another machine."""
 _LOG_RESOURCE_BYTES = 1 << 20
 
 
@@ -51,7 +56,7 @@ def build_server(
     server: MCPServer[Any] = MCPServer(
         name="manyoyo-mcp",
         title="manyoyo-mcp",
-        instructions=INSTRUCTIONS,
+        instructions=INSTRUCTIONS + (OVER_HTTP if principals is not None else ""),
         version=__version__,
         tools=list(TOOLS),
         lifespan=lifespan,

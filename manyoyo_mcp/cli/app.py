@@ -30,7 +30,9 @@ app.add_typer(tokens, name="token")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
-Sandbox = Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id, or the beginning of it (`ps` lists them).")]
+Sandbox = Annotated[
+    str, typer.Argument(metavar="SANDBOX", help="Its name, its id, or the beginning of that (`ps` lists them).")
+]
 Words = {"allow_interspersed_args": False}
 """For commands whose last argument is a command: what follows our first argument is no option of ours."""
 EXEC_USAGE = "exec [OPTIONS] SANDBOX CONTAINER [--] COMMAND…"
@@ -230,11 +232,16 @@ def shell(
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="SANDBOX…", help="Ids, or the beginnings of them.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SANDBOX…", help="Names, ids or the beginnings of those; checkpoint:NAME for a checkpoint."
+        ),
+    ],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove sandboxes of yours with all that is in them, whether or not a server holds them."""
+    """Remove sandboxes and checkpoints of yours with all that is in them, whether or not a server holds them."""
     from manyoyo_mcp.cli import sandboxes
     from manyoyo_mcp.cli.screen import Screen
 

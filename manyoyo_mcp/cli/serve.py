@@ -1,5 +1,7 @@
 """`manyoyo-mcp serve`, which loads nothing of the command line."""
 
+import sys
+
 
 def serve(warm: int | None = None, http: str | None = None) -> None:
     """Serve MCP over stdio until the client closes it, or over HTTP at that address; `warm` sandboxes are kept ready, as the
@@ -14,6 +16,12 @@ def serve(warm: int | None = None, http: str | None = None) -> None:
 
         run_http(settings, http)
         return
+    if sys.stdin is not None and sys.stdin.isatty():
+        print(
+            "manyoyo-mcp: serving MCP on this terminal, which is for clients: they start it themselves. `manyoyo-mcp --help` lists the commands; "
+            "Ctrl-C ends this.",
+            file=sys.stderr,
+        )
     from manyoyo_mcp.server import serve as run
 
     run(settings)

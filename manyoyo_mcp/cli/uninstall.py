@@ -77,12 +77,12 @@ async def uninstall(*, yes: bool, dry_run: bool, as_json: bool, screen: Screen) 
             screen.say(f"Removed {len(things) - kept} of {len(things)}.")
         else:
             kept = 0
-    for line in _further():
+    for line in _further(settings):
         screen.say(line)
     return Exit.FAILED if kept or unseen else Exit.OK
 
 
-def _further() -> Iterator[str]:
+def _further(settings: Settings) -> Iterator[str]:
     """What else there may be, which is not ours to remove."""
     yield "What else there may be, yours to remove:"
     yield "  the server's entry in your client: `claude mcp remove manyoyo`, or the client's own way"
@@ -90,6 +90,8 @@ def _further() -> Iterator[str]:
         yield f"  engines that this checkout's scripts brought up, with their data: `{ENGINE_SCRIPT} purge`"
     if CONFIG_FILE.exists():
         yield f"  your configuration: {CONFIG_FILE}"
+    if settings.http_tokens.exists():
+        yield f"  tokens of serve --http: {settings.http_tokens}"
     yield "  the program itself: `pip uninstall manyoyo-mcp`, or `uv tool uninstall manyoyo-mcp`, as you installed it"
 
 
@@ -160,11 +162,14 @@ def on_disk(settings: Settings) -> Iterator[Thing]:
     """What the servers keep in files: nothing but the entries that they make, whatever the directories are set to."""
     for path in (
         settings.state_dir / "sessions",
+        settings.state_dir / "disks",
+        settings.state_dir / "networks",
         journal.directory(settings.state_dir),
         settings.state_dir / "probes.json",
         settings.state_dir / "approvals.json",
         settings.state_dir / "approvals.lock",
         settings.lock_dir,
+        settings.runtime_dir / "gates",
     ):
         if path.is_dir() and not path.is_symlink():
             yield Thing("directory", str(path), "", partial(_remove_directory, path))

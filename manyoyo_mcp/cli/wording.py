@@ -23,6 +23,14 @@ _OPTIONS = {
 """By argument of a tool, the option that says the same."""
 _ARGUMENT = re.compile(rf"(?<![\w.'\"/-])(?:({'|'.join(_OPTIONS)})=|^({'|'.join(_OPTIONS)})(?=: ))")
 _SENTENCES = (
+    (
+        re.compile(r"cleanup what is not needed \(scope=.*?\(wait_s\)\."),
+        "`manyoyo-mcp ps` shows what there is, `manyoyo-mcp rm` removes it; or ask for less (--memory, --cpus).",
+    ),
+    (
+        re.compile(r"Make room: nested_stop .*? new sandbox\."),
+        "Write less, or let sandboxes have more: MANYOYO_SANDBOX_DISK=40g.",
+    ),
     (re.compile(r", or give it: files=\{[^}]*\}"), ""),
     (re.compile(r" \(nested_list shows [^)]*\)| \(nested_run, detach=true\)"), ""),
     (re.compile(r"start_sandbox with its sandbox_id and a larger \w+"), "its MCP client can (start_sandbox)"),

@@ -16,7 +16,7 @@ from manyoyo_mcp.text import sanitise
 _NO_REGISTRY = "localhost/"
 """How the names of images begin that are made here and in no registry; one on this machine has a port."""
 
-_BASE = re.compile(r"localhost/manyoyo/(debian|python|node|busybox)(?::.*)?")
+_BASE = re.compile(r"localhost/manyoyo/(debian|python|node|busybox|postgres)(?::.*)?")
 _DENIED = re.compile(r"unauthorized|authentication required|access denied|no basic auth|\bdenied\b", re.IGNORECASE)
 _NO_LOGIN = (
     "Check the name; or the registry wants a login: whoever runs this server can let pulls have theirs (`docker login`, "
@@ -70,7 +70,7 @@ class Pulling(Asking):
         made = f"`manyoyo-mcp image base {base[1] if base else 'NAME'}`"
         return (
             f"Check the name and tag; nested_list shows the images there are. Where no registry is reachable, {made} makes "
-            "base images from packages (debian, python, node, busybox): sandboxes started after that have them as "
+            "base images from packages (debian, python, node, busybox, postgres): sandboxes started after that have them as "
             "localhost/manyoyo/NAME, so cleanup and start_sandbox once more."
         )
 

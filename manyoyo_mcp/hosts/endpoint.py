@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import docker
@@ -66,7 +66,7 @@ class Endpoint:
             except docker.errors.APIError:
                 raise  # the host's engine answered: the caller knows what that means
             except _SILENCE as error:
-                raise _unavailable(error) from error
+                raise _unavailable(error, self._written() or "") from error
 
         return await in_thread(call)
 
@@ -103,6 +103,7 @@ class Endpoint:
 
 def _connect(endpoint: str | None) -> docker.APIClient:
     """A client for `endpoint`, else DOCKER_HOST's (with its TLS settings), else the current docker context's."""
+    kwargs: dict[str, Any] = {}
     try:
         kwargs = docker.utils.kwargs_from_env()
         if endpoint is not None:
@@ -118,13 +119,20 @@ def _connect(endpoint: str | None) -> docker.APIClient:
             return tls.connect(address, certificates)
         return docker.APIClient(version="auto", timeout=60, **kwargs)
     except (docker.errors.DockerException, *_SILENCE, OSError, ValueError) as error:
-        raise _unavailable(error) from error
+        raise _unavailable(error, str(kwargs.get("base_url") or "")) from error
 
 
-def _unavailable(error: Exception) -> HostUnavailable:
+def _unavailable(error: Exception, address: str) -> HostUnavailable:
+    asked = address or "the default socket"
+    if "PermissionError" in repr(error):
+        return HostUnavailable(
+            f"This user may not use the host's container engine at {asked}: {error}",
+            "Join the group that may (`sudo usermod -aG docker USER`, then log in anew), or name an engine of your own in DOCKER_HOST or "
+            "MANYOYO_DOCKER_HOST; `manyoyo-mcp doctor` says which group that is.",
+        )
     ours = next(Path("/run").glob("manyoyo-engine-*/docker.sock"), None)
     return HostUnavailable(
-        f"The host's container engine does not answer: {error}",
+        f"The host's container engine does not answer at {asked}: {error}",
         (
             f'`eval "$(scripts/engine env)"` names the one that scripts/engine started (unix://{ours}). Else: start'
             if ours

@@ -23,6 +23,8 @@ class Tier:
     """What must succeed in such an outer container, for the doctor: less than the start of a sandbox asks for."""
     owns_store: bool = False
     """What a nested engine stores in this tier is of no use in another: its files have other owners."""
+    socket_inside: bool = True
+    """Nested containers can be given a Docker socket: those who run in them may connect to one of the server's user's."""
     on_host: bool = False
     """There is no nested engine: what is run are containers of the host's own, and the outer container is their keeper (`hosts.beside`)."""
 
@@ -102,6 +104,7 @@ TIERS = {
         why_not="only podman is set up to run as nobody",
         trial=("/usr/bin/unshare", "--user", "/bin/true"),
         owns_store=True,
+        socket_inside=False,
     ),
     "gvisor": Tier(
         _HARDENED,

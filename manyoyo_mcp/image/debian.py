@@ -79,10 +79,15 @@ async def assemble(
     mmdebstrap's customize hooks, `variant` is one of its variants, `dpkg` are dpkg's
     options. Raises ImageUnavailable with the last lines where it fails."""
     lists = sources()
-    if not lists or shutil.which("mmdebstrap") is None:
+    if shutil.which("mmdebstrap") is None:
         raise ImageUnavailable(
-            "Images can't be assembled from packages here: that takes Debian or Ubuntu with mmdebstrap.",
+            "Images can't be assembled from packages here: that takes mmdebstrap, on Debian.",
             "Install it (`apt-get install mmdebstrap`), or use a registry.",
+        )
+    if not lists:
+        raise ImageUnavailable(
+            "Images can't be assembled from packages here: apt on this machine is configured with no mirror of Debian's.",
+            "Do it on a Debian machine, or use a registry.",
         )
     command = [
         *_in_memory(),

@@ -25,6 +25,8 @@ _MOST_DEEP = 3
 _CHUNK = 1 << 18
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """Files of a context are opened at once even where they are a pipe by now, which nobody may ever write to."""
+NO_ROOTS = [Path("/dev/null")]
+"""Roots with which no directory of this machine is a build context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,11 @@ def check_directory(settings: Settings, directory: str) -> Path:
     """The real path of a context directory. Raises ContextRefused outside the roots, InvalidArgument where it is none."""
     if "\0" in directory:
         raise InvalidArgument("context_dir contains a null byte.", "Write a plain path.")
+    if settings.roots == NO_ROOTS:
+        raise ContextRefused(
+            "No directory of the server's machine may be a build context here.",
+            "Give the context in the call: files={'Dockerfile': '…', …}. The operator can name directories (MANYOYO_ROOTS).",
+        )
     home_and_all = {Path("/"), Path.home().resolve()}
     here = Path.cwd().resolve()
     roots = settings.roots or ([here] if here not in home_and_all else [])

@@ -17,7 +17,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
 from manyoyo_mcp.hosts import sharing
 from manyoyo_mcp.hosts.base import Host
-from manyoyo_mcp.hosts.isolation import ON_HOST
+from manyoyo_mcp.hosts.isolation import ON_HOST, tier
 from manyoyo_mcp.policy.base import Limits
 from manyoyo_mcp.policy.bounded import Boundary
 from manyoyo_mcp.policy.connection import Ways
@@ -58,7 +58,8 @@ class Endpoints:
         """The sandbox's gate for the user's own clients: a unix socket, made where it is not there. With `ports`, which stays so, what they publish
         is reachable on this machine's loopback. Raises InvalidArgument where its path is too long, NotSupported where there is no engine to lead to."""
         _check_leads(sandbox, ports)
-        if self._inside(sandbox) is not None and sandbox.isolation not in ON_HOST:
+        found = tier(sandbox.isolation)
+        if self._inside(sandbox) is not None and found.socket_inside and not found.on_host:
             self.open_inside(sandbox)  # a client may mount it
         path = self._open(sandbox, self._directory / f"{sandbox.sandbox_id}.sock", "user")
         if ports and not self.publishes(sandbox):
@@ -85,9 +86,9 @@ class Endpoints:
         """The sandbox's gate for its own nested containers, apart from the user's: they could take every connection. Raises NotSupported
         where host and sandbox share no directory, or nobody in there may connect."""
         _check_own_engine(sandbox)
-        if sandbox.isolation == "rootless":
+        if not tier(sandbox.isolation).socket_inside:
             raise NotSupported(
-                "Nested containers can have no Docker socket in isolation rootless: it is the server's user's, and they are nobody's.",
+                f"Nested containers can have no Docker socket in isolation {sandbox.isolation}: it is the server's user's, and they are nobody's.",
                 "Leave docker_socket out: build and run with the tools. Other isolations have it.",
             )
         path = self._inside(sandbox)

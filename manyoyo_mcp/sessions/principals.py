@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import anyio
@@ -15,6 +14,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import RateLimited, ScopeMissing
 from manyoyo_mcp.sessions import sweep
+from manyoyo_mcp.sessions.context import NO_ROOTS
 from manyoyo_mcp.sessions.manager import Manager, open_manager
 from manyoyo_mcp.sessions.witness import HttpWitness
 from manyoyo_mcp.workers import allow_more_waiting
@@ -23,8 +23,6 @@ Scope = Literal["read", "run", "build", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 CALLER = "manyoyo.caller"
 """Where a request's (ASGI) scope has its `Caller`."""
-_NO_ROOTS = [Path("/dev/null")]
-"""No directory of this machine is a build context for principals, unless the operator names some."""
 _log = logging.getLogger(__name__)
 
 
@@ -153,8 +151,8 @@ class Principals:
 
     async def _keep(self, principal: str, place: _Place, *, task_status: TaskStatus[Manager]) -> None:
         settings = self._settings
-        if principal and not settings.roots:
-            settings = settings.model_copy(update={"roots": _NO_ROOTS})
+        if principal and not settings.roots:  # the operator can name some
+            settings = settings.model_copy(update={"roots": NO_ROOTS})
         if self._places.keys() != {principal}:
             allow_more_waiting()
         opened = False

@@ -332,4 +332,4 @@ def test_the_command_line_lists_them(made: dict[str, Base]) -> None:
 def test_the_command_line_says_what_there_is(argv: list[str], says: str) -> None:
     refused = cli(*argv)
     assert refused.returncode == 2
-    assert says in refused.stderr and "debian, python, node, busybox" in refused.stderr
+    assert says in refused.stderr and "debian, python, node, busybox, postgres" in refused.stderr

@@ -165,6 +165,15 @@ nft list ruleset | grep -q manyoyo && echo saw the rules of the sandbox
 """Tried as the engine itself, as code would that took it over."""
 
 
+def names_at(address: str) -> list[str]:
+    """Of the containers that a Docker client sees there."""
+    client = docker.DockerClient(address)
+    try:
+        return [each.name for each in client.containers.list()]
+    finally:
+        client.close()
+
+
 async def test_the_engine_itself_is_nobody_outside(client: Client) -> None:
     started = (await call(client, "start_sandbox", engine="podman", isolation="rootless", name=NAME, memory="512m"))[
         "sandbox"
@@ -222,6 +231,10 @@ async def test_the_engine_itself_is_nobody_outside(client: Client) -> None:
     assert late["reason"] == "TIMEOUT", late
     put = await run(client, sandbox, "cat /job/in > /job/out", files={"/job/in": "kept"}, outputs=["/job/out"])
     assert put["exit_code"] == 0 and put["outputs"], put
+    address = (await call(client, "sandbox_endpoint", sandbox_id=sandbox))["docker_host"]
+    assert "svc" in await anyio.to_thread.run_sync(names_at, address)
+    error = await refused(client, "nested_run", sandbox_id=sandbox, image=BUSYBOX, command=["true"], docker_socket=True)
+    assert error["code"] == "NOT_SUPPORTED" and "rootless" in error["message"], error
     alone = await build(
         client, sandbox, f"FROM {BUSYBOX}\nRUN echo alone > /who\n", tags=["localhost/alone"], builder="daemonless"
     )

@@ -164,6 +164,10 @@ def test_a_tier_that_can_not_be_had_is_named() -> None:
     strongest = host.tiers("hardened", "docker", {"hardened": "no"})
     assert "MANYOYO_ISOLATION=userns" in strongest.mend, "the strongest that the engine can have"
     assert "capabilities" in host.tiers("privileged", "podman", dict.fromkeys(host.TIERS, "x")).mend
+    for configured, engine, other in (("common", "podman", "docker"), ("gvisor", "docker", "podman")):
+        check = host.tiers(configured, engine, {})
+        well(check)
+        assert check.state is State.FAIL and f"MANYOYO_ENGINE={other}" in check.mend, check
 
 
 PROVEN = {

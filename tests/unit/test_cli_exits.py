@@ -9,7 +9,7 @@ import pytest
 from manyoyo_mcp.cli.arguments import command_words
 from manyoyo_mcp.cli.exits import Exit, code_of, code_of_error, complain, hint_of, reported
 from manyoyo_mcp.cli.wording import in_options
-from manyoyo_mcp.engines.failures import verdict
+from manyoyo_mcp.engines.failures import MAKE_ROOM, verdict
 from manyoyo_mcp.errors import (
     CapExceeded,
     EngineFailed,
@@ -20,6 +20,7 @@ from manyoyo_mcp.errors import (
     NotRunning,
     Reason,
 )
+from manyoyo_mcp.sessions.budgets import _OPERATOR, _WAIT
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,8 @@ def test_hints_speak_of_options_not_of_tools() -> None:
         ("start_sandbox with engine='docker' or 'podman'.", "--engine 'docker' or 'podman'."),
         ("sandbox_status shows the engine's log.", "`manyoyo-mcp logs SANDBOX` shows the engine's log."),
         ("Remove what is not needed (nested_list shows sizes).", "Remove what is not needed."),
+        (f"Too much. {_WAIT}{_OPERATOR}", f"Too much. `manyoyo-mcp ps` shows what there is, `manyoyo-mcp rm` removes it; or ask for less (--memory, --cpus). {_OPERATOR}"),
+        (MAKE_ROOM, "Write less, or let sandboxes have more: MANYOYO_SANDBOX_DISK=40g."),
         ("--memory='lots' and a.memory=1 and 'cpus=2' stay", "--memory='lots' and a.memory=1 and 'cpus=2' stay"),
     ],
 )  # fmt: skip

@@ -105,14 +105,18 @@ def test_a_bar_on_a_terminal_from_any_thread() -> None:
 def test_uninstall_takes_only_what_servers_make(tmp_path: Path) -> None:
     """Whatever directory the settings name, only our own entries in it go; it goes only if nothing else is there."""
     state, run = tmp_path / "state", tmp_path / "run"
-    for directory in (state / "sessions" / "abc", state / "audit", run / "sandboxes" / "sb-1"):
+    for directory in (
+        *(state / each for each in ("sessions/abc", "audit", "disks", "networks")),
+        run / "sandboxes" / "sb-1",
+        run / "gates" / "abc",
+    ):
         directory.mkdir(parents=True)
     (state / "probes.json").write_text("{}")
     (state / "yours.txt").write_text("keep")
     things = list(on_disk(Settings(state_dir=state, runtime_dir=run)))
     assert {thing.name for thing in things} == {
-        str(state / "sessions"),
-        str(state / "audit"),
+        *(str(state / each) for each in ("sessions", "audit", "disks", "networks")),
+        str(run / "gates"),
         str(state / "probes.json"),
         str(run / "sandboxes"),
     }

@@ -9,7 +9,7 @@ import pytest
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ContextRefused, InvalidArgument
-from manyoyo_mcp.sessions.context import _open_inside, prepare
+from manyoyo_mcp.sessions.context import NO_ROOTS, _open_inside, prepare
 
 
 @pytest.fixture
@@ -223,3 +223,11 @@ def test_paths_that_lead_out(project: Path, path: str) -> None:
         prepare(settings(project), None, {path: b"x", "Dockerfile": b"FROM x"}, "Dockerfile")
     with pytest.raises(InvalidArgument):
         prepare(settings(project), str(project), {}, path)
+
+
+def test_where_no_directory_may_be_read_files_are_asked_for(project: Path) -> None:
+    for directory in (".", str(project), "/dev/null"):
+        with pytest.raises(ContextRefused) as refused:
+            prepare(settings(*NO_ROOTS), directory, {}, "Dockerfile")
+        assert "files=" in refused.value.hint and "/dev/null" not in str(refused.value)
+    assert prepare(settings(*NO_ROOTS), None, {"Dockerfile": b"FROM scratch\n"}, "Dockerfile").count == 1

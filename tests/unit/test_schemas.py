@@ -8,7 +8,10 @@ import tiktoken
 from mcp import Client
 
 from manyoyo_mcp.cli.schemas import render
-from manyoyo_mcp.server import INSTRUCTIONS, build_server
+from manyoyo_mcp.config import Settings
+from manyoyo_mcp.server import INSTRUCTIONS, OVER_HTTP, build_server
+from manyoyo_mcp.sessions.principals import open_principals
+from manyoyo_mcp.sessions.witness import HttpWitness
 from manyoyo_mcp.tools import TOOLS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -38,4 +41,9 @@ def test_every_tool_is_described() -> None:
 
 
 def test_instructions_fit_the_shortest_client() -> None:
-    assert len(INSTRUCTIONS) <= 2048
+    assert len(INSTRUCTIONS + OVER_HTTP) <= 2048
+
+
+def test_who_comes_over_http_is_told_what_differs() -> None:
+    told = build_server(Settings(), open_principals(Settings(), HttpWitness(Settings()))).instructions or ""
+    assert "sandbox_id in every call" in told and "sandbox_id in every call" not in (build_server().instructions or "")

@@ -177,6 +177,12 @@ async def isolation(facts: Facts) -> Check:
 def tiers(configured: str, engine: EngineName, refused: Mapping[str, str]) -> Check:
     """What becomes of the tiers where the host refuses some, each in its words; a failure where that is the one that is meant. The strongest of
     the others is proposed."""
+    if engine not in (possible := tier(configured).engines):
+        return fail(
+            "isolation",
+            f"{configured}, which is configured, can't be had with engine {engine}, which is too: {tier(configured).why_not}",
+            f"Set MANYOYO_ENGINE={min(possible)}, or another MANYOYO_ISOLATION (docs/security.md).",
+        )
     words = ", ".join(
         f"{name} {'is refused' if name in refused else 'is not refused'}"
         for name in dict.fromkeys((*TIERS, configured))
@@ -337,8 +343,8 @@ async def registry(facts: Facts) -> Check:
     return warn(
         "registry",
         f"the host does not reach {REGISTRY_IMAGE}: {found}",
-        "Without one, make base images from packages: `manyoyo-mcp image base debian|python|node|busybox`; they are "
-        "in every new sandbox as localhost/manyoyo/NAME.",
+        "Without one, make base images from packages: `manyoyo-mcp image base debian` (or python, node, busybox, "
+        "postgres); they are in every new sandbox as localhost/manyoyo/NAME.",
     )
 
 

@@ -114,7 +114,7 @@ DOCKERFILE: tuple[Known, ...] = (
         "The base image {image} is not in the sandbox (or not for the platform asked for), and could not be pulled: "
         "{why}.",
         "Build on an image that is there: nested_list shows them. Where no registry is reachable, `manyoyo-mcp image base "
-        "NAME` makes base images from packages (debian, python, node, busybox): sandboxes started after that have them as "
+        "NAME` makes base images from packages (debian, python, node, busybox, postgres): sandboxes started after that have them as "
         "localhost/manyoyo/NAME, so cleanup and start_sandbox once more.",
         (
             engine(r"(?P<why>pull access denied|manifest unknown|unauthorized|no such image)", _FROM),

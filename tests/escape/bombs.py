@@ -7,9 +7,10 @@ import re
 import time
 
 import anyio
+import docker
 
 from tests.escape.roads import Road, entry
-from tests.escape.vectors import GATES, OWN, Out, Outcome, contained, pointless, vector
+from tests.escape.vectors import GATES, ON_HOST, OWN, Out, Outcome, contained, pointless, vector
 from tests.escape.world import DISK, World
 
 _LATE = 5.0
@@ -49,8 +50,13 @@ async def fork_bomb(world: World, road: Road) -> Outcome:
     async def count() -> None:
         nonlocal peak
         while True:
-            now = await world.outer(_TASKS) if world.tier == "gvisor" else len(box.processes("escape-fork"))
-            peak = max(peak, int(now))
+            if world.tier == "gvisor":
+                now = int(await world.outer(_TASKS))
+            elif world.tier in ON_HOST:
+                now = int(await world.outer("grep -l escape-for[k] /proc/[0-9]*/cmdline 2>/dev/null | wc -l"))
+            else:
+                now = len(box.processes("escape-fork"))
+            peak = max(peak, now)
             await anyio.sleep(0.2)
 
     async with anyio.create_task_group() as group:
@@ -108,14 +114,14 @@ async def inode_bomb(world: World, road: Road) -> Outcome:
 @vector("log-bomb", OWN, last=True)
 async def log_bomb(world: World, road: Road) -> Outcome:
     """What nobody reads is kept up to a limit."""
-    async with world.roads["gate"].service(
+    async with world.roads.get("gate", road).service(
         "sh",
         "-c",
         "yes 0123456789012345678901234567890123456789 | head -c 80000000; trap 'exit 0' TERM; sleep 300 & wait",
     ) as container:
         await anyio.sleep(4)
         sizes = await world.outer(
-            f"find /var/lib/manyoyo /run/containers -path '*{container}*' -name '*.log*' -size +1k -exec stat -c %s {{}} + 2>/dev/null"
+            f"find {_logs(world)} -path '*{container}*' -name '*.log*' -size +1k -exec stat -c %s {{}} + 2>/dev/null"
         )
         assert sizes.split(), "no log was found"
     kept = sum(map(int, sizes.split()))
@@ -164,6 +170,17 @@ async def cpu_bomb(world: World, road: Road) -> Outcome:
     if used > most:
         raise Out(f"{used} s of CPU in 4 s at a cap of a half")
     return contained(f"{used:.1f} s of CPU in 4 s at a cap of a half")
+
+
+def _logs(world: World) -> str:
+    """Where containers' logs lie."""
+    if world.tier not in ON_HOST:
+        return "/var/lib/manyoyo /run/containers"
+    host = docker.from_env()
+    try:
+        return f"{host.info()['DockerRootDir']}/containers"
+    finally:
+        host.close()
 
 
 async def _cpu_seconds(world: World) -> float:

@@ -1,11 +1,11 @@
 """What a Dockerfile can ask for that no tool offers: it is read by the engine's builder alone."""
 
-import secrets
 from collections.abc import Mapping
 
+from manyoyo_mcp.errors import ManyoyoError
 from tests.escape.canaries import CANARY
 from tests.escape.roads import IMAGE, Road
-from tests.escape.vectors import BUILDS, OWN, Out, Outcome, Vector, add, contained, vector
+from tests.escape.vectors import BUILDS, ON_HOST, OWN, Out, Outcome, Vector, add, contained, vector
 from tests.escape.world import World
 
 _STORE = "containers-storage:[overlay@/var/lib/manyoyo/podman+/run/pwned]" + IMAGE
@@ -20,7 +20,10 @@ def _build(
     where engines differ. `says`: what must not be in the output either."""
 
     async def attempt(world: World, road: Road) -> Outcome:
-        built, text = await road.build(dockerfile, files)
+        try:
+            built, text = await road.build(dockerfile, files)
+        except ManyoyoError as error:
+            return _not_begun(world, error)
         if world.canaries.secret in text or (says and says in text):
             raise Out(text[-1500:])
         if built and builds is False:
@@ -159,16 +162,26 @@ _build(
 )  # afterwards a builder removes the place it made for the mount; the canary knows
 
 
+def _not_begun(world: World, error: ManyoyoError) -> Outcome:
+    """Refused before a builder sees it, as where the machine's own engine builds. Raises the error anywhere else."""
+    if world.tier not in ON_HOST:
+        raise error
+    return Outcome("refused", error.instance_code, asked=False)
+
+
 async def _poisoned(
     world: World, road: Road, dockerfile: str, script: str, files: Mapping[str, bytes] | None = None
 ) -> Outcome:
     """Run an image that lays a trap for the OCI runtime."""
-    tag = f"localhost/manyoyo-test/trap:{secrets.token_hex(4)}"
-    built, text = await road.build(dockerfile, files, tag)
+    tag = world.tag("trap")
+    try:
+        built, text = await road.build(dockerfile, files, tag)
+    except ManyoyoError as error:
+        return _not_begun(world, error)
     if not built:
         return contained(f"no image comes of it: {text.strip()[-60:]!r}")
     code, said = await road.run(script, Image=tag)
-    await road.request("DELETE", f"/images/{tag}", {"force": "1"})
+    await world.control.request("DELETE", f"/images/{tag}", {"force": "1"})
     if "OUT " in said or world.canaries.secret in said:
         raise Out(said[-1000:])
     return contained("it does not start" if code == 125 else "it runs, and reaches nothing")

@@ -49,6 +49,8 @@ _SETTINGS = (
 class Canaries:
     """Of one sandbox. `changed` says what is not as it was in the beginning."""
 
+    look = _LOOK
+
     def __init__(self, outer: docker.models.containers.Container, directory: Path) -> None:
         self.secret = f"canary-{secrets.token_hex(8)}"
         self._outer = outer
@@ -60,6 +62,10 @@ class Canaries:
 
     def outer(self, script: str, user: str = "root") -> str:
         """A script of ours in the outer container: what somebody could do who got out."""
+        return self.outer_container(script, user)
+
+    def outer_container(self, script: str, user: str = "root") -> str:
+        """What a script says in the outer container."""
         return str(self._outer.exec_run(["sh", "-c", script], user=user).output.decode(errors="replace"))
 
     def changed(self) -> str:
@@ -78,27 +84,37 @@ class Canaries:
         self._outer.reload()
         state = self._outer.attrs["State"]
         for _ in range(5):  # an old engine loses the first piece of an exec's output now and then
-            lines = self.outer(_LOOK.format(dir=CANARY)).splitlines()
+            lines = self.outer(self.look.format(dir=CANARY)).splitlines()
             if "BEGIN" in lines:
                 break
         lines += [f"{each} {_read(Path('/proc/sys') / each)}" for each in _SETTINGS]
         lines.append(f"started {state['StartedAt']} with pid {state['Pid']}")
+        lines += self.around()
         lines.append(f"file of the host's {hashlib.sha256(self._file.read_bytes()).hexdigest()}")
         lines += [f"beside it {each.name}" for each in sorted(self._file.parent.iterdir())]
         return lines
+
+    def around(self) -> list[str]:
+        """What else there is, a line each."""
+        return []
+
+    def holds(self, cgroup: str, words: str) -> bool:
+        """Whether a process, by its cgroups and command line, is one that holds the sandbox up."""
+        return self._outer.id in cgroup and bool(
+            re.search(r"podman .*system service|dockerd |^containerd --log|/entrypoint", words)
+        )
 
     def _engines(self) -> set[tuple[int, str]]:
         """The processes that hold a sandbox up, by pid and time of start."""
         found = set()
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if self._outer.id not in (entry / "cgroup").read_text():
-                    continue
+                cgroup = (entry / "cgroup").read_text()
                 words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 began = (entry / "stat").read_text().rpartition(") ")[2].split()[19]
             except OSError:
                 continue
-            if re.search(r"podman .*system service|dockerd |^containerd --log|/entrypoint", words):
+            if self.holds(cgroup, words):
                 found.add((int(entry.name), began))
         return found
 

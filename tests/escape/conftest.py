@@ -11,9 +11,9 @@ import pytest
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.sessions.manager import Manager, open_manager
-from tests.escape import given
+from tests.escape import beside, given
 from tests.escape import world as worlds
-from tests.escape.vectors import BUILDS, TIERS, VECTORS
+from tests.escape.vectors import BUILDS, ON_HOST, TIERS, VECTORS
 from tests.escape.world import Neighbour, World, world
 from tests.world import World as Internet
 
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         if not {"escape_world", "vector", "road"} <= given.keys():
             return True
-        return bool(given["vector"].goes(given["escape_world"][1], given["road"]))
+        return bool(given["vector"].goes(*given["escape_world"], given["road"]))
 
     items[:] = [item for item in items if goes(item)]
 
@@ -67,6 +67,8 @@ async def escape_manager(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
         roots=[tmp_path_factory.mktemp("roots")],
         context_max_bytes=128 << 20,
         secrets=given.DECLARED,
+        host_images=["localhost/manyoyo/*", "localhost/manyoyo-test/*"],
+        sock=True,
     )
     async with open_manager(settings) as opened:
         yield opened
@@ -90,7 +92,8 @@ async def escape_world(
 ) -> AsyncIterator[World]:
     tier, engine = request.param
     directory, home = tmp_path_factory.mktemp("host"), tmp_path_factory.mktemp("home")
-    async with world(escape_manager, tier, engine, neighbour, directory, home, internet) as opened:
+    open_world = beside.world if tier in ON_HOST else world
+    async with open_world(escape_manager, tier, engine, neighbour, directory, home, internet) as opened:
         yield opened
         assert not (changed := await opened.changed()), f"at the end of all attempts: {changed}"
 

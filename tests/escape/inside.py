@@ -8,10 +8,10 @@ is none; a reboot has the wrong magic number. So the same script shows, in the o
 from dataclasses import dataclass
 
 from manyoyo_mcp.policy.fields import CAPABILITIES
-from tests.escape import guests
+from tests.escape import beside, guests
 from tests.escape.canaries import ABSTRACT, CANARY, SYSCALLS
 from tests.escape.roads import IMAGE, Road
-from tests.escape.vectors import BUILDS, OWN, Out, Outcome, Vector, add, nothing_out
+from tests.escape.vectors import BUILDS, ON_HOST, OWN, Out, Outcome, Vector, add, nothing_out
 from tests.escape.world import World
 
 _MASKS = "Docker's masked and read-only paths (CVE-2015-3630)"
@@ -55,8 +55,8 @@ class Inside:
 
 
 _BOTH, _PRIVILEGED = "privileged hardened", "privileged"
-_OUTER = {"userns": "hardened", "gvisor": "hardened"}
-"""Tiers whose outer container may what another's may."""
+_OUTER = {"userns": "hardened", "gvisor": "hardened", "rootless": "hardened", "sock": "", "common": ""}
+"""Tiers whose outer container may what another's may. Where there is none, it is not tried on the machine itself."""
 _USERNS = r"""perl -e '
 my ($number, $flags, $script) = @ARGV;
 syscall($number + 0, $flags + 0) == 0 or do { print "unshare: $!\n"; exit };
@@ -200,7 +200,8 @@ async def _tried(world: World, road: Road, place: str) -> dict[str, str]:
     key = ("inside", road.name, place)
     if key not in world.kept:
         if place == "run":
-            _, text = await road.run("sh /inside.sh", HostConfig={"CapAdd": sorted(CAPABILITIES)})
+            capabilities = beside.CAPABILITIES if world.tier in ON_HOST else sorted(CAPABILITIES)
+            _, text = await road.run("sh /inside.sh", HostConfig={"CapAdd": capabilities})
         else:
             _, text = await road.build(f'FROM {IMAGE}\nRUN ["sh", "/inside.sh"]\n')
         if changed := await world.changed():
@@ -240,7 +241,7 @@ def _vector(each: Inside) -> Vector:
             )
         if world.tier == "gvisor" and each.name in guests.OWN:
             return await guests.shown(world, road, each.name)
-        said = nothing_out((await _tried(world, road, "step"))[each.name])
+        said = nothing_out((await _tried(world, road, "step"))[each.name]) if world.builds(road) else ""
         if road.name != "buildkit":
             said = nothing_out((await _tried(world, road, "run"))[each.name])
         return Outcome("contained", _held(said), asked=False)  # `_tried` has looked

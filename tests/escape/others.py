@@ -9,7 +9,21 @@ import anyio
 from manyoyo_mcp.errors import ManyoyoError
 from tests.escape.canaries import CANARY
 from tests.escape.roads import IMAGE, Road
-from tests.escape.vectors import GATES, OWN, Out, Outcome, Vector, add, contained, nothing_out, refused, vector
+from tests.escape.vectors import (
+    GATES,
+    ON_HOST,
+    OWN,
+    Out,
+    Outcome,
+    Vector,
+    add,
+    contained,
+    nothing_out,
+    pointless,
+    refused,
+    vector,
+    withheld,
+)
 from tests.escape.world import World
 
 _SLEEP = ("sh", "-c", "trap 'exit 0' TERM; sleep 300 & wait")
@@ -21,7 +35,8 @@ def _call(
     """A tool's call that is refused."""
 
     async def attempt(world: World, road: Road) -> Outcome:
-        return refused(await world.tool.call(tool, **arguments), code, words)
+        answer = await world.tool.call(tool, **arguments)
+        return withheld(answer) if world.tier in ON_HOST else refused(answer, code, words)
 
     add(Vector(name, source, "others", attempt, roads=("tool",), smoke=smoke))
 
@@ -234,6 +249,8 @@ async def outer_listeners(world: World, road: Road) -> Outcome:
     tries = [
         (address, int(port, 16)) for address in addresses if not address.startswith("127.") for port in {*ports, "0947"}
     ]
+    if world.tier in ON_HOST:  # the machine's own: more than there is time for
+        tries = [each for each in tries if ":" not in each[0]][:24]
     script = "; ".join(f"nc -w 1 {address} {port} < /dev/null && echo OUT {address} {port}" for address, port in tries)
     _, said = await road.run(f"{script}; echo TRIED")
     nothing_out(said)
@@ -267,10 +284,13 @@ async def forge_our_label(world: World, road: Road) -> Outcome:
 @vector("forge-our-label-in-an-image", OWN)
 async def forge_our_label_in_an_image(world: World, road: Road) -> Outcome:
     """A container inherits its image's labels; none of them may keep a sandbox."""
-    tag = f"localhost/manyoyo-test/label:{secrets.token_hex(4)}"
-    built, text = await road.build(
-        f"FROM {IMAGE}\nLABEL org.manyoyo.keep-alive=yes org.manyoyo.server-pid=1\n", tag=tag
-    )
+    tag = world.tag("label")
+    dockerfile = f"FROM {IMAGE}\nLABEL org.manyoyo.keep-alive=yes org.manyoyo.server-pid=1\n"
+    if not world.builds(road):
+        return pointless("nothing is built there")
+    if world.tier == "sock":
+        return withheld(await world.tool.call("nested_build", files={"Dockerfile": dockerfile}))
+    built, text = await road.build(dockerfile, tag=tag)
     assert built, text
     gate = world.roads["gate"]
     async with gate.service(*_SLEEP, Image=tag) as container:
@@ -299,9 +319,9 @@ async def forge_a_sandbox(world: World, road: Road) -> Outcome:
 @vector("forge-the-lease", OWN)
 async def forge_the_lease(world: World, road: Road) -> Outcome:
     """A nested container writes where the lease would be."""
-    before = await world.outer("cat /run/manyoyo/lease | wc -c; ls /run/manyoyo")
+    before = await world.keeps("cat /run/manyoyo/lease | wc -c; ls /run/manyoyo")
     await road.run("mkdir -p /run/manyoyo && echo 99999999999 > /run/manyoyo/lease && : > /run/manyoyo/ending")
-    after = await world.outer("cat /run/manyoyo/lease | wc -c; ls /run/manyoyo")
+    after = await world.keeps("cat /run/manyoyo/lease | wc -c; ls /run/manyoyo")
     if before != after or "ending" in after:
         raise Out(f"{before} {after}")
     return contained("it has a file of its own there")

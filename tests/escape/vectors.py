@@ -11,13 +11,20 @@ if TYPE_CHECKING:
 
 OWN = "own"
 ENGINES = ("podman", "docker")
-TIERS = {"privileged": ENGINES, "hardened": ENGINES, "userns": ("docker",), "gvisor": ("podman",)}
+TIERS = {
+    "privileged": ENGINES, "hardened": ENGINES, "userns": ("docker",), "gvisor": ("podman",), "rootless": ("podman",),
+    "sock": ("docker",), "common": ("docker",),
+}  # fmt: skip
 """Each with the engines that it can have."""
+ON_HOST = ("sock", "common")
+"""Tiers without an engine of their own: what is run are containers of this machine's own engine, so what is around them is the machine."""
 ROADS = ("tool", "gate", "nested")
 GATES = ("gate", "nested")
 """Where requests come from programs that we don't trust."""
 BUILDS = (*ROADS, "buildkit")
 """Where Dockerfiles do: also Docker's own client with buildx, at the gate of a dockerd."""
+_LED_TO = {"rootless": ("tool", "gate"), "sock": ("tool", "gate"), "common": ("tool",)}
+"""The roads that there are in a tier that does not have all."""
 
 
 class Out(AssertionError):
@@ -26,7 +33,7 @@ class Out(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`refused`, with the code; `contained`, with what held it; or `pointless`, with why it makes no sense there. `asked`: an engine or the
+    """`refused`, with the code; `contained`, with what held it; `known`, where it gets through and docs/security.md says so; or `pointless`, with why it makes no sense there. `asked`: an engine or the
     kernel was reached, so that it takes a look at the canaries to know."""
 
     kind: str
@@ -39,7 +46,7 @@ Attempt = Callable[["World", "Road"], Awaitable[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """`roads`, `engines`: where it makes sense. `last`: it leaves a sandbox tired, so it comes after the others."""
+    """`roads`, `engines`, `tiers` (all where it names none): where it makes sense. `last`: it leaves a sandbox tired, so it comes after the others."""
 
     name: str
     source: str
@@ -49,10 +56,17 @@ class Vector:
     last: bool = False
     smoke: bool = False
     engines: Sequence[str] = ENGINES
+    tiers: Sequence[str] = ()
 
-    def goes(self, engine: str, road: str) -> bool:
+    def goes(self, tier: str, engine: str, road: str) -> bool:
         """Whether it can be tried there."""
-        return road in self.roads and engine in self.engines and (road != "buildkit" or engine == "docker")
+        return (
+            road in self.roads
+            and road in _LED_TO.get(tier, BUILDS)
+            and engine in self.engines
+            and tier in (self.tiers or TIERS)
+            and (road != "buildkit" or engine == "docker")
+        )
 
 
 VECTORS: dict[str, Vector] = {}
@@ -71,12 +85,13 @@ def vector(
     last: bool = False,
     smoke: bool = False,
     engines: Sequence[str] = ENGINES,
+    tiers: Sequence[str] = (),
 ) -> Callable[[Attempt], Attempt]:
     """Its function is `attempt`; the theme is the module's name."""
 
     def register(attempt: Attempt) -> Attempt:
         theme = attempt.__module__.rpartition(".")[2]
-        add(Vector(name, source, theme, attempt, roads, last, smoke, engines))
+        add(Vector(name, source, theme, attempt, roads, last, smoke, engines, tiers))
         return attempt
 
     return register
@@ -96,6 +111,17 @@ def refused(answer: "Answer", code: str = "POLICY_REFUSED", words: str = "") -> 
     assert answer.code in wanted, f"refused with {answer.code}, not {' or '.join(wanted)}: {answer.text[:500]}"
     assert words in answer.text, f"refused, but not for that: {answer.text[:500]}"
     return Outcome("refused", code, asked=False)
+
+
+def withheld(answer: "Answer") -> Outcome:
+    """Refused where the engine is the machine's own: what is not offered there, or is not the sandbox's. Raises Out where it was let through."""
+    if answer.ok:
+        raise Out(f"let through: {answer.text[:500]}")
+    absent = answer.code in ("404", "400") or answer.code.endswith(("_NOT_FOUND", "_UNAVAILABLE"))
+    assert absent or answer.code in ("403", "POLICY_REFUSED", "CAP_EXCEEDED", "NOT_SUPPORTED", "INVALID_ARGUMENT"), (
+        answer
+    )
+    return Outcome("refused", "POLICY_REFUSED" if answer.code == "403" else answer.code, asked=False)
 
 
 _BROKEN = re.compile(r"@INC|at -e line|[Ss]yntax error|: not found|unterminated")

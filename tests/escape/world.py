@@ -1,6 +1,7 @@
 """A sandbox to be broken out of, with canaries in and around it, and another beside it."""
 
 import io
+import secrets
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.manager import Manager, open_manager
 from tests.escape.canaries import SYSCALLS, Canaries
 from tests.escape.roads import IMAGE, BuildKitRoad, Road, ToolRoad, gate, nested, unguarded
+from tests.escape.vectors import ON_HOST
 from tests.support import BUSYBOX, Box, busybox_context
 from tests.world import World as Internet
 
@@ -50,8 +52,22 @@ class World:
         assert isinstance(road, ToolRoad)
         return road
 
+    def builds(self, road: Road) -> bool:
+        """Whether Dockerfiles are built over it."""
+        return self.tier not in ON_HOST or (self.tier == "sock" and road.name == "tool")
+
+    def tag(self, name: str) -> str:
+        """A name for an image of an attempt: in `sock` one of the sandbox's own, others may not be given."""
+        whose = self.box.sandbox.sandbox_id if self.tier == "sock" else "manyoyo-test"
+        return f"localhost/{whose}/{name}:{secrets.token_hex(4)}"
+
     async def outer(self, script: str) -> str:
+        """What a script says that is run where somebody would be who got out: in the outer container; on this machine, where there is none."""
         return await anyio.to_thread.run_sync(self.canaries.outer, script)
+
+    async def keeps(self, script: str) -> str:
+        """The same, always in the outer container, which has the lease."""
+        return await anyio.to_thread.run_sync(self.canaries.outer_container, script)
 
     async def changed(self) -> str:
         return await anyio.to_thread.run_sync(self.canaries.changed)
@@ -113,7 +129,9 @@ async def world(
         canaries = await anyio.to_thread.run_sync(partial(Canaries, container, directory))
         control = unguarded(sandbox.dial)
         path = manager.endpoints.open(sandbox)
-        roads: list[Road] = [ToolRoad(box), gate(path), nested(control)]
+        roads: list[Road] = [ToolRoad(box), gate(path)]
+        if tier != "rootless":  # nobody in there may connect
+            roads.append(nested(control))
         if engine == "docker":
             roads.append(await anyio.to_thread.run_sync(BuildKitRoad, path, home))
         by_name = {road.name: road for road in roads}

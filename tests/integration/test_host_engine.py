@@ -24,6 +24,7 @@ from manyoyo_mcp.errors import PolicyRefused
 from manyoyo_mcp.policy import hostbuilds
 from manyoyo_mcp.sessions import sweep
 from manyoyo_mcp.sessions.manager import open_manager
+from manyoyo_mcp.workers import in_thread
 from tests.conftest import server_parameters
 from tests.integration.test_cli import Terminal
 from tests.integration.test_storage import call, refused, run
@@ -275,6 +276,30 @@ async def test_what_it_reaches(client: Client, bystander: Bystander) -> None:
     assert "eth0" not in (await run(client, none, "ip link"))["output"]
     # No raw packets, with which one speaks for others on the host's bridge.
     assert (await run(client, sandbox, f"ping -c 1 -W 1 {bystander.address}"))["exit_code"] != 0
+
+
+async def test_a_pipe_of_a_containers_does_not_hold_the_hosts_engine(
+    host: docker.DockerClient, bystander: Bystander, tmp_path: Path
+) -> None:
+    """dockerd opens a container's /etc/passwd for each exec, and would wait at a pipe for ever."""
+    async with boxed(tmp_path, lease_s=24) as box:
+        service = await box.service(
+            "sh", "-c", "rm /etc/passwd /etc/group; mkfifo /etc/passwd /etc/group; exec sleep 1000"
+        )
+        await anyio.sleep(1)
+        with anyio.fail_after(40 * SLACK):
+            ended = await box.exec(service, "echo", "there", user="somebody")
+        assert ended.exit_code != 0, ended
+        assert await in_thread(stuck) == 0, "a thread of the host's engine waits still"
+
+
+def stuck() -> int:
+    """The threads of this machine's programs that wait for the other end of a pipe."""
+    waits = 0
+    for each in Path("/proc").glob("[0-9]*/task/[0-9]*/wchan"):
+        with contextlib.suppress(OSError):
+            waits += "fifo_open" in each.read_text() or "wait_for_partner" in each.read_text()
+    return waits
 
 
 async def test_what_takes_an_engine_of_its_own_is_refused(client: Client, host: docker.DockerClient) -> None:

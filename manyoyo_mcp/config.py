@@ -83,10 +83,13 @@ class Settings(BaseSettings):
         None,
         description="OCI runtime of the outer containers, with the rights of their tier. It is no wall: for that set MANYOYO_ISOLATION=runtime:NAME, which names its own.",
     )
-    engine: EngineName = Field("podman", description="The nested engine where start_sandbox names none.")
+    engine: EngineName = Field(
+        "podman",
+        description="The nested engine where start_sandbox names none; without this setting the isolation's own, where it can't have podman.",
+    )
     isolation: Isolation = Field(
         "privileged",
-        description="The wall around a sandbox where start_sandbox names none; userns, common and sock take MANYOYO_ENGINE=docker.",
+        description="The wall around a sandbox where start_sandbox names none.",
     )
     sock: bool = Field(
         False,

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from manyoyo_mcp.config import EngineName
+from manyoyo_mcp.config import EngineName, Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
 
 
@@ -167,6 +167,12 @@ def tier(name: str) -> Tier:
     runtime = name.removeprefix(RUNTIME)
     _, flags, held, owns_store = next(each for each in _RUNTIMES if re.match(each[0], runtime))
     return Tier(flags | {"Runtime": runtime}, held, _UNTRIED, owns_store=owns_store)
+
+
+def engine_of(name: str, settings: Settings) -> EngineName:
+    """The nested engine where nobody names one: the configured one; where none is, and the tier can't have the default, one that it can have."""
+    possible = tier(name).engines
+    return settings.engine if settings.engine in possible or "engine" in settings.model_fields_set else min(possible)
 
 
 def host_config(name: str, host_runtime: str | None) -> dict[str, Any]:

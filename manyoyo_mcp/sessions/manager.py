@@ -18,7 +18,7 @@ from manyoyo_mcp.errors import NotSupported, SandboxError
 from manyoyo_mcp.hosts import lease
 from manyoyo_mcp.hosts.base import Host, Outer
 from manyoyo_mcp.hosts.docker import open_host
-from manyoyo_mcp.hosts.isolation import ON_HOST, check_keeps
+from manyoyo_mcp.hosts.isolation import ON_HOST, check_keeps, engine_of
 from manyoyo_mcp.image.outer import Progress, no_progress
 from manyoyo_mcp.sessions import endpoints, granting, reach, reaper, sweep
 from manyoyo_mcp.sessions.approvals import Approvals
@@ -177,7 +177,8 @@ class Manager:
 
     async def _from_warm(self, wanted: Wanted) -> Sandbox | None:
         """One that was made ahead, with the caps that are wanted; None where there is none of that kind."""
-        if wanted.name is not None or wanted.origin is not None or wanted.engine not in (None, self.settings.engine):
+        ahead = engine_of(self.settings.isolation, self.settings)
+        if wanted.name is not None or wanted.origin is not None or wanted.engine not in (None, ahead):
             return None
         if wanted.isolation not in (None, self.settings.isolation):
             return None

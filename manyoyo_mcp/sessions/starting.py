@@ -20,7 +20,7 @@ from manyoyo_mcp.errors import (
     SandboxError,
 )
 from manyoyo_mcp.hosts.base import ENDING, Host, HostInfo, Outer, OuterSpec, Storage, Store, store_of
-from manyoyo_mcp.hosts.isolation import ON_HOST, check_registered
+from manyoyo_mcp.hosts.isolation import ON_HOST, check_registered, engine_of
 from manyoyo_mcp.hosts.isolation import check as check_isolation
 from manyoyo_mcp.image import bases
 from manyoyo_mcp.image import outer as outer_image
@@ -178,8 +178,8 @@ class Starter:
                 )
             network = wanted.network or await self.networks.kept("", had)
             wanted = replace(_as(wanted, had), network=network)
-        engine: EngineName = wanted.engine or self._settings.engine
         isolation = wanted.isolation or self._settings.isolation
+        engine = wanted.engine or engine_of(isolation, self._settings)
         source = wanted.origin or there
         check_isolation(isolation, engine, source.labels.get("isolation", "privileged") if source is not None else None)
         network = wanted.network or reach.configured(self._settings)

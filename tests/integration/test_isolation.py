@@ -98,9 +98,7 @@ done
 
 
 async def test_root_of_a_nested_container_is_nobody_outside(client: Client) -> None:
-    started = (await call(client, "start_sandbox", engine="docker", isolation="userns", name=NAME, memory="512m"))[
-        "sandbox"
-    ]
+    started = (await call(client, "start_sandbox", isolation="userns", name=NAME, memory="512m"))["sandbox"]
     sandbox = started["sandbox_id"]
     assert started["isolation"].startswith("userns. ") and started["caps_enforced"] == "enforced"
     await build(client, sandbox)

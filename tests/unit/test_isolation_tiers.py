@@ -7,7 +7,16 @@ from pydantic import ValidationError
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
 from manyoyo_mcp.hosts.docker import _refused
-from manyoyo_mcp.hosts.isolation import TIERS, check, check_keeps, check_registered, host_config, tier, weaker
+from manyoyo_mcp.hosts.isolation import (
+    TIERS,
+    check,
+    check_keeps,
+    check_registered,
+    engine_of,
+    host_config,
+    tier,
+    weaker,
+)
 
 
 @pytest.mark.parametrize("engine", ["podman", "docker"])
@@ -20,6 +29,16 @@ def test_a_tier_is_had_with_its_engines_alone(name: str, engine: str) -> None:
     with pytest.raises(NotSupported) as refused:
         check(name, engine, None)
     assert refused.value.instance_code == "ISOLATION_UNAVAILABLE" and TIERS[name].why_not in refused.value.message
+
+
+def test_where_nobody_names_an_engine_it_is_one_that_the_tier_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MANYOYO_ENGINE", raising=False)
+    found = {name: engine_of(name, Settings()) for name in (*TIERS, "runtime:kata")}
+    assert {name for name, engine in found.items() if engine == "docker"} == {"userns", "common", "sock"}
+    monkeypatch.setenv("MANYOYO_ENGINE", "podman")
+    assert engine_of("userns", Settings()) == "podman", "what is configured is not changed in silence"
+    monkeypatch.setenv("MANYOYO_ENGINE", "docker")
+    assert engine_of("hardened", Settings()) == "docker" and engine_of("gvisor", Settings()) == "docker"
 
 
 def test_settings_know_every_tier() -> None:

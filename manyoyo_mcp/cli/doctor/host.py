@@ -19,7 +19,7 @@ from manyoyo_mcp.config import CONFIG_FILE, ENGINE_SCRIPT, EngineName, Settings
 from manyoyo_mcp.errors import ManyoyoError
 from manyoyo_mcp.hosts.base import LABEL
 from manyoyo_mcp.hosts.docker import DockerHost
-from manyoyo_mcp.hosts.isolation import ON_HOST, TIERS, host_config, tier
+from manyoyo_mcp.hosts.isolation import ON_HOST, TIERS, engine_of, host_config, tier
 from manyoyo_mcp.hosts.pool import KEEPER
 from manyoyo_mcp.image import bases, outer
 from manyoyo_mcp.sessions import sweep
@@ -171,7 +171,7 @@ async def isolation(facts: Facts) -> Check:
             return ok("isolation", "tried once there is the sandbox image: `manyoyo-mcp image build`")
         if refusal:
             refused[name] = refusal
-    return tiers(facts.settings.isolation, facts.settings.engine, refused)
+    return tiers(facts.settings.isolation, engine_of(facts.settings.isolation, facts.settings), refused)
 
 
 def tiers(configured: str, engine: EngineName, refused: Mapping[str, str]) -> Check:

@@ -12,7 +12,7 @@ from manyoyo_mcp.config import EngineName, Settings
 from manyoyo_mcp.engines.base import RunSpec
 from manyoyo_mcp.errors import EngineFailed, ManyoyoError
 from manyoyo_mcp.hosts.base import Completed
-from manyoyo_mcp.hosts.isolation import ON_HOST, RUNTIME, TIERS, tier
+from manyoyo_mcp.hosts.isolation import ON_HOST, RUNTIME, TIERS, engine_of, tier
 from manyoyo_mcp.image import outer
 from manyoyo_mcp.sessions.manager import Manager, open_manager
 from manyoyo_mcp.sessions.sandbox import Sandbox
@@ -47,7 +47,7 @@ async def walls(settings: Settings, names: Sequence[str], screen: Screen) -> Asy
 async def _try(manager: Manager, name: str, engine: EngineName, progress: Report) -> Check:
     settings = manager.settings
     row = f"isolation {name}, {engine}"
-    meant = (name, engine) == (settings.isolation, settings.engine)
+    meant = (name, engine) == (settings.isolation, engine_of(name, settings))
     failed = fail if meant else warn
     begun = time.monotonic()
     try:

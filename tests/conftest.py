@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,8 +63,6 @@ _LONG = (
 def _unit(nodeid: str) -> str:
     """What of the suite belongs together, because it shares what is costly to make."""
     *_, directory, file = nodeid.partition("::")[0].split("/")
-    if directory == "unit":
-        return f"unit {zlib.crc32(file.encode()) % 12}"  # small parts, at the end: for the lanes to end together
     if directory != "integration":
         return directory
     return next((unit for unit, files in _UNITS.items() if file in files), file)
@@ -194,7 +191,7 @@ _seen = _Seen()
 @pytest.fixture(autouse=True)
 def seen(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    if not _unit(request.node.nodeid).startswith("unit "):
+    if _unit(request.node.nodeid) != "unit":
         _seen.look(request.node.nodeid)
 
 

@@ -111,8 +111,9 @@ class Bystander:
             self.container.remove(force=True, v=True)
         with suppress(docker.errors.NotFound):
             self._host.networks.get(self.name).remove()
-        with suppress(docker.errors.NotFound):
-            self._host.volumes.get(self.name).remove()
+        for volume in (self.name, "escape-v"):  # that one is of attempts that were asked straight at the engine
+            with suppress(docker.errors.NotFound):
+                self._host.volumes.get(volume).remove()
         with suppress(docker.errors.NotFound):
             self._host.images.remove(_PRIVATE)
 

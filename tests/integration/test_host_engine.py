@@ -4,6 +4,7 @@ sandbox's."""
 import contextlib
 import io
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -424,6 +425,26 @@ async def test_doctor_tries_them() -> None:
         and "is off" in sock["found"]
         and "MANYOYO_SOCK" in sock["mend"]
     ), sock
+
+
+async def test_the_command_line_works_there(host: docker.DockerClient, bystander: Bystander, tmp_path: Path) -> None:
+    """`run --build` and `doctor --try`, of the engine that this isolation brings with it."""
+    (tmp_path / "Dockerfile").write_text(f"FROM {BUSYBOX}\nRUN echo made > /made\n")
+    environment = {name: value for name, value in os.environ.items() if name != "MANYOYO_ENGINE"} | {
+        "MANYOYO_ISOLATION": "sock", "MANYOYO_SOCK": "true", "MANYOYO_HOST_IMAGES": IMAGES, "MANYOYO_STATE_DIR": str(tmp_path / "state"),
+    }  # fmt: skip
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "manyoyo_mcp", *words]
+        return subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=90 * SLACK)
+
+    images = image_ids(host)
+    done = await in_thread(command, "run", "--quiet", "--build", str(tmp_path), "--", "cat", "/made")
+    assert (done.returncode, done.stdout) == (0, "made\n"), done.stderr
+    tried = json.loads((await in_thread(command, "doctor", "--try", "--json", "--quiet")).stdout)["checks"]
+    (found,) = [each for each in tried if each["name"] == "sandbox docker"]
+    assert found["state"] == "ok" and not [each for each in tried if each["name"] == "sandbox podman"], found
+    assert image_ids(host) == images
 
 
 # -- isolation sock: the same, and builds

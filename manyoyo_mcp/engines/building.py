@@ -17,7 +17,7 @@ from manyoyo_mcp.engines.base import (
     Sink,
     Step,
 )
-from manyoyo_mcp.engines.buildlog import BuildLog, bases
+from manyoyo_mcp.engines.buildlog import BuildLog, images
 from manyoyo_mcp.engines.complaints import unechoed
 from manyoyo_mcp.engines.diagnosis import Cause, diagnose
 from manyoyo_mcp.engines.failures import UNTOLD, suspicious, verdict
@@ -121,12 +121,16 @@ class Building(Pulling, Giving):
 
     async def _with_bases(self, spec: BuildSpec) -> BuildSpec:
         """What has a login is pulled before: the builder is told none, for podman's would write it to the sandbox's disk."""
-        logins = {image: await spec.login(image) for image in bases(spec.dockerfile_text)}
+        names = images(spec.dockerfile_text, spec.build_args, spec.target)
+        logins = {image: await spec.login(image) for image in names}
         if not any(logins.values()):
             return spec
         for image, login in logins.items():
-            if spec.pull or (login and not await self._has(image)):
+            if login and (spec.pull or not await self._has(image)):
                 await self.pull(image, login)
+            elif spec.pull and not image.startswith("localhost/"):
+                with contextlib.suppress(NotFound):  # the builder says so, should it need it
+                    await self.pull(image, login)
         return replace(spec, pull=False)
 
     async def _has(self, image: str) -> bool:

@@ -3,7 +3,7 @@
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -181,17 +181,43 @@ class BuildLog:
         return found[0] if len(found) == 1 else None
 
 
-def bases(dockerfile: str) -> list[str]:
-    """The images that a Dockerfile begins with, as far as it names them itself: neither by an ARG, nor a stage of its own."""
+_VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
+_USED = re.compile(r"(?:--from=|[ ,]from=)([^\s,]+)")
+
+
+def images(dockerfile: str, build_args: Mapping[str, str], target: str | None = None) -> list[str]:
+    """The images that a Dockerfile begins with, and copies from or mounts: what is no stage of it. An ARG counts before the first FROM, as it
+    does for FROM lines. What comes after the stage `target` is not looked at."""
+    known: dict[str, str] = {}
+    stages: set[str] = {"scratch"}
     found: list[str] = []
-    stages = {"scratch"}
+
+    def meant(word: str) -> str:
+        return _VARIABLE.sub(lambda part: known.get(part[1] or part[3]) or part[2] or "", word)
+
+    def use(word: str) -> None:
+        name = meant(word.strip("\"'"))
+        if name and name.lower() not in stages and not name.isdigit() and name not in found:
+            found.append(name)
+
+    stage = ""
     for each in instructions(dockerfile):
-        if each.keyword != "FROM":
-            continue
-        image, *more = [word for word in each.text.split()[1:] if not word.startswith("--")] or ["scratch"]
-        if image.lower() not in stages and "$" not in image and image not in found:
-            found.append(image)
-        stages |= {more[1].lower()} if len(more) > 1 else set()
+        words = each.text.split()
+        if each.keyword == "FROM" and target and stage == target.lower():
+            break
+        if each.keyword == "ARG" and each.stage == 0:
+            for word in words[1:]:
+                name, _, default = word.partition("=")
+                known[name] = build_args.get(name, meant(default.strip("\"'")))
+        elif each.keyword == "FROM":
+            plain = [word for word in words[1:] if not word.startswith("--")]
+            if plain:
+                use(plain[0])
+            stage = plain[2].lower() if len(plain) == 3 and plain[1].upper() == "AS" else ""
+            stages.add(stage)
+        elif each.keyword in ("COPY", "ADD", "RUN"):
+            for word in _USED.findall(each.text):
+                use(word)
     return found
 
 

@@ -3,13 +3,13 @@ the build's caps, and no right outside a user namespace of its own (docs/decisio
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import anyio
 
 from manyoyo_mcp.engines.base import BuildSpec, Built, Ended, Given, RunSpec, Sink, Step
 from manyoyo_mcp.engines.building import Building, named
-from manyoyo_mcp.engines.buildlog import BuildLog, instructions
+from manyoyo_mcp.engines.buildlog import BuildLog, images
 from manyoyo_mcp.engines.running import Running
 from manyoyo_mcp.engines.streams import Tail, since
 from manyoyo_mcp.errors import DiskFull, EngineFailed, ManyoyoError, NotFound, Reason
@@ -18,8 +18,6 @@ _PLACE = "/var/lib/manyoyo/alone"
 """Where `ctl begin-alone` has a directory for each such build, in the outer container."""
 _PATIENCE = 900.0
 """Seconds in which images of any size are brought in or out."""
-_VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
-_USED = re.compile(r"(?:--from=|[ ,]from=)([^\s,]+)")
 _ID = re.compile(r"\b[0-9a-f]{64}\b")
 _STEP = re.compile(rb"((?:\[\d+/\d+\] )?STEP )(\d+)/(\d+)(: .*)", re.DOTALL)
 _OWN = b"MANYOYO_ALONE"
@@ -150,42 +148,6 @@ class Lines:
         error = {"error": text.removeprefix(_SAID).strip()}
         said = text.startswith((_SAID, "building at STEP "))
         self._sink(self._log.feed(error if said else {"stream": text}).encode())
-
-
-def images(dockerfile: str, build_args: Mapping[str, str], target: str | None = None) -> list[str]:
-    """The images that a Dockerfile begins with, and copies from or mounts: what is no stage of it. An ARG counts before the first FROM, as it
-    does for FROM lines. What comes after the stage `target` is not looked at."""
-    known: dict[str, str] = {}
-    stages: set[str] = {"scratch"}
-    found: list[str] = []
-
-    def meant(word: str) -> str:
-        return _VARIABLE.sub(lambda part: known.get(part[1] or part[3]) or part[2] or "", word)
-
-    def use(word: str) -> None:
-        name = meant(word.strip("\"'"))
-        if name and name.lower() not in stages and not name.isdigit() and name not in found:
-            found.append(name)
-
-    stage = ""
-    for each in instructions(dockerfile):
-        words = each.text.split()
-        if each.keyword == "FROM" and target and stage == target.lower():
-            break
-        if each.keyword == "ARG" and each.stage == 0:
-            for word in words[1:]:
-                name, _, default = word.partition("=")
-                known[name] = build_args.get(name, meant(default.strip("\"'")))
-        elif each.keyword == "FROM":
-            plain = [word for word in words[1:] if not word.startswith("--")]
-            if plain:
-                use(plain[0])
-            stage = plain[2].lower() if len(plain) == 3 and plain[1].upper() == "AS" else ""
-            stages.add(stage)
-        elif each.keyword in ("COPY", "ADD", "RUN"):
-            for word in _USED.findall(each.text):
-                use(word)
-    return found
 
 
 def _arguments(spec: BuildSpec) -> Iterator[str]:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -426,6 +427,16 @@ async def test_a_pull_with_the_users_own_login(
         assert by == "file" or (tmp_path / "asked").read_text() == address
         files = {"Dockerfile": f'FROM {image}\nRUN ["/bin/sh", "-c", "echo built"]\n'}
         built = await call(client, "nested_build", files=files, pull=True)
+        assert built["reason"] == "OK", built
+        removed = docker.DockerClient((await call(client, "sandbox_endpoint"))["docker_host"])
+        await anyio.to_thread.run_sync(partial(removed.images.remove, image, force=True))
+        removed.close()
+        dockerfile = (
+            f"ARG WHICH\nFROM $WHICH AS one\nFROM scratch\nCOPY --from={image} /bin /bin\nCOPY --from=one /etc /etc\n"
+        )
+        built = await call(
+            client, "nested_build", files={"Dockerfile": dockerfile}, build_args={"WHICH": image}, no_cache=True
+        )
         assert built["reason"] == "OK", built
 
         def looked() -> tuple[int, str]:

@@ -4,38 +4,10 @@ import json
 import tarfile
 from io import BytesIO
 
-import pytest
-
 from manyoyo_mcp.engines.base import Given, Secret
 from manyoyo_mcp.engines.buildlog import BuildLog
-from manyoyo_mcp.engines.daemonless import Lines, images
+from manyoyo_mcp.engines.daemonless import Lines
 from manyoyo_mcp.engines.giving import for_run
-
-
-@pytest.mark.parametrize(
-    ("dockerfile", "expected"),
-    [
-        ("FROM localhost/a\nRUN true\n", ["localhost/a"]),
-        ("FROM --platform=linux/amd64 localhost/a:1 AS one\nFROM One\nCOPY --from=one /x /x\n", ["localhost/a:1"]),
-        ("FROM scratch\nCOPY --from=localhost/b /x /x\n", ["localhost/b"]),
-        ("FROM a\nRUN --mount=type=bind,from=localhost/c,target=/c true\n", ["a", "localhost/c"]),
-        ("FROM a\nFROM b\nCOPY --from=0 /x /x\n", ["a", "b"]),
-        ("ARG BASE=localhost/a\nARG TAG\nFROM ${BASE}:${TAG:-2}\nFROM $BASE\n", ["localhost/a:2", "localhost/a"]),
-        ('ARG ONE=a TWO="b"\nFROM $ONE\nFROM $TWO\n', ["a", "b"]),
-        ("FROM a AS one\nFROM b AS two\nFROM c AS three\n", ["a", "b"]),
-        (
-            "FROM a\nRUN echo from=b --from=c\n",
-            ["a", "b", "c"],
-        ),  # one more is no harm where it is there, and else an error
-        ("FROM $UNKNOWN\n", []),
-    ],
-)
-def test_the_images_that_a_dockerfile_begins_with(dockerfile: str, expected: list[str]) -> None:
-    assert images(dockerfile, {}, "two" if "three" in dockerfile else None) == expected
-
-
-def test_a_build_argument_is_more_than_its_default() -> None:
-    assert images("ARG BASE=a\nFROM $BASE\nFROM ${OTHER}\n", {"BASE": "b", "OTHER": "c"}) == ["b"]
 
 
 def test_what_buildah_says_is_a_builds_log() -> None:

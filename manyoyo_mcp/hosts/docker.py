@@ -314,7 +314,10 @@ class DockerHost(Looking):
         beside_it = partial(beside.remove_all, sandbox_id=outer.sandbox_id)
         on_host = outer.labels.get("isolation") in ON_HOST
         if on_host:
-            await self.maintain(outer, "stop-all")  # it alone can take its cgroup away
+            with contextlib.suppress(
+                EngineUnreachable
+            ):  # it alone can take its cgroup away; one that is ending itself may never answer
+                await self.maintain(outer, "stop-all")
             await self._look_up(beside_it)
         freed = await self._remove(outer.container_id, outer.sandbox_id, outer.socket_dir, keep_store=keep_store)
         if on_host:  # what was begun meanwhile

@@ -12,7 +12,6 @@ from tests.support import BUSYBOX, MIB, SLACK, Box, Stopwatch
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.smoke("podman")
 async def test_success_and_cache(box: Box) -> None:
     dockerfile = f"FROM {BUSYBOX}\nRUN echo once > /once\nCOPY a.txt /a.txt\n"
     steps: list[Step] = []

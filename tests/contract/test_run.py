@@ -14,7 +14,6 @@ from tests.support import MIB, SLACK, Box, Stopwatch
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.smoke("podman")
 async def test_exit_code_and_both_streams(box: Box) -> None:
     output: list[bytes] = []
     ended = await box.run("sh", "-c", "echo out; echo err >&2; exit 3", output=output)

@@ -291,15 +291,20 @@ async def test_a_pipe_of_a_containers_does_not_hold_the_hosts_engine(
         with anyio.fail_after(40 * SLACK), pytest.raises(InvalidArgument, match="user"):
             await box.exec(service, "echo", "there", user="somebody")
         assert (await box.exec(service, "echo", "there")).exit_code == 0
-        assert await in_thread(stuck) == 0, "a thread of the host's engine waits still"
+        with anyio.fail_after(20 * SLACK):  # for a moment it waits at pipes of its own, as others' containers start
+            while await in_thread(stuck):
+                await anyio.sleep(0.1)
 
 
 def stuck() -> int:
-    """The threads of this machine's programs that wait for the other end of a pipe."""
-    waits = 0
-    for each in Path("/proc").glob("[0-9]*/task/[0-9]*/wchan"):
+    """The threads of the host's engine, no other's, that wait for the other end of a pipe."""
+    waits, socket = 0, os.environ.get("DOCKER_HOST", "").removeprefix("unix://").encode()
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            waits += "fifo_open" in each.read_text() or "wait_for_partner" in each.read_text()
+            words = (process / "cmdline").read_bytes()
+            if b"dockerd" in words and socket in words:
+                told = [each.read_text() for each in process.glob("task/[0-9]*/wchan")]
+                waits += sum("fifo_open" in each or "wait_for_partner" in each for each in told)
     return waits
 
 

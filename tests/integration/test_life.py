@@ -14,6 +14,7 @@ import docker
 import pytest
 from mcp import Client
 
+from manyoyo_mcp.sessions.identity import answers_for
 from tests.conftest import server_parameters
 from tests.integration.test_storage import build, call, containers, refused, run, start
 from tests.support import MIB
@@ -280,7 +281,7 @@ async def _warm(count: int) -> set[str]:
         while len(found := await _ids()) < count:
             await anyio.sleep(0.05)
     await anyio.sleep(2.5)  # its caps are proven, its engine listens; on a busy machine that takes a second
-    return found
+    return set(found)
 
 
 _WAITS = """
@@ -295,18 +296,21 @@ anyio.run(main)
 
 
 async def _running() -> int:
-    """How many sandboxes run, those of other tests too; once none of those has ended for a while."""
+    """How many sandboxes run, those of other tests too; once those of servers that have ended are gone, and no other ends either."""
     there, since = await _ids(), time.monotonic()
-    while time.monotonic() - since < 4:
-        await anyio.sleep(0.5)
-        now = await _ids()
-        if now != there:
-            there, since = now, time.monotonic()
+    with anyio.fail_after(90):
+        while time.monotonic() - since < 4:
+            await anyio.sleep(0.5)
+            now = await _ids()
+            if now != there or not all(now.values()):
+                there, since = now, time.monotonic()
     return len(there)
 
 
-async def _ids() -> set[str]:
+async def _ids() -> dict[str, bool]:
+    """Those that run, and of each whether its server does."""
     host = docker.from_env()
     found = host.containers.list(ignore_removed=True, filters={"label": "org.manyoyo.kind=sandbox"})
     host.close()
-    return {each.labels["org.manyoyo.sandbox"] for each in found}
+    labels = [{name.removeprefix("org.manyoyo."): value for name, value in each.labels.items()} for each in found]
+    return {each["sandbox"]: answers_for(each) for each in labels}

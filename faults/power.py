@@ -13,8 +13,8 @@ from mcp import Client
 from faults.run import IMAGE, _build, _call
 from faults.world import LABEL, World
 
-HOME = Path("/payload/power")
-"""On a disk that the guest keeps."""
+HOME = Path("/payload")
+"""A disk that the guest keeps, with an engine that has the sandbox image."""
 LEASE = 30
 """Seconds; the guest's processors are emulated."""
 _COMMITTED = 12
@@ -28,25 +28,16 @@ class Wrong(Exception):
 
 def main() -> None:
     """Before, or after, as what lies in HOME says."""
-    first = not HOME.exists()
     world = World(HOME, lease=LEASE)
+    first = not (world.directory / "state").exists()
     world.up()
     os.environ["DOCKER_HOST"] = world.environment["DOCKER_HOST"]
-    _load_image(world)
+    os.sync()  # the engine and its image have been there for long
     try:
         anyio.run(_before if first else _after, world)
     except Wrong as error:
         print(f"WRONG: {error}", flush=True)
         sys.exit(1)
-
-
-def _load_image(world: World) -> None:
-    with contextlib.closing(world.host()) as host:
-        if not host.images.list():
-            for tar in Path(os.environ["MANYOYO_IMAGE_TARS"]).glob("*.tar"):
-                with tar.open("rb") as file:
-                    host.api.load_image(file)
-    os.sync()  # the engine and its image have been there for long
 
 
 async def _before(world: World) -> None:

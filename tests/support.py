@@ -32,21 +32,25 @@ SLACK = float(os.environ.get("MANYOYO_TEST_SLACK", "1"))
 """By how much a machine is slower than a real one (scripts/cgroup2 emulates its processors): limits of time stretch by it."""
 
 
+def file_of(container: Any, path: str) -> bytes:
+    """The content of a file of a container of the host's. (An older docker loses the first output of an exec now and then.)"""
+    stream, _ = container.get_archive(path)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+        file = archive.extractfile(Path(path).name)
+        assert file is not None
+        return file.read()
+
+
 @cache
 def busybox_rootfs() -> bytes:
     """A root file system, as a tar: the static busybox that the outer image carries, with a link for each applet."""
     host = docker.from_env()
     container = host.containers.create(outer.reference(Settings()))
     try:
-        stream, _ = container.get_archive("/usr/lib/manyoyo/probe/bin/busybox")
-        raw = b"".join(stream)
+        program = file_of(container, "/usr/lib/manyoyo/probe/bin/busybox")
     finally:
         container.remove(v=True)
         host.close()
-    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
-        file = archive.extractfile("busybox")
-        assert file is not None
-        program = file.read()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "busybox"
         path.write_bytes(program)

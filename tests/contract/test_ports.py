@@ -37,10 +37,11 @@ async def cli(box: Box, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterat
 
 
 @pytest.fixture
-async def name(cli: Docker) -> AsyncIterator[str]:
+async def name(cli: Docker, box: Box) -> AsyncIterator[str]:
     chosen = f"web-{secrets.token_hex(4)}"
     yield chosen
     await cli("rm", "-f", chosen, ok=False)
+    await soon(lambda: not shown(box))
 
 
 def fetch(url: str) -> bytes:
@@ -90,8 +91,7 @@ async def test_a_port_lives_as_long_as_its_container(cli: Docker, box: Box, name
     assert again.returncode == 125 and f"Port {port} " in again.stderr and name in again.stderr, again
     await cli("rm", f"{name}-2")
     await cli("kill", name)
-    await soon(lambda: not listens(port))
-    assert shown(box) == []
+    await soon(lambda: not listens(port) and not shown(box))
     await cli("start", name)
     assert b"root:" in await anyio.to_thread.run_sync(fetch, f"http://127.0.0.1:{port}/passwd")
     await cli("rm", "-f", name)
@@ -136,8 +136,7 @@ async def test_what_ends_by_itself_lets_its_port_go(cli: Docker, box: Box) -> No
     port = free_port()
     done = await cli("run", "--rm", "-p", f"{port}:8080", BUSYBOX, "sh", "-c", "exit 3", ok=False)
     assert done.returncode == 3
-    await soon(lambda: not listens(port))
-    assert shown(box) == []
+    await soon(lambda: not listens(port) and not shown(box))
 
 
 async def test_another_session_has_what_is_published(cli: Docker, box: Box, name: str) -> None:
@@ -159,7 +158,6 @@ def refused(box: Box) -> tuple[str, str]:
 
 async def test_so_many_ports_and_no_more(cli: Docker, box: Box, name: str) -> None:
     full = [f"{name}-{number}" for number in range(2)]
-    await soon(lambda: not shown(box))  # those of the test before
     try:
         for each in full:
             publish = [word for port in range(7000, 7032) for word in ("-p", str(port))]

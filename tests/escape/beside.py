@@ -26,7 +26,7 @@ from tests.escape.canaries import CANARY, Canaries
 from tests.escape.roads import IMAGE, Answer, Road, ToolRoad, gate, tar, unguarded
 from tests.escape.vectors import ON_HOST, OWN, Out, Outcome, Vector, refused, vector, withheld
 from tests.escape.world import MEMORY, PIDS, Neighbour, World, context
-from tests.support import Box, busybox_rootfs
+from tests.support import Box, busybox_rootfs, file_of
 from tests.world import World as Internet
 
 CAPABILITIES = sorted(ALL - {"NET_RAW", "MKNOD"})
@@ -94,14 +94,10 @@ class Bystander:
         """In lines."""
         self.container.reload()
         there = self.container.attrs
-        kept = (
-            self.container.exec_run(["cat", "/data/kept"]).output
-            or self.container.exec_run(["cat", "/data/kept"]).output
-        )
         return [
             f"bystander {there['Name']} {there['State']['Status']} {there['State']['Pid']} {there['State']['StartedAt']}",
             f"bystander {sorted(there['Config']['Env'])} {there['HostConfig']['Memory']} {sorted(there['NetworkSettings']['Networks'])}",
-            f"bystander kept {kept!r}",
+            f"bystander kept {file_of(self.container, '/data/kept')!r}",
             f"bystander {self._host.volumes.get(self.name).attrs['CreatedAt']} {self._host.networks.get(self.name).id}",
             f"bystander {self._host.images.get(_PRIVATE).id}",
         ]

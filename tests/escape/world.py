@@ -1,8 +1,6 @@
 """A sandbox to be broken out of, with canaries in and around it, and another beside it."""
 
-import io
 import secrets
-import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from manyoyo_mcp.sessions.manager import Manager, open_manager
 from tests.escape.canaries import SYSCALLS, Canaries
 from tests.escape.roads import IMAGE, BuildKitRoad, Road, ToolRoad, gate, nested, unguarded
 from tests.escape.vectors import ON_HOST
-from tests.support import BUSYBOX, Box, busybox_context
+from tests.support import BUSYBOX, Box, busybox_context, file_of
 from tests.world import World as Internet
 
 MEMORY, PIDS, DISK = 768 << 20, 512, 1 << 30
@@ -170,12 +168,7 @@ def _perl() -> bytes:
     try:
         container.start()
         assert container.wait()["StatusCode"] == 0, container.logs()
-        stream, _ = container.get_archive("/tmp/perl.tar")
-        raw = b"".join(stream)
+        return file_of(container, "/tmp/perl.tar")
     finally:
         container.remove(v=True)
         host.close()
-    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
-        file = archive.extractfile("perl.tar")
-        assert file is not None
-        return file.read()

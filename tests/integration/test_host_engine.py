@@ -29,7 +29,7 @@ from manyoyo_mcp.workers import in_thread
 from tests.conftest import server_parameters
 from tests.integration.test_cli import Terminal
 from tests.integration.test_storage import call, refused, run
-from tests.support import BUSYBOX, SLACK, Box, on_host
+from tests.support import BUSYBOX, SLACK, Box, file_of, on_host
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240 * SLACK)]
 IMAGES = "localhost/manyoyo-test/*,tests.invalid/*"
@@ -58,13 +58,11 @@ class Bystander:
     def state(self) -> tuple[Any, ...]:
         self.container.reload()
         there = self.container.attrs
-        code, said = self.container.exec_run(["cat", "/data/kept"])
         return (
             there["State"]["Pid"],
             there["State"]["StartedAt"],
             there["Config"],
-            code,
-            said,
+            file_of(self.container, "/data/kept"),
             self.host.images.get(PRIVATE).id,
         )
 

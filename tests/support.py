@@ -41,6 +41,17 @@ def file_of(container: Any, path: str) -> bytes:
         return file.read()
 
 
+def wait_for(container: Any, path: str, seconds: float = 20) -> None:
+    """Until a container of the host's has written a file."""
+    deadline = time.monotonic() + seconds * SLACK
+    while True:
+        with contextlib.suppress(docker.errors.NotFound):
+            if file_of(container, path):
+                return
+        assert time.monotonic() < deadline, f"{path} is not there"
+        time.sleep(0.1)
+
+
 @cache
 def busybox_rootfs() -> bytes:
     """A root file system, as a tar: the static busybox that the outer image carries, with a link for each applet."""

@@ -59,14 +59,20 @@ debian_sources() {
       $3 == "main" && $2 ~ "^" own "(-updates|-security)?$" { sub(own, release, $2); print "deb", $1, $2, $3 }'
 }
 
-# environment EXTRA…: .venv with the project and its extras, made again when pyproject.toml, the interpreter or the
-# checkout's place changes. It keeps the extras of other scripts.
-environment() {
-  local python=${PYTHON:-python3} made
+# interpreter: Python, from Debian's packages where there is none, unless PYTHON names one.
+interpreter() {
+  local python=${PYTHON:-python3}
   [ -n "${PYTHON:-}" ] || command -v python3 >/dev/null || install python3 python3-venv
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     die "$python is not Python 3.11 or newer: set PYTHON to one that is"
   "$python" -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+}
+
+# environment EXTRA…: .venv with the project and its extras, made again when pyproject.toml, the interpreter or the
+# checkout's place changes. It keeps the extras of other scripts.
+environment() {
+  local python=${PYTHON:-python3} made
+  interpreter
   made=$({ pwd; "$python" -VV; cat pyproject.toml; } | cksum)
   if [ "$(cat .venv/made 2>/dev/null)" != "$made" ]; then
     say "making the virtual environment (.venv)"

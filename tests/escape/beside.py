@@ -26,7 +26,7 @@ from tests.escape.canaries import CANARY, Canaries
 from tests.escape.roads import IMAGE, Answer, Road, ToolRoad, gate, tar, unguarded
 from tests.escape.vectors import ON_HOST, OWN, Out, Outcome, Vector, refused, vector, withheld
 from tests.escape.world import MEMORY, PIDS, Neighbour, World, context
-from tests.support import Box, busybox_rootfs, file_of
+from tests.support import Box, busybox_rootfs, file_of, wait_for
 from tests.world import World as Internet
 
 CAPABILITIES = sorted(ALL - {"NET_RAW", "MKNOD"})
@@ -89,6 +89,7 @@ class Bystander:
             _PRIVATE, ["sh", "-c", script], name=self.name, detach=True, environment={"SECRET": self.secret},
             volumes={self.name: {"bind": "/data", "mode": "rw"}}, init=False,
         )  # fmt: skip
+        wait_for(self.container, "/data/kept")
 
     def state(self) -> list[str]:
         """In lines."""

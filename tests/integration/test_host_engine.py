@@ -29,7 +29,7 @@ from manyoyo_mcp.workers import in_thread
 from tests.conftest import server_parameters
 from tests.integration.test_cli import Terminal
 from tests.integration.test_storage import call, refused, run
-from tests.support import BUSYBOX, SLACK, Box, file_of, on_host
+from tests.support import BUSYBOX, SLACK, Box, file_of, on_host, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240 * SLACK)]
 IMAGES = "localhost/manyoyo-test/*,tests.invalid/*"
@@ -93,6 +93,7 @@ def bystander(host: docker.DockerClient) -> Iterator[Bystander]:
         PRIVATE, ["sh", "-c", "echo kept > /data/kept; exec nc -ll -p 7 -e echo reached"], name=name, detach=True, init=False,
         volumes={name: {"bind": "/data", "mode": "rw"}},
     )  # fmt: skip
+    wait_for(container, "/data/kept")
     there = Bystander(host, name, container, volume, network)
     before = there.state()
     yield there

@@ -38,7 +38,7 @@ async def ended(sandbox: str, seconds: float) -> None:
 async def test_what_is_idle_ends_and_what_works_does_not(client: Client) -> None:
     """Many sandboxes at once, for most of the time is spent waiting."""
     quiet, busy = {}, {}
-    spin = "while [ ! -e /tmp/stop ]; do :; done; exec sleep 1000"
+    spin = "while [ ! -e /tmp/stop ]; do for i in $(seq 9000); do :; done; sleep 0.5; done; exec sleep 1000"  # a little is work
     for engine in ("podman", "docker"):
         busy[engine] = await serving(client, spin, engine=engine)
         quiet[engine] = await serving(client, "exec sleep 1000", engine=engine)

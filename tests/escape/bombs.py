@@ -143,9 +143,12 @@ async def conntrack_bomb(world: World, road: Road) -> Outcome:
     script = r"""perl -e '
 socket(my $s, 2, 2, 17); my ($gateway) = map { /^\S+\t00000000\t(\S{8})/ ? pack("L", hex $1) : () } do { open(my $f, "<", "/proc/net/route"); <$f> };
 ($gateway) = map { /default via ([0-9.]+)/ ? pack("C4", split /\./, $1) : () } `ip route` unless $gateway;
-for (20000..20400) { send($s, "x", 0, pack("S n a4 x8", 2, $_, $gateway)) and $count++ } print "sent $count\n"'"""
+for (20000..20400) { send($s, "x", 0, pack("S n a4 x8", 2, $_, $gateway)) and $count++ or $why = $! } print "sent $count $why\n"'"""
     _, said, _ = await _meanwhile(world, road, script)
     if not re.search("sent [2-4][0-9][0-9]", said):
+        if world.tier in ON_HOST:  # its gateway is the machine
+            assert "not permitted" in said, said
+            return contained("nothing goes to the machine")
         assert world.tier == "gvisor", said
         return pointless("what is in gVisor knows no gateway")
     most, now = (

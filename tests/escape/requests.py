@@ -111,8 +111,13 @@ def _ask(
         given = query
         if path == "/build" and given is not None and "cgroupparent" not in given:
             given = road.build_query() | given
-        answer = await road.request(method, path, given, body, data)
-        return withheld(answer) if world.tier in ON_HOST else refused(answer, code, words)
+        if world.tier not in ON_HOST or code not in ("POLICY_REFUSED", "CAP_EXCEEDED"):
+            return refused(await road.request(method, path, given, body, data), code, words)
+        if "/x/" not in path:
+            return withheld(await road.request(method, path, given, body, data))
+        async with road.service("sleep", "100") as container:  # who has none is told so first
+            answer = await road.request(method, path.replace("/x/", f"/{container}/"), given, body, data)
+            return refused(answer, answer.code if answer.code in ("403", "CAP_EXCEEDED") else "POLICY_REFUSED")
 
     add(Vector(name, source, "requests", attempt, roads, smoke=smoke))
 

@@ -114,13 +114,11 @@ def refused(answer: "Answer", code: str = "POLICY_REFUSED", words: str = "") -> 
 
 
 def withheld(answer: "Answer") -> Outcome:
-    """Refused where the engine is the machine's own: what is not offered there, or is not the sandbox's. Raises Out where it was let through."""
+    """Refused where the engine is the machine's own: what is not offered there, or is not the sandbox's and so as if it were not there. Raises Out where it was let through."""
     if answer.ok:
         raise Out(f"let through: {answer.text[:500]}")
-    absent = answer.code in ("404", "400") or answer.code.endswith(("_NOT_FOUND", "_UNAVAILABLE"))
-    assert absent or answer.code in ("403", "POLICY_REFUSED", "CAP_EXCEEDED", "NOT_SUPPORTED", "INVALID_ARGUMENT"), (
-        answer
-    )
+    absent = answer.code == "404" or answer.code.endswith("_NOT_FOUND")
+    assert absent or answer.code in ("403", "POLICY_REFUSED", "CAP_EXCEEDED"), answer
     return Outcome("refused", "POLICY_REFUSED" if answer.code == "403" else answer.code, asked=False)
 
 

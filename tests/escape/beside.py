@@ -38,7 +38,7 @@ stat -c '%n %a %u %s %Y' {dir} {dir}/* /usr/sbin/dockerd /usr/bin/docker* /usr/b
 cat {dir}/secret
 ls -A / /etc
 hostname
-awk '{{ print $5 }}' /proc/1/mountinfo | grep -E 'escape|manyoyo-canary'
+awk '{{ print $5 }}' /proc/1/mountinfo | grep -E 'escape-canary|manyoyo-canary'
 """
 
 

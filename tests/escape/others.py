@@ -18,6 +18,7 @@ from tests.escape.vectors import (
     Vector,
     add,
     contained,
+    declined,
     nothing_out,
     pointless,
     refused,
@@ -36,7 +37,7 @@ def _call(
 
     async def attempt(world: World, road: Road) -> Outcome:
         answer = await world.tool.call(tool, **arguments)
-        return withheld(answer) if world.tier in ON_HOST else refused(answer, code, words)
+        return declined(world, answer, code, words)
 
     add(Vector(name, source, "others", attempt, roads=("tool",), smoke=smoke))
 
@@ -319,9 +320,9 @@ async def forge_a_sandbox(world: World, road: Road) -> Outcome:
 @vector("forge-the-lease", OWN)
 async def forge_the_lease(world: World, road: Road) -> Outcome:
     """A nested container writes where the lease would be."""
-    before = await world.keeps("cat /run/manyoyo/lease | wc -c; ls /run/manyoyo")
+    before = await world.keeps("cat /run/manyoyo/lease 2>&1 | wc -c; ls /run/manyoyo")
     await road.run("mkdir -p /run/manyoyo && echo 99999999999 > /run/manyoyo/lease && : > /run/manyoyo/ending")
-    after = await world.keeps("cat /run/manyoyo/lease | wc -c; ls /run/manyoyo")
+    after = await world.keeps("cat /run/manyoyo/lease 2>&1 | wc -c; ls /run/manyoyo")
     if before != after or "ending" in after:
         raise Out(f"{before} {after}")
     return contained("it has a file of its own there")

@@ -15,9 +15,9 @@ from tests.escape.vectors import (
     Vector,
     add,
     contained,
+    declined,
     refused,
     vector,
-    withheld,
 )
 from tests.escape.world import World
 
@@ -33,7 +33,7 @@ def _create(
     async def attempt(world: World, road: Road) -> Outcome:
         body = config | ({"HostConfig": host} if host is not None else {})
         made = await road.create(**body)
-        outcome = withheld(made) if world.tier in ON_HOST else refused(made, code, words)
+        outcome = declined(world, made, code, words)
         if world.engine not in unasked and (name, "asked") not in world.kept:
             made = await world.control.create(**body)
             assert made.ok, f"the engine itself does not make it, so this shows nothing: {made}"
@@ -111,10 +111,8 @@ def _ask(
         given = query
         if path == "/build" and given is not None and "cgroupparent" not in given:
             given = road.build_query() | given
-        if world.tier not in ON_HOST or code not in ("POLICY_REFUSED", "CAP_EXCEEDED"):
-            return refused(await road.request(method, path, given, body, data), code, words)
-        if "/x/" not in path:
-            return withheld(await road.request(method, path, given, body, data))
+        if world.tier not in ON_HOST or "/x/" not in path:
+            return declined(world, await road.request(method, path, given, body, data), code, words)
         async with road.service("sleep", "100") as container:  # who has none is told so first
             answer = await road.request(method, path.replace("/x/", f"/{container}/"), given, body, data)
             return refused(answer, answer.code if answer.code in ("403", "CAP_EXCEEDED") else "POLICY_REFUSED")

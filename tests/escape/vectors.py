@@ -122,6 +122,13 @@ def withheld(answer: "Answer") -> Outcome:
     return Outcome("refused", "POLICY_REFUSED" if answer.code == "403" else answer.code, asked=False)
 
 
+def declined(world: "World", answer: "Answer", code: str, words: str = "") -> Outcome:
+    """As `refused`; where the engine is the machine's own, what the policy refuses may also not be offered at all."""
+    if world.tier in ON_HOST and code in ("POLICY_REFUSED", "CAP_EXCEEDED"):
+        return withheld(answer)
+    return refused(answer, code, words)
+
+
 _BROKEN = re.compile(r"@INC|at -e line|[Ss]yntax error|: not found|unterminated")
 """What a script says that was not tried at all."""
 

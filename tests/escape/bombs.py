@@ -219,12 +219,33 @@ async def disk_bomb(world: World, road: Road) -> Outcome:
     """Where a disk can be capped, it is full at its cap; elsewhere that is not held back, and is not tried."""
     if world.box.sandbox.disk is None:
         return pointless("this host can't cap disks")
+    if world.tier == "rootless":
+        return await _full_for_good(world, road)
     script = f"dd if=/dev/zero of=/fill bs=1M count={(DISK >> 20) + 256} 2>/dev/null; s=$(stat -c %s /fill); rm -f /fill; echo SIZE $s"
     _, said, _ = await _meanwhile(world, road, script)
     size = int(said.partition("SIZE ")[2].split()[0])
     if size > DISK:
         raise Out(said)
     return contained(f"full at {size >> 20} of {DISK >> 20} MiB")
+
+
+async def _full_for_good(world: World, road: Road) -> Outcome:
+    """A disk that has not even room to remove a file, and can't be lent any there (docs/security.md): the way out is a larger one."""
+    cap = world.kept.get("disk cap", DISK)
+    script = f"dd if=/dev/zero of=/fill bs=1M count={(cap >> 20) + 256} 2>/dev/null; exec sleep 1000"
+    async with road.service("sh", "-c", script):
+        size, before = 0, -1
+        with anyio.fail_after(100):
+            while size < cap >> 1 or size > before:
+                await anyio.sleep(3)
+                size, before = int((await world.outer("du -s -k /var/lib/manyoyo/podman")).split()[0]) << 10, size
+        larger = cap + (1 << 30)
+        answer = await world.tool.call("start_sandbox", disk=str(larger))
+        assert answer.ok, answer
+        world.kept["disk cap"] = larger
+    if size > cap:
+        raise Out(f"{size} bytes at a cap of {cap}")
+    return contained(f"full at {size >> 20} of {cap >> 20} MiB")
 
 
 _TASKS = """for each in $(find /sys/fs/cgroup -path '*libpod-*' -not -path '*conmon*' -name pids.current); do cat $each; done | sort -n | tail -n 1 | grep . || echo 0"""

@@ -59,7 +59,7 @@ if ($how eq "ip") {
     my ($gateway) = map { /default via ([0-9.]+)/ ? $1 : () } `ip route`;
     system "ping -c 1 -W 1 $gateway > /dev/null 2>&1; nc -w 1 $gateway 9 < /dev/null > /dev/null 2>&1";
     open my $arp, "<", "/proc/net/arp"; my ($mac) = map { /^\Q$gateway\E\s+\S+\s+\S+\s+(\S+)/ ? $1 : () } <$arp>;
-    open my $at, "<", "/sys/class/net/eth0/ifindex"; my $index = <$at> + 0;
+    my ($index) = map { /^(\d+): eth0/ ? $1 : () } `ip link`;
     my $frame = pack("H12", join "", split /:/, $mac);
     socket(my $s, 17, 2, unpack("S", pack("n", 0x0800))) or die "no packet socket: $!\n";
     for (1..3) { send($s, $head . $udp, 0, pack("S n i S C C a8", 17, 0x0800, $index, 0, 0, 6, $frame)) or die "$!\n"; select undef, undef, undef, 0.2 }

@@ -28,13 +28,13 @@ def _create(
     name: str, source: str, host: dict[str, Any] | None = None, *, unasked: Sequence[str] = (), words: str = "",
     code: str = "POLICY_REFUSED", smoke: bool = False, **config: Any,
 ) -> None:  # fmt: skip
-    """A container that may not be made. `unasked`: engines that would not make it by themselves either."""
+    """A container that may not be made. `unasked`: engines and tiers that would not make it by themselves either."""
 
     async def attempt(world: World, road: Road) -> Outcome:
         body = config | ({"HostConfig": host} if host is not None else {})
         made = await road.create(**body)
         outcome = declined(world, made, code, words)
-        if world.engine not in unasked and (name, "asked") not in world.kept:
+        if not {world.engine, world.tier} & set(unasked) and (name, "asked") not in world.kept:
             made = await world.control.create(**body)
             assert made.ok, f"the engine itself does not make it, so this shows nothing: {made}"
             await world.control.drop(made.json()["Id"])
@@ -47,7 +47,7 @@ def _create(
 # fmt: off
 _create("privileged", f"{_CIS}.4", {"Privileged": True}, words="never privileged", smoke=True)
 _create("bind-root", f"{_CIS}.5", {"Binds": ["/:/x"]}, smoke=True)
-_create("bind-docker-sock", f"{_CIS}.31", {"Binds": ["/run/manyoyo/engine.sock:/var/run/docker.sock"]})
+_create("bind-docker-sock", f"{_CIS}.31", {"Binds": ["/run/manyoyo/engine.sock:/var/run/docker.sock"]}, unasked=["rootless"])
 _create("bind-relative", "CVE-2015-3631's kin", {"Binds": ["../../etc:/x"]}, unasked=["docker"])
 _create("bind-with-propagation", OWN, {"Binds": ["/run:/x:shared"]}, unasked=["docker", "podman"])
 _create("mount-a-path", f"{_CIS}.5", {"Mounts": [{"Type": "bind", "Source": "/", "Target": "/x"}]})
@@ -62,7 +62,7 @@ _create("volume-over-dev", OWN, {"Binds": ["escape-v:/dev"]})
 _create("tmpfs-over-sys", OWN, {"Tmpfs": {"/sys": "rw"}})
 _create("pid-host", f"{_CIS}.15", {"PidMode": "host"}, smoke=True)
 _create("network-host", f"{_CIS}.9, CVE-2020-15257", {"NetworkMode": "host"})
-_create("network-by-path", OWN, {"NetworkMode": "ns:/proc/1/ns/net"}, unasked=["docker"])
+_create("network-by-path", OWN, {"NetworkMode": "ns:/proc/1/ns/net"}, unasked=["docker", "rootless"])
 _create("ipc-host", f"{_CIS}.16", {"IpcMode": "host"})
 _create("uts-host", f"{_CIS}.20", {"UTSMode": "host"})
 _create("userns-host", f"{_CIS}.30", {"UsernsMode": "host"})

@@ -263,6 +263,9 @@ async def test_how_a_service_ended_is_told(box: Box, script: str, code: int, rea
 
 async def test_a_service_that_runs_or_was_stopped_was_not_killed_by_a_cap(box: Box, service: str) -> None:
     assert await box.engine.ended(service) is None
+    await box.exec(
+        service, "sh", "-c", "until grep -q sleep /proc/1/cmdline; do sleep 0.05; done"
+    )  # runc becomes it in its time
     await box.engine.act("stop", service, 0)
     ended = await box.engine.ended(service)
     assert ended is not None and (ended.exit_code, ended.reason) == (137, Reason.EXIT_NONZERO), ended

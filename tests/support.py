@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,6 +50,11 @@ def wait_for(container: Any, path: str, seconds: float = 20) -> None:
                 return
         assert time.monotonic() < deadline, f"{path} is not there"
         time.sleep(0.1)
+
+
+def exec_in(container: Any, command: Sequence[str], **options: Any) -> Any:
+    """What `exec_run` gives, of a container of the host's that has a shell. The command begins a moment late: an older docker loses what is said at once."""
+    return container.exec_run(["sh", "-c", 'sleep 0.3; exec "$@"', "sh", *command], **options)
 
 
 @cache

@@ -14,7 +14,7 @@ import requests
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
-from tests.support import busybox_rootfs
+from tests.support import busybox_rootfs, exec_in, file_of
 
 LISTED, WILD, UNLISTED, IN_RANGE, OTHER_RESOLVER = (
     "198.51.100.10",
@@ -73,8 +73,6 @@ class World:
     def lead(self, sandbox_id: str, over6: bool = True) -> None:
         """The world is the internet of this sandbox, and its name servers. Only one that is privileged can have it `over6` too."""
         _, resolv_conf = self.outer(sandbox_id, "cat /etc/resolv.conf")
-        if not resolv_conf:  # an old engine loses an exec's output now and then
-            _, resolv_conf = self.outer(sandbox_id, "cat /etc/resolv.conf")
         servers = re.findall(r"^nameserver ([0-9.]+)", resolv_conf, re.MULTILINE)
         assert servers and not servers[0].startswith("127."), resolv_conf
         for server in servers:
@@ -88,12 +86,12 @@ ip addr replace fd77::2/64 dev eth0 nodad; ip route replace 2001:db8:77::/64 via
         assert code == 0, said
 
     def outer(self, sandbox_id: str, script: str) -> tuple[int, str]:
-        code, said = self.host.containers.get(f"manyoyo-{sandbox_id}").exec_run(["sh", "-c", script])
+        code, said = exec_in(self.host.containers.get(f"manyoyo-{sandbox_id}"), ["sh", "-c", script])
         return code, said.decode()
 
     def asked(self) -> str:
         """What its name server was asked."""
-        return str(self.container.exec_run(["cat", "/dns.log"])[1].decode())
+        return file_of(self.container, "/dns.log").decode()
 
     def _push(self, name: str) -> None:
         """An image into the registry, by its own API."""

@@ -23,7 +23,7 @@ import pytest
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.sessions.manager import open_manager
-from tests.support import BUSYBOX, Box, busybox_context
+from tests.support import BUSYBOX, Box, busybox_context, exec_in
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60
@@ -415,7 +415,7 @@ async def test_links_in_a_context_lead_nowhere(cli: Docker, box: Box) -> None:
     answer = await anyio.to_thread.run_sync(cli.raw, head.encode() + context)
     assert b" 400 " in answer and b"below a link" in answer, answer
     assert (await box.manager.host.maintain(box.sandbox.outer, "counters")).exit_code == 0
-    there = docker.from_env().containers.get(box.sandbox.outer.container_id).exec_run(["ls", "/run"])[1]
+    there = exec_in(docker.from_env().containers.get(box.sandbox.outer.container_id), ["ls", "/run"])[1]
     assert b"pwned" not in there
 
 

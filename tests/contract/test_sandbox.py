@@ -12,7 +12,7 @@ from manyoyo_mcp.errors import CapExceeded, EngineUnreachable, InvalidArgument, 
 from manyoyo_mcp.policy.egress import Policy, entries
 from manyoyo_mcp.sessions import reach
 from manyoyo_mcp.sessions.manager import Manager, open_manager
-from tests.support import BUSYBOX, MIB, Box, busybox_context
+from tests.support import BUSYBOX, MIB, Box, busybox_context, exec_in
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ async def test_caps_are_proven(box: Box) -> None:
 
 async def test_packets_fit_the_sandboxs_network(box: Box) -> None:
     outer = docker.from_env().containers.get(box.sandbox.outer.container_id)
-    own = outer.exec_run(["cat", "/sys/class/net/eth0/mtu"]).output.decode()
+    own = exec_in(outer, ["cat", "/sys/class/net/eth0/mtu"]).output.decode()
     assert await box.output("cat", "/sys/class/net/eth0/mtu") == own
 
 
@@ -71,7 +71,7 @@ async def test_dockerds_networks_are_apart(box: Box) -> None:
     script = _APART.replace("IMAGE", BUSYBOX).replace("GATEWAY", network["Gateway"])
     reached = box.manager.settings, box.manager.host, box.sandbox.outer
     await reach.change(*reached, Policy("open", entries([network["Gateway"]])))  # what is out there is the host here
-    said = await anyio.to_thread.run_sync(lambda: outer.exec_run(["sh", "-c", script]).output.decode())
+    said = await anyio.to_thread.run_sync(lambda: exec_in(outer, ["sh", "-c", script]).output.decode())
     await reach.change(*reached, Policy("open"))
     told = dict(line.partition(": ")[::2] for line in said.splitlines())
     assert told == {

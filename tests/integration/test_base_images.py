@@ -23,7 +23,7 @@ from manyoyo_mcp.image import bases, outer
 from manyoyo_mcp.image.bases import Base
 from manyoyo_mcp.sessions.manager import Manager, open_manager
 from tests.integration.bases import ensure_bases
-from tests.support import MIB, Box
+from tests.support import MIB, Box, exec_in
 
 pytestmark = [
     pytest.mark.anyio,
@@ -65,7 +65,7 @@ async def sandbox(manager: Manager, engine: str) -> AsyncIterator[Box]:
 def outside(box: Box, *argv: str) -> str:
     """What a command in the outer container itself says; its own failure is an error."""
     container = docker.from_env().containers.get(box.sandbox.outer.container_id)
-    done = container.exec_run(list(argv), environment={"PODMAN_IGNORE_CGROUPSV1_WARNING": "1"})
+    done = exec_in(container, argv, environment={"PODMAN_IGNORE_CGROUPSV1_WARNING": "1"})
     assert done.exit_code == 0, done.output
     return done.output.decode()
 
@@ -166,13 +166,13 @@ async def test_what_one_sandbox_does_to_them_no_other_sees(box: Box, manager: Ma
     async with sandbox(manager, engine) as vandal:
         container = docker.from_env().containers.get(vandal.sandbox.outer.container_id)
         program = ["docker", "--host", "unix:///run/manyoyo/engine.sock"] if engine == "docker" else ["podman"]
-        removal = container.exec_run([*program, "rmi", "-f", *names])
+        removal = exec_in(container, [*program, "rmi", "-f", *names])
         if engine == "docker":
             assert removal.exit_code == 0, removal.output
             assert not any(set(names) & set(image.tags) for image in await vandal.engine.images())
         else:
             assert b"read-only" in removal.output
-        written = container.exec_run(["sh", "-c", "touch /srv/manyoyo-bases/x; rm -rf /srv/manyoyo-bases/*"])
+        written = exec_in(container, ["sh", "-c", "touch /srv/manyoyo-bases/x; rm -rf /srv/manyoyo-bases/*"])
         assert b"Read-only file system" in written.output
     async with sandbox(manager, engine) as later:
         for each in (box, later):

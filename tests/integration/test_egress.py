@@ -23,7 +23,7 @@ from manyoyo_mcp.sessions.manager import open_manager
 from tests import plugins
 from tests.conftest import ROOT, server_parameters
 from tests.integration.test_storage import build, call, on_both, refused, run
-from tests.support import BUSYBOX
+from tests.support import BUSYBOX, exec_in
 from tests.world import ALLOW, IN_RANGE, METADATA, OTHER_RESOLVER, PRIVATE, UNLISTED, World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
@@ -254,7 +254,7 @@ async def test_a_change_that_fails_leaves_what_held(client: Client, engine: str)
         error = await refused(client, "start_sandbox", sandbox_id=sandbox, network_policy="log")
         assert error["code"] == "EGRESS_UNENFORCED" and "no room for rules" in error["message"], error
         rules, policy = (
-            outer.exec_run(words).output.decode()
+            exec_in(outer, words).output.decode()
             for words in (["nft", "list", "chain", "inet", "manyoyo", "judge"], ["cat", f"{firewall.DIRECTORY}/policy"])
         )
         assert policy.strip() == "none" and "goto refuse" in rules, (policy, rules)

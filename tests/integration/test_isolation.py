@@ -18,7 +18,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
 from tests.conftest import server_parameters
 from tests.integration.test_storage import build, call, on_both, refused, run, start
-from tests.support import BUSYBOX, busybox_rootfs
+from tests.support import BUSYBOX, busybox_rootfs, exec_in
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 NAME = "hardened-one"
@@ -46,7 +46,7 @@ async def outside(sandbox_id: str) -> tuple[dict[str, Any], str]:
 
     def look() -> tuple[dict[str, Any], str]:
         container = docker.from_env().containers.get(f"manyoyo-{sandbox_id}")
-        _, output = container.exec_run(["sh", "-c", f"({OUTSIDE}) 2>/dev/null"])
+        _, output = exec_in(container, ["sh", "-c", f"({OUTSIDE}) 2>/dev/null"])
         return container.attrs["HostConfig"], output.decode()
 
     return await anyio.to_thread.run_sync(look)
@@ -115,7 +115,7 @@ async def test_root_of_a_nested_container_is_nobody_outside(client: Client) -> N
 
     def look() -> list[list[str]]:
         container = docker.from_env().containers.get(f"manyoyo-{sandbox}")
-        _, output = container.exec_run(["sh", "-c", OWNERS], environment={"MARKS": "1001 1002"})
+        _, output = exec_in(container, ["sh", "-c", OWNERS], environment={"MARKS": "1001 1002"})
         return [line.split() for line in output.decode().splitlines()]
 
     seen = await anyio.to_thread.run_sync(look)
@@ -198,16 +198,16 @@ async def test_the_engine_itself_is_nobody_outside(client: Client) -> None:
 
     def look() -> tuple[list[list[str]], str, set[str]]:
         container = docker.from_env().containers.get(f"manyoyo-{sandbox}")
-        _, output = container.exec_run(["sh", "-c", OWNERS], environment={"MARKS": "1001 1002"})
-        _, own = container.exec_run(["/usr/lib/manyoyo/enter", "sh", "-c", f"({ENGINES_OWN}) 2>/dev/null"])
+        _, output = exec_in(container, ["sh", "-c", OWNERS], environment={"MARKS": "1001 1002"})
+        _, own = exec_in(container, ["/usr/lib/manyoyo/enter", "sh", "-c", f"({ENGINES_OWN}) 2>/dev/null"])
         # Where the outer root does things by name, what is in there makes nothing.
         for where in ("/run/manyoyo-secrets", "/var/lib/manyoyo/alone", "/run/manyoyo"):
-            code, said = container.exec_run(["/usr/lib/manyoyo/enter", "sh", "-c", f"ln -s /etc {where}/x"])
+            code, said = exec_in(container, ["/usr/lib/manyoyo/enter", "sh", "-c", f"ln -s /etc {where}/x"])
             assert code != 0 and b"ermission denied" in said, (where, said)
-        _, groups = container.exec_run(["/usr/lib/manyoyo/enter", "sh", "-c", "grep Groups: /proc/self/status"])
+        _, groups = exec_in(container, ["/usr/lib/manyoyo/enter", "sh", "-c", "grep Groups: /proc/self/status"])
         assert groups.split() in ([b"Groups:"], [b"Groups:", b"0"]), groups
         owners = "stat -c %u $(grep -lxE 'podman|conmon' /proc/[0-9]*/comm) 2>/dev/null"
-        _, engines = container.exec_run(["sh", "-c", owners])
+        _, engines = exec_in(container, ["sh", "-c", owners])
         return [line.split() for line in output.decode().splitlines()], own.decode(), set(engines.decode().split())
 
     seen, own, engines = await anyio.to_thread.run_sync(look)
@@ -460,7 +460,7 @@ async def test_dockerd_may_open_few_devices(client: Client) -> None:
 
     def look() -> str:
         outer = docker.from_env().containers.get(f"manyoyo-{sandbox}")
-        return str(outer.exec_run(["sh", "-c", script]).output.decode())
+        return str(exec_in(outer, ["sh", "-c", script]).output.decode())
 
     said = await anyio.to_thread.run_sync(look)
     assert (
@@ -478,7 +478,7 @@ async def test_a_device_node_in_the_store_is_none(client: Client, engine: str) -
 
     def opened() -> tuple[int, str]:
         outer = docker.from_env().containers.get(f"manyoyo-{sandbox}")
-        done = outer.exec_run(["sh", "-c", "cd /var/lib/manyoyo/tmp && mknod null c 1 3 && cat null"])
+        done = exec_in(outer, ["sh", "-c", "cd /var/lib/manyoyo/tmp && mknod null c 1 3 && cat null"])
         return done.exit_code, done.output.decode()
 
     code, words = await anyio.to_thread.run_sync(opened)

@@ -6,7 +6,7 @@ import pytest
 
 from manyoyo_mcp.errors import Reason
 from manyoyo_mcp.sessions.manager import Manager
-from tests.support import BUSYBOX, Box, busybox_context
+from tests.support import BUSYBOX, Box, busybox_context, exec_in
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 _SERVE = """
@@ -19,7 +19,7 @@ _LISTENING = "cat /proc/net/tcp /proc/net/tcp6 | awk '$4 == \"0A\" { print $2 }'
 async def outer(box: Box, script: str) -> str:
     def call() -> str:
         container = docker.from_env().containers.get(box.sandbox.outer.container_id)
-        code, said = container.exec_run(["sh", "-c", script])
+        code, said = exec_in(container, ["sh", "-c", script])
         assert code == 0, said
         return str(said.decode())
 

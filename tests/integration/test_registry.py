@@ -29,7 +29,7 @@ from manyoyo_mcp.config import Settings
 from manyoyo_mcp.image import outer
 from tests.clients.harness import until
 from tests.conftest import server_parameters
-from tests.support import busybox_rootfs
+from tests.support import busybox_rootfs, exec_in
 
 pytestmark = pytest.mark.anyio
 
@@ -445,7 +445,7 @@ async def test_a_pull_with_the_users_own_login(
             script = (
                 'for each; do grep -rlaF -e "$each" $PLACES; done; cat /proc/[0-9]*/environ | grep -aF -e "$1" -e "$2"'
             )
-            done = outer.exec_run(["sh", "-c", script, "sh", password, token], environment={"PLACES": " ".join(places)})
+            done = exec_in(outer, ["sh", "-c", script, "sh", password, token], environment={"PLACES": " ".join(places)})
             return done.exit_code, done.output.decode()
 
         code, said = await anyio.to_thread.run_sync(looked)

@@ -19,7 +19,7 @@ from mcp import Client
 from manyoyo_mcp.audit.reading import Wanted, entries
 from tests.conftest import server_parameters
 from tests.integration.test_bad_input import Caller
-from tests.support import BUSYBOX, busybox_context
+from tests.support import BUSYBOX, busybox_context, exec_in
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +57,7 @@ class Listening(Caller):
     def outer(self, *command: str) -> tuple[int, str]:
         host = docker.from_env()
         try:
-            code, said = host.containers.get(f"manyoyo-{self.sandbox_id}").exec_run(list(command))
+            code, said = exec_in(host.containers.get(f"manyoyo-{self.sandbox_id}"), command)
         finally:
             host.close()
         return code, said.decode(errors="replace")

@@ -21,7 +21,7 @@ from manyoyo_mcp.errors import NotFound
 from manyoyo_mcp.hosts.base import store_of
 from manyoyo_mcp.sessions.manager import open_manager
 from tests.conftest import server_parameters
-from tests.support import BUSYBOX, MIB, busybox_context
+from tests.support import BUSYBOX, MIB, busybox_context, exec_in
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 on_both = pytest.mark.parametrize("engine", ["podman", "docker"])
@@ -203,7 +203,7 @@ async def test_a_store_without_a_free_block_can_still_be_cleared(client: Client,
     outer = docker.from_env().containers.get(f"manyoyo-{sandbox}")
 
     def say(script: str) -> str:
-        code, output = outer.exec_run(["sh", "-c", script])
+        code, output = exec_in(outer, ["sh", "-c", script])
         assert code == 0, output
         return str(output.decode().splitlines()[-1])
 

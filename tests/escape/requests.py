@@ -45,7 +45,7 @@ def _create(
 
 
 # fmt: off
-_create("privileged", f"{_CIS}.4", {"Privileged": True}, words="never privileged", smoke=True)
+_create("privileged", f"{_CIS}.4", {"Privileged": True}, unasked=["userns"], words="never privileged", smoke=True)
 _create("bind-root", f"{_CIS}.5", {"Binds": ["/:/x"]}, smoke=True)
 _create("bind-docker-sock", f"{_CIS}.31", {"Binds": ["/run/manyoyo/engine.sock:/var/run/docker.sock"]}, unasked=["rootless"])
 _create("bind-relative", "CVE-2015-3631's kin", {"Binds": ["../../etc:/x"]}, unasked=["docker"])
@@ -60,8 +60,8 @@ _create("mount-image", OWN, {"Mounts": [{"Type": "image", "Source": "localhost/m
 _create("volume-over-proc", "CVE-2015-3631, CVE-2019-16884", {"Binds": ["escape-v:/proc"]}, unasked=["docker", "podman"])
 _create("volume-over-dev", OWN, {"Binds": ["escape-v:/dev"]})
 _create("tmpfs-over-sys", OWN, {"Tmpfs": {"/sys": "rw"}})
-_create("pid-host", f"{_CIS}.15", {"PidMode": "host"}, smoke=True)
-_create("network-host", f"{_CIS}.9, CVE-2020-15257", {"NetworkMode": "host"})
+_create("pid-host", f"{_CIS}.15", {"PidMode": "host"}, unasked=["userns"], smoke=True)
+_create("network-host", f"{_CIS}.9, CVE-2020-15257", {"NetworkMode": "host"}, unasked=["userns"])
 _create("network-by-path", OWN, {"NetworkMode": "ns:/proc/1/ns/net"}, unasked=["docker", "rootless"])
 _create("ipc-host", f"{_CIS}.16", {"IpcMode": "host"})
 _create("uts-host", f"{_CIS}.20", {"UTSMode": "host"})
@@ -92,7 +92,7 @@ _create("blkio-device", OWN, {"BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate
 _create("more-memory-than-the-sandbox", OWN, {"Memory": 64 << 30}, code="CAP_EXCEEDED", words="more than the sandbox itself has")
 _create("more-pids-than-the-sandbox", OWN, {"PidsLimit": 1 << 20}, code="CAP_EXCEEDED")
 _create("unknown-field", OWN, {"Newfangled": True})
-_create("key-in-another-case", "Go's JSON ignores case", hostconfig={"privileged": True})
+_create("key-in-another-case", "Go's JSON ignores case", unasked=["userns"], hostconfig={"privileged": True})
 _create("volumes-with-source", "podman joins Volumes to its command line", unasked=["docker", "podman"], Volumes={"/:/x": {}})
 _create("environment-of-the-engine", "podman's --env '*'", unasked=["docker"], Env=["*"])
 _create("image-by-transport", "podman's transports", unasked=["docker", "podman"], Image="dir:/etc")

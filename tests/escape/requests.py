@@ -16,7 +16,6 @@ from tests.escape.vectors import (
     add,
     contained,
     declined,
-    refused,
     vector,
 )
 from tests.escape.world import World
@@ -115,7 +114,8 @@ def _ask(
             return declined(world, await road.request(method, path, given, body, data), code, words)
         async with road.service("sleep", "100") as container:  # who has none is told so first
             answer = await road.request(method, path.replace("/x/", f"/{container}/"), given, body, data)
-            return refused(answer, answer.code if answer.code in ("403", "CAP_EXCEEDED") else "POLICY_REFUSED")
+            assert answer.code != "404" and not answer.code.endswith("_NOT_FOUND"), answer
+            return declined(world, answer, code, words)
 
     add(Vector(name, source, "requests", attempt, roads, smoke=smoke))
 

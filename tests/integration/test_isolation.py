@@ -429,7 +429,11 @@ async def test_a_device_node_of_an_image_is_not_opened(client: Client, engine: s
     assert ran["exit_code"] == 0 and "character special file" in ran["output"], ran
 
 
-@pytest.mark.parametrize("tier", [{"engine": "podman"}, {"engine": "docker"}, {"isolation": "rootless"}], ids=str)
+@pytest.mark.parametrize(
+    "tier",
+    [{"engine": "podman"}, {"engine": "docker"}, {"isolation": "rootless"}],
+    ids=["podman", "docker", "rootless"],
+)
 async def test_a_pipe_of_an_image_ends_by_itself(client: Client, tier: dict[str, str]) -> None:
     """An engine that waits for its other end holds the container's lock, and podman's listing with it; podman would also write to it."""
     sandbox = await start(client, **tier)

@@ -56,7 +56,8 @@ class Given:
 class RunSpec:
     """A nested container to be run. `files` maps absolute paths to content; `outputs` are absolute paths to bring out.
     `docker_socket`: it gets the gate that its sandbox has for nested containers. `secrets` are told to no engine. Of the server's own
-    alone: `archive` yields a tar that is unpacked in its workdir, and what is `given` comes with the right to make namespaces."""
+    alone: `archive` yields a tar that is unpacked in its workdir, what is `given` comes with the right to make namespaces, and `keep` is awaited
+    with the container's id where it ended well, before it is removed."""
 
     image: str
     command: list[str]
@@ -79,6 +80,7 @@ class RunSpec:
     secrets: Sequence[Secret] = ()
     archive: Callable[[], Iterator[bytes]] | None = None
     given: Sequence[Given] = ()
+    keep: Callable[[str], Awaitable[None]] | None = None
     values: Values = no_values
     login: Login = no_login
 

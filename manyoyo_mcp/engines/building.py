@@ -20,7 +20,7 @@ from manyoyo_mcp.engines.base import (
 from manyoyo_mcp.engines.buildlog import BuildLog, images
 from manyoyo_mcp.engines.complaints import unechoed
 from manyoyo_mcp.engines.diagnosis import Cause, diagnose
-from manyoyo_mcp.engines.failures import UNTOLD, suspicious, verdict
+from manyoyo_mcp.engines.failures import UNTOLD, Verdict, suspicious, verdict
 from manyoyo_mcp.engines.giving import Giving, for_build, placeholders
 from manyoyo_mcp.engines.pulling import Pulling
 from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
@@ -104,14 +104,19 @@ class Building(Pulling, Giving):
                 over()
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await self._take_away(spec.build_id)
+        return await self._concluded(spec, log, since(begun), timed_out=timed_out)
+
+    async def _concluded(
+        self, spec: BuildSpec, log: BuildLog, seconds: float, *, timed_out: bool, told: Verdict | None = None
+    ) -> Built:
+        """How a build ended, whose log is `log`. `told`: why its last step failed, where that is known."""
         log.end_step()
-        seconds = since(begun)
         if timed_out:
             return Built(Reason.TIMEOUT, seconds, log.steps, failed_step=log.steps[-1] if log.steps else None,
                          error=f"Stopped after timeout_s={spec.timeout_s:g}.",
                          mend="Give it a larger timeout_s; finished steps are cached.")  # fmt: skip
         if log.error:
-            return await self._build_failed(spec, log, seconds)
+            return await self._build_failed(spec, log, seconds, told)
         image, size = log.image_id or "", None
         with contextlib.suppress(ManyoyoError):  # podman can't show an image that it built with EXPOSE of no port
             size = (await self._ask(lambda client: client.inspect_image(image)))["Size"] if image else None
@@ -182,23 +187,24 @@ class Building(Pulling, Giving):
         """End the step that runs and the build with it. Engines say what more it takes than hanging up."""
         call.stop()
 
-    async def _build_failed(self, spec: BuildSpec, log: BuildLog, seconds: float) -> Built:
+    async def _build_failed(self, spec: BuildSpec, log: BuildLog, seconds: float, told: Verdict | None = None) -> Built:
         step = log.failed_step
         code = log.exit_code
         output = sanitise(log.output)
         instruction = step.instruction if step else ""
         output_end = (unechoed(output, instruction) if code is not None else log.error).encode(errors="replace")
-        record = ""
-        if step is not None and (code in UNTOLD or suspicious(output_end)):
-            record = await self._record(f"/manyoyo-builds/{spec.build_id}")
-        told = verdict(
-            code or 1,
-            oom_flag=False,
-            record=record,
-            cgroup=f"/manyoyo-builds/{spec.build_id}",
-            output_end=output_end,
-            cap=format_bytes(spec.caps.memory),
-        )
+        if told is None:
+            record = ""
+            if step is not None and (code in UNTOLD or suspicious(output_end)):
+                record = await self._record(f"/manyoyo-builds/{spec.build_id}")
+            told = verdict(
+                code or 1,
+                oom_flag=False,
+                record=record,
+                cgroup=f"/manyoyo-builds/{spec.build_id}",
+                output_end=output_end,
+                cap=format_bytes(spec.caps.memory),
+            )
         reason = told.reason if told.reason is not Reason.EXIT_NONZERO else Reason.BUILD_FAILED
         hint = told.hint
         if reason is Reason.PIDS_LIMIT:

@@ -40,13 +40,14 @@ _OUTPUT_END = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction of a Dockerfile. `line` is where it begins, from 1; `stage` counts the FROMs up to it, 0 before
-    any; `heredoc` is the word that ends its first heredoc, empty for none."""
+    """One instruction of a Dockerfile. `line` is where it begins, from 1; `text` has its white space made single, `raw` as it is;
+    `stage` counts the FROMs up to it, 0 before any; `heredoc` is the word that ends its first heredoc, empty for none."""
 
     line: int
     text: str
     stage: int = 0
     heredoc: str = ""
+    raw: str = ""
 
     @property
     def keyword(self) -> str:
@@ -94,8 +95,12 @@ class BuildLog:
         elif self.steps and not self.output.strip() and _CACHED.match(text):
             self.steps[-1].cached = True
         elif self._style is not _DOCKER_STEP or not _DOCKER_NOTE.match(text):
-            self.output = (self.output + text)[-_OUTPUT_END:]
+            self.heard(text)
         return text
+
+    def heard(self, text: str) -> None:
+        """What the step that runs has written, whatever it looks like."""
+        self.output = (self.output + text)[-_OUTPUT_END:]
 
     def _fail(self, message: str, code: Any) -> None:
         self.error = _STRUCT.sub("", message)
@@ -249,7 +254,8 @@ def instructions(dockerfile: str) -> list[Instruction]:
             if index < len(lines):
                 parts.append(lines[index])
                 index += 1
-        text = " ".join("".join(parts).split())
+        raw = "".join(parts)
+        text = " ".join(raw.split())
         stage += _FROM.match(text) is not None
         takes = _TAKES_HEREDOCS.match(text) is not None
         heredocs = [match for word in _WORD.findall(text) if (match := _HEREDOC.match(word))] if takes else []
@@ -257,8 +263,13 @@ def instructions(dockerfile: str) -> list[Instruction]:
             while index < len(lines) and (lines[index].lstrip("\t") if match[1] else lines[index]) != match[3]:
                 index += 1
             index += 1
-        found.append(Instruction(begin, text, stage, heredocs[0][3] if heredocs else ""))
+        found.append(Instruction(begin, text, stage, heredocs[0][3] if heredocs else "", raw.strip()))
     return found
+
+
+def is_backtick(dockerfile: str) -> bool:
+    """Whether lines of a Dockerfile are continued by a backtick."""
+    return _escape(dockerfile.removeprefix("\ufeff").split("\n")) == "`"
 
 
 def _escape(lines: list[str]) -> str:

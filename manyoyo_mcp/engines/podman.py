@@ -11,6 +11,7 @@ from manyoyo_mcp.attached import Attached
 from manyoyo_mcp.engines.api import DockerApiEngine
 from manyoyo_mcp.engines.base import BuildSpec, Built, ExecSpec
 from manyoyo_mcp.engines.buildlog import BuildLog
+from manyoyo_mcp.engines.failures import Verdict
 from manyoyo_mcp.engines.running import ATTACH_OUTPUT
 from manyoyo_mcp.engines.streams import Streaming
 from manyoyo_mcp.errors import EngineFailed, EngineUnreachable, ManyoyoError, NotSupported
@@ -112,13 +113,13 @@ class PodmanEngine(DockerApiEngine):
             while (await self._inspect(container))["State"]["Status"] == "stopped":  # noqa: ASYNC110 - nothing tells
                 await anyio.sleep(0.005)
 
-    async def _build_failed(self, spec: BuildSpec, log: BuildLog, seconds: float) -> Built:
+    async def _build_failed(self, spec: BuildSpec, log: BuildLog, seconds: float, told: Verdict | None = None) -> Built:
         left = _LEFT.search(log.error)
         if left is not None:  # for want of room: and it holds what fills the disk
             await self._maintain("settle-disk")
             await self._maintain("drop-build", left[1])
             await self._maintain("settle-disk")
-        return await super()._build_failed(spec, log, seconds)
+        return await super()._build_failed(spec, log, seconds, told)
 
     def _unheard(self, log: BuildLog) -> bool:
         # Its builder loses all that a RUN step says about once in a thousand steps, on a busy machine.

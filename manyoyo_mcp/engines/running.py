@@ -112,6 +112,8 @@ class Running(Pulling, Giving):
                 return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
                              "Give it a larger timeout_s, or find what it waits for.", container=container)  # fmt: skip
             outputs = await self._outputs(container, spec)
+            if code == 0 and spec.keep is not None:
+                await spec.keep(container)
             if code == 0 and not says_killed(end.tail):
                 return Ended(0, Reason.OK, seconds, outputs=outputs, container=container)
             told = await self._explain(container, code, end.tail, spec.caps)

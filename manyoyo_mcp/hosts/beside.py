@@ -17,8 +17,6 @@ from manyoyo_mcp.policy.base import Within
 
 SOCKET = "/run/manyoyo-host.sock"
 """Where the keeper has the host's."""
-CGROUPS = "/run/manyoyo-cgroup"
-"""The same of its cgroups."""
 USUAL = "/var/run/docker.sock"
 """Where an engine has its socket that we can't look at."""
 
@@ -29,10 +27,9 @@ def within(sandbox_id: str, joins: str = "", images: tuple[str, ...] = (), *, bu
     return replace(part, images=(*images, f"{part.images_prefix}*")) if builds else part
 
 
-def mounts(socket: str, *, builds: bool) -> list[dict[str, Any]]:
-    """What the keeper has of the host: its engine's socket; where there are builds its cgroups, to make one in which they are capped."""
-    found = [{"Type": "bind", "Source": socket, "Target": SOCKET}]
-    return [*found, {"Type": "bind", "Source": "/sys/fs/cgroup", "Target": CGROUPS}] if builds else found
+def mount(socket: str) -> dict[str, Any]:
+    """What the keeper has of the host: its engine's socket."""
+    return {"Type": "bind", "Source": socket, "Target": SOCKET}
 
 
 def socket_of(address: str | None) -> str:
@@ -68,17 +65,12 @@ def remove_all(client: docker.APIClient, sandbox_id: str) -> None:
             except docker.errors.APIError as error:
                 if error.status_code != 409:  # another is removing it
                     raise
-    _remove_builds(client, theirs)
+    _remove_images(client, theirs)
 
 
-def _remove_builds(client: docker.APIClient, theirs: Within) -> None:
-    """Steps that run still, known by their cgroup; then the images, but what others have named or use."""
+def _remove_images(client: docker.APIClient, theirs: Within) -> None:
+    """Images, but what others have named or use."""
     label = f"{hostbuilds.OF}={theirs.sandbox}"
-    for row in client.containers(all=True, filters={"label": label}):
-        with contextlib.suppress(docker.errors.APIError):
-            held = client.inspect_container(row["Id"])["HostConfig"]
-            if str(held.get("CgroupParent")).startswith(f"/manyoyo/{theirs.sandbox}/"):
-                client.remove_container(row["Id"], force=True, v=True)
     for _ in range(2):  # an image that others stand on goes after them
         for row in sorted(client.images(all=True, filters={"label": label}), key=lambda each: -int(each["Created"])):
             names = [each for each in row.get("RepoTags") or [] if each != "<none>:<none>"]

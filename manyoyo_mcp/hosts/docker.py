@@ -155,7 +155,7 @@ class DockerHost(Looking):
             )
         if spec.isolation in ON_HOST:
             self._host_socket = self._host_socket or beside.socket_of(self._written())
-            mounts += beside.mounts(self._host_socket, builds=spec.isolation == "sock")
+            mounts.append(beside.mount(self._host_socket))
         uid, gid = (os.getuid(), os.getgid()) if hasattr(os, "getuid") else (0, 0)
         host_config: dict[str, Any] = spec.caps.host_config() | {
             **isolated(spec.isolation, self._settings.host_runtime),

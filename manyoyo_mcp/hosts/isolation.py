@@ -129,8 +129,8 @@ TIERS = {
     ),
     "sock": Tier(
         {"CapDrop": ["ALL"], "CapAdd": list(_KEEPERS), "PidMode": "host"},
-        "There is no engine of its own: runs and builds are the host's own engine's, within the sandbox's label. A run is what it is in isolation common; a "
-        "build's steps are capped and have no network. The tools see, enter and remove what has that label.",
+        "There is no engine of its own: runs and builds are the host's own engine's, within the sandbox's label. A run is what it is in isolation common, and "
+        "so is each RUN step of a build. The tools see, enter and remove what has that label.",
         "THIS IS THE HOST'S OWN ENGINE. Code in a run or step faces the host's kernel as root in an ordinary container; the engine reads the contexts, "
         "Dockerfiles and images that it is given as root of the host, beside everybody else's. Disk is not capped.",
         engines=frozenset({"docker"}),

@@ -2,11 +2,12 @@
 `transport`, and it reaches what is the sandbox's alone."""
 
 import contextlib
+import io
 import json
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -16,14 +17,17 @@ from requests.structures import CaseInsensitiveDict
 
 from manyoyo_mcp.dialled import Dial, DialledClient
 from manyoyo_mcp.errors import PolicyRefused
-from manyoyo_mcp.policy import hostbuilds, labelled
+from manyoyo_mcp.policy import contexts, hostbuilds, labelled
 from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
 from manyoyo_mcp.policy.transport import API_VERSION, VERSION_PREFIX, GuardedClient
+from manyoyo_mcp.policy.wire import Body
 from manyoyo_mcp.values import Caps
 
 _STARTS = re.compile(r"/containers/([^/]+)/(?:start|restart)")
 
 _IMAGE = re.compile(r"/images/(.+)/json")
+_MOST = 1 << 30
+"""Bytes that the tools lay in a container at once, at most: they have bounds of their own well below."""
 
 
 class Missing(Exception):
@@ -81,6 +85,8 @@ class Boundary:
                 self._check_new(image)
             case "POST", "/build":
                 return hostbuilds.built(allowed, self.within)
+            case "POST", "/commit":
+                return hostbuilds.committed(allowed, self._container(str(request.query.get("container"))))
             case "POST", path if path.startswith("/images/") and path.endswith("/tag"):
                 hostbuilds.check_tags(self.within, [str(request.query.get("repo") or "")])
         return allowed
@@ -214,10 +220,19 @@ class BoundedClient(GuardedClient):
 
     def _outgoing(self, method: str, path: str, query: Mapping[str, Any], data: Any, headers: Any) -> tuple[str, Any]:
         bare = path.removeprefix(VERSION_PREFIX)
+        if method == "PUT" and data:
+            data = _plain(data)
         return super()._outgoing(method, VERSION_PREFIX + self.boundary.path(method, bare), query, data, headers)
 
     def _decided(self, request: Request) -> Allowed:
         return self.boundary.decided(request, super()._decided(request))
+
+
+def _plain(data: bytes | Iterable[bytes]) -> bytes:
+    """What is to be unpacked in a container, without devices."""
+    spool = io.BytesIO()
+    contexts.copy_plain(io.BufferedReader(Body(iter([data] if isinstance(data, bytes) else data))), _MOST, spool)
+    return spool.getvalue()
 
 
 def _answer(url: str, status: int, content: Any) -> requests.Response:

@@ -202,8 +202,8 @@ class Connection:
             until_answered.callback(self._drop_context)
             if boundary is not None:
                 until_answered.enter_context(boundary.room(method, path))
-            if builds:
-                length = self._receive_context(str(allowed.query["dockerfile"]))
+            if builds or (boundary is not None and asked.takes == "archive"):
+                length = self._receive_context(str(allowed.query["dockerfile"]) if builds else None)
             elif asked.takes != "archive":
                 known = json.dumps(allowed.body).encode() if allowed.body is not None else b""
                 length = len(known)
@@ -257,8 +257,8 @@ class Connection:
             raise InvalidArgument("The body is no JSON object.", "Correct it.")
         return (body or None) if asked.takes == "nothing" else body
 
-    def _receive_context(self, dockerfile: str) -> int:
-        """A build's context, judged and written anew before anything of it is sent; its size in bytes."""
+    def _receive_context(self, dockerfile: str | None) -> int:
+        """A build's context, or with no Dockerfile what is to be unpacked, judged and written anew before anything of it is sent; its size in bytes."""
         self._deadline = time.monotonic() + _CONTEXT_PATIENCE
         if not self._contexts.acquire(timeout=_CONTEXT_PATIENCE):
             raise EngineFailed("Other builds are being sent through this gate.", "Try again.")
@@ -267,7 +267,11 @@ class Connection:
         except BaseException:
             self._contexts.release()
             raise
-        contexts.copy(io.BufferedReader(wire.Body(self._data()), _PIECE), dockerfile, self._ways.context_max, spool)
+        given = io.BufferedReader(wire.Body(self._data()), _PIECE)
+        if dockerfile is None:
+            contexts.copy_plain(given, self._ways.context_max, spool)
+        else:
+            contexts.copy(given, dockerfile, self._ways.context_max, spool)
         size = spool.seek(0, os.SEEK_END)
         spool.seek(0)
         return size

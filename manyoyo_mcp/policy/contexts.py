@@ -120,10 +120,34 @@ def copy(given: IO[bytes], dockerfile: str, largest: int, spool: IO[bytes]) -> N
         raise InvalidArgument(f"The build context can't be read: {str(error)[:200]}.", _UNREADABLE) from error
 
 
+def copy_plain(given: IO[bytes], largest: int, spool: IO[bytes]) -> None:
+    """Copy a tar that is unpacked in a container, compressed or not, into `spool`, uncompressed: files, directories and links.
+
+    Raises ContextRefused for what is none of these, or beyond `largest` bytes; InvalidArgument for what is no archive.
+    """
+    try:
+        checked: Any = _Checked(_decompressed(given), largest)
+        with (
+            tarfile.open(fileobj=checked, mode="r|") as archive,
+            tarfile.open(
+                fileobj=cast(Any, spool), mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape"
+            ) as out,
+        ):
+            for member in archive:
+                for each in (archive, out):
+                    cast(Any, each).members = []
+                entry = _entry(member)
+                out.addfile(entry, archive.extractfile(member) if entry.isreg() else None)
+        while given.read(1 << 16):
+            pass
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InvalidArgument(f"The archive can't be read: {str(error)[:200]}.", _UNREADABLE) from error
+
+
 def _entry(member: tarfile.TarInfo) -> tarfile.TarInfo:
     if member.issparse() or not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
         raise ContextRefused(
-            f"{member.name[:200]!r} is a device, a pipe or a sparse file, which is no part of a context.",
+            f"{member.name[:200]!r} is a device, a pipe or a sparse file, which may not be sent.",
             "Leave it out.",
         )
     for name in (member.name, member.linkname):
@@ -240,7 +264,7 @@ class _Checked:
             if kind in _DATA:
                 self._data = padded
             elif kind not in _PLAIN:
-                raise ContextRefused("The build context has a device, a pipe or a sparse file.", "Leave it out.")
+                raise ContextRefused("The archive has a device, a pipe or a sparse file.", "Leave it out.")
             return block
         self._extended += 1
         if size > _MAX_HEADER or self._extended > _MAX_EXTENDED:

@@ -1,4 +1,7 @@
-"""What a build by the host's own engine may do: as `labelled`, it takes nothing that is somebody else's, and what it makes has the sandbox's name."""
+"""What a build by the host's own engine may do: as `labelled`, it takes nothing that is somebody else's, and what it makes has the sandbox's name.
+
+Its commands (RUN) are not the builder's, who would give them what no container of the sandbox's has, devices to make first of all: they are run as
+containers of the sandbox's, and become images (`committed`)."""
 
 import re
 from collections.abc import Sequence
@@ -32,7 +35,8 @@ _OTHERS = frozenset(
 _NAME = r"[A-Za-z0-9][\w./:@-]*"
 _FROM = re.compile(rf"({_NAME})(?:[\t ]+AS[\t ]+([A-Za-z][\w.-]*))?[\t ]*", re.IGNORECASE | re.ASCII)
 _COPY = re.compile(r"((?:--(?:from|chown|chmod)=[\w./:@-]+[\t ]+)*)(?!--).*", re.ASCII | re.DOTALL)
-_COPIED = re.compile(r"--from=(\S+)", re.ASCII)
+COPIED = re.compile(r"--from=(\S+)", re.ASCII)
+"""Of the flags of a COPY, what it copies from."""
 _QUOTES = str.maketrans("", "", "\"'`")
 """What the engine takes away from the words of ADD before it asks whether they are a URL."""
 
@@ -63,15 +67,11 @@ class Judge:
                 if named[1].lower() != "scratch":
                     self._check_image(named[1])
             case "COPY":
-                flags = _COPY.fullmatch(rest)
-                if flags is None:
-                    raise _refused(instruction, "of flags COPY has --from, --chown and --chmod here, written plainly.")
-                for each in _COPIED.findall(flags[1]):
-                    if not each.isdigit():
-                        self._check_image(each)
+                self._check_copy(instruction, rest)
             case "ADD":
-                if re.search(r"//|[$\\]", rest.translate(_QUOTES)) or rest.lower().startswith("--from"):
+                if re.search(r"//|[$\\]", rest.translate(_QUOTES)) or "--from" in rest.lower():
                     raise _refused(instruction, "the host's engine would fetch it, from where the host is.")
+                self._check_copy(instruction, rest)
             case "LABEL":
                 self._check_labels(instruction, rest)
             case "RUN":
@@ -81,6 +81,14 @@ class Judge:
                 raise _refused(instruction, "what it says would be done in other builds.")
             case _ if keyword not in _OTHERS:
                 raise _refused(instruction, "it is no instruction that is known here.")
+
+    def _check_copy(self, instruction: str, rest: str) -> None:
+        flags = _COPY.fullmatch(rest)
+        if flags is None:
+            raise _refused(instruction, "of flags COPY has --from, --chown and --chmod here, written plainly.")
+        for each in COPIED.findall(flags[1]):
+            if not each.isdigit():
+                self._check_image(each)
 
     def _check_image(self, name: str) -> None:
         if name.lower() in filter(None, self._stages):
@@ -110,15 +118,9 @@ def check(within: Within, instructions: Sequence[str]) -> list[str]:
     return judge.images
 
 
-def labelled(within: Within, text: str, after: Sequence[int]) -> str:
-    """A Dockerfile with a label after its FROMs, which are at these lines (from 1): so all that is made of it is found again, also of a build that fails.
-    Raises PolicyRefused for a FROM that goes on in the next line."""
-    lines = text.split("\n")
-    for line in reversed(after):
-        if lines[line - 1].rstrip().endswith(("\\", "`")):
-            raise _refused(lines[line - 1].strip(), "a FROM is one line in this isolation.")
-        lines.insert(line, ours(within))
-    return "\n".join(lines)
+def committed(allowed: Allowed, container: str) -> Allowed:
+    """A container of the sandbox's as an image that has no name yet."""
+    return replace(allowed, query={"container": container, "pause": "0"})
 
 
 def _refused(what: str, why: str) -> PolicyRefused:
@@ -139,7 +141,7 @@ def check_tags(within: Within, tags: Sequence[str]) -> None:
 
 
 def built(allowed: Allowed, within: Within) -> Allowed:
-    """A build, under the sandbox's cgroup: what it makes has the sandbox's names, and nothing comes from what others have built."""
+    """A build that runs nothing: what it makes has the sandbox's names, and nothing comes from what others have built."""
     query = allowed.query
     check_tags(within, [given] if isinstance(given := query.get("t", []), str) else given)
     if query.get("platform"):
@@ -147,9 +149,9 @@ def built(allowed: Allowed, within: Within) -> Allowed:
             "A platform", "where it is not that of the image which is there, the engine fetches another by its name."
         )
     told = {
-        "networkmode": "none",  # its steps may send raw packets, and whose network it is the keeper can't say of them
+        "networkmode": "none",
         "nocache": "1",  # of the cache whatever fits is taken, whoever made it
         "pull": "0",
-        "cgroupparent": f"/manyoyo/{within.sandbox}{query['cgroupparent']}",
+        "cgroupparent": "",  # a name of ours is none where systemd has the cgroups
     }
     return replace(allowed, query={**query, **told})

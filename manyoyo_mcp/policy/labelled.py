@@ -33,6 +33,8 @@ LABEL = f"{OURS}within"
 """Whose a container is. Its name says so too, for a label can be an image's, and with it that of whoever runs the image."""
 GRANTS = f"{OURS}grants"
 """Its caps, as `_grants` writes them."""
+STEP = f"{OURS}step"
+"""Of which build a container is a step, whose caps count once for them all."""
 ASKED = f"{OURS}image"
 """The name by which its image was asked for: it is made from the one that was looked at."""
 Kind = Literal["container", "exec", "image"]
@@ -56,7 +58,9 @@ _OFFERED = tuple(
     )
 )
 """What the tools ask. Whatever else an engine of its own would answer is not offered on the host's."""
-_TO_BUILD = tuple((frozenset(["POST"]), re.compile(path)) for path in (r"/build", rf"/images/(?P<image>{IMAGE})/tag"))
+_TO_BUILD = tuple(
+    (frozenset(["POST"]), re.compile(path)) for path in (r"/build", r"/commit", rf"/images/(?P<image>{IMAGE})/tag")
+)
 """The same, of a sandbox that may build."""
 _OF_CLIENTS = tuple(
     (frozenset(methods.split()), re.compile(path))
@@ -246,8 +250,10 @@ def created(allowed: Allowed, within: Within, image_id: str, called: str) -> All
         ],  # root here is the host's: nothing is to give it more than it begins with
         "LogConfig": _LOG,
     }
-    labels = {LABEL: within.sandbox, f"{OURS}kind": "within", GRANTS: _grants(host), ASKED: str(body.get("Image", ""))}
-    body |= {"HostConfig": host, "Image": image_id, "Labels": (body.get("Labels") or {}) | labels}
+    given = body.get("Labels") or {}
+    grants = _grants(host) if STEP not in given else ""
+    labels = {LABEL: within.sandbox, f"{OURS}kind": "within", GRANTS: grants, ASKED: str(body.get("Image", ""))}
+    body |= {"HostConfig": host, "Image": image_id, "Labels": given | labels}
     return Allowed({**allowed.query, "name": within.prefix + str(allowed.query.get("name") or called)}, body)
 
 

@@ -164,6 +164,7 @@ async def world(
 _BUILDS = "nothing is built there"
 _NO_VOLUMES = "there are no volumes"
 _POINTLESS = {
+    "passwd-is-a-device": "its images are those that the operator named",
     "given": "runs there are given no secrets",
     "leaving": "its policy is open or none, and stays; what that closes has tests of its own",
     "mount-race": _NO_VOLUMES,
@@ -182,8 +183,6 @@ def pointless(world: World, road: Road, vector: Vector) -> str | None:
         return _BUILDS
     if vector.theme == "ports" and vector.name != "publish-port":
         return "nothing is published there"
-    if world.tier == "common" and vector.name == "passwd-is-a-device":
-        return "its images are those that the operator named"
     return _POINTLESS.get(vector.name, _POINTLESS.get(vector.theme))
 
 

@@ -1,15 +1,19 @@
 """Sandboxes on the host's own engine: a run there is a container beside everybody else's, and reaches, sees and outlives nothing that is not its
 sandbox's."""
 
+import base64
 import contextlib
+import gzip
 import io
 import json
 import os
 import secrets
 import subprocess
 import sys
+import tarfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,8 @@ from mcp import Client
 from mcp_types import ElicitResult
 
 from manyoyo_mcp.config import Settings
+from manyoyo_mcp.engines.stepwise import Batch
 from manyoyo_mcp.errors import InvalidArgument, PolicyRefused
-from manyoyo_mcp.policy import hostbuilds
 from manyoyo_mcp.sessions import sweep
 from manyoyo_mcp.sessions.manager import open_manager
 from manyoyo_mcp.workers import in_thread
@@ -535,7 +539,7 @@ async def test_what_sock_builds_is_the_sandboxs(sock: Client, host: docker.Docke
         f"FROM {BUSYBOX} AS one\nRUN echo 'a  b' \\\n  > /made\n"
         "FROM one\nCOPY --from=one /made /copied\nCOPY data /data\nRUN ip link > /links; cat /made\n"
     )
-    built = await build(dockerfile, tags=[name, f"{name}:two"], memory="128m")
+    built = await build(dockerfile, tags=[name, f"{name}:two"], memory="128m", network="none")
     assert built["reason"] == "OK" and "a  b" in json.dumps(built) + str(
         await call(sock, "read_log", job_id=built["job_id"])
     ), built
@@ -569,10 +573,137 @@ async def test_what_sock_builds_is_the_sandboxs(sock: Client, host: docker.Docke
         theirs_.remove(force=True)
         host.images.remove("localhost/bystanders/took:it", force=True)
     assert image_ids(host) == images, "layers are left"
-    assert (
-        not list(Path("/sys/fs/cgroup").glob(f"*/manyoyo/{sandbox}"))
-        and not Path(f"/sys/fs/cgroup/manyoyo/{sandbox}").exists()
+
+
+_AS_THE_HOST_BUILDS = (
+    f"""FROM {BUSYBOX} AS base
+ENV A="a  b" \\
+    B=2
+WORKDIR /work
+RUN echo "$A|$B|$PWD" > out; id -u >> out
+USER 1000:1000
+RUN id -u > /tmp/who
+EXPOSE 80
+STOPSIGNAL SIGINT
+LABEL one="1  1" two=2
+VOLUME /kept
+HEALTHCHECK --interval=9s CMD true
+ENTRYPOINT ["sh", "-c"]
+CMD ["cat /tmp/who"]
+RUN true
+""",
+    f"""ARG WHAT=default
+FROM {BUSYBOX} AS one
+ARG WHAT
+ARG GIVEN
+ARG MORE="$WHAT and $GIVEN"
+RUN echo "$WHAT|$GIVEN|$MORE|${{NEVER-unset}}" > /out
+FROM scratch
+COPY --from=one / /
+COPY data /data
+ADD data /added
+SHELL ["/bin/sh", "-ec"]
+RUN false || echo "on" >> /out; [ -z "$WHAT" ]
+RUN ["sh", "-c", "echo $0 >> /out", "exec form"]
+RUN echo 'a\\nb' # comment
+""",
+    f"FROM {BUSYBOX} AS one\nCMD first\nRUN true\nFROM one AS two\nRUN echo two > /out\nENTRYPOINT two\nFROM two\nRUN exit 7\n",
+    f"FROM {BUSYBOX}\nCMD kept\nRUN true\nENTRYPOINT with\n",
+)
+
+
+async def test_what_sock_builds_is_what_the_host_would_build(
+    sock: Client, host: docker.DockerClient, bystander: Bystander, tmp_path: Path
+) -> None:
+    """The same Dockerfiles by the host's own builder, which runs RUN steps itself."""
+    sandbox = (await start(sock, isolation="sock"))["sandbox_id"]
+    name = f"localhost/{sandbox}/same"
+    (tmp_path / "data").write_text("of the context\n")
+    for dockerfile in _AS_THE_HOST_BUILDS:
+        target = "two" if "AS two" in dockerfile else None
+        given = {"GIVEN": "it's"} if "GIVEN" in dockerfile else {}
+        (tmp_path / "Dockerfile").write_text(dockerfile)
+        files = {"Dockerfile": dockerfile, "data": "of the context\n"}
+        more = {"target": target} if target else {}
+        built = await call(sock, "nested_build", sandbox_id=sandbox, files=files, tags=[name], build_args=given, **more)
+        assert built["reason"] == "OK", json.dumps(built)
+        same = partial(host.images.build, path=str(tmp_path), tag="localhost/manyoyo-test/same", rm=True, nocache=True)
+        theirs_ = (await in_thread(partial(same, target=target, buildargs=given)))[0]
+        try:
+            ours = host.images.get(name)
+            for key in (
+                "Cmd",
+                "Entrypoint",
+                "Env",
+                "ExposedPorts",
+                "Healthcheck",
+                "Shell",
+                "StopSignal",
+                "User",
+                "Volumes",
+                "WorkingDir",
+            ):
+                assert (ours.attrs["Config"].get(key) or None) == (theirs_.attrs["Config"].get(key) or None), (
+                    key,
+                    dockerfile,
+                )
+            labels = {
+                key: value
+                for key, value in (ours.attrs["Config"]["Labels"] or {}).items()
+                if not key.startswith("org.manyoyo.")
+            }
+            assert labels == (theirs_.attrs["Config"]["Labels"] or {})
+            assert await in_thread(files_of, host, ours) == await in_thread(files_of, host, theirs_)
+        finally:
+            host.images.remove(theirs_.id, force=True)
+
+
+def files_of(host: docker.DockerClient, image: Any) -> dict[str, tuple[Any, ...]]:
+    """What an image holds, but for when it was made."""
+    made = host.containers.create(image.id, ["true"], entrypoint=[""])
+    try:
+        with tarfile.open(fileobj=io.BytesIO(b"".join(made.export()))) as archive:
+            found: dict[str, tuple[Any, ...]] = {}
+            for each in archive:
+                content = archive.extractfile(each) if each.isreg() else None
+                found[each.name] = (each.type, each.mode, each.uid, each.gid, each.linkname, content and content.read())
+            return found
+    finally:
+        made.remove(v=True)
+
+
+async def test_nobody_makes_devices_for_the_hosts_engine(
+    sock: Client, host: docker.DockerClient, bystander: Bystander
+) -> None:
+    """It would open one that is a container's list of users, as root of the host."""
+    sandbox = (await start(sock, isolation="sock"))["sandbox_id"]
+    node = tarfile.TarInfo("node")
+    node.type, node.devmajor, node.devminor = tarfile.BLKTYPE, 7, 0
+    archive = node.tobuf() + bytes(2 * tarfile.BLOCKSIZE)
+    made = await call(
+        sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": f"FROM {BUSYBOX}\nRUN mknod /node b 7 0\n"}
     )
+    assert made["reason"] == "BUILD_FAILED" and "not permitted" in json.dumps(made), made
+    packed = {"Dockerfile": f"FROM {BUSYBOX}\nADD x.tar /\n", "x.tar": {"base64": base64.b64encode(archive).decode()}}
+    error = await refused(sock, "nested_build", sandbox_id=sandbox, files=packed)
+    assert error["code"] == "POLICY_REFUSED" and "COPY it" in error["hint"], error
+    endpoint = (await call(sock, "sandbox_endpoint", sandbox_id=sandbox))["docker_host"]
+
+    def lay(given: bytes) -> subprocess.CompletedProcess[bytes]:
+        argv = ["docker", "--host", endpoint, "cp", "-", "svc:/tmp"]
+        return subprocess.run(argv, input=given, capture_output=True, timeout=60 * SLACK)
+
+    await run(sock, sandbox, "exec sleep 1000", detach=True, name="svc")
+    laid = await in_thread(lay, archive)
+    assert laid.returncode != 0 and b"a device" in laid.stderr, laid
+    file = tarfile.TarInfo("file")
+    file.size = 5
+    laid = await in_thread(lay, gzip.compress(file.tobuf() + b"hello".ljust(512, b"\0") + bytes(1024)))
+    assert laid.returncode == 0, laid
+    said = await call(
+        sock, "nested_exec", sandbox_id=sandbox, container="svc", command=["sh", "-c", "ls /tmp; cat /tmp/file"]
+    )
+    assert "\nfile\nhello" in said["output"] and "node" not in said["output"], said
 
 
 async def test_what_sock_does_not_build(sock: Client, host: docker.DockerClient, bystander: Bystander) -> None:
@@ -588,7 +719,6 @@ async def test_what_sock_does_not_build(sock: Client, host: docker.DockerClient,
         f"ARG X={PRIVATE}\nFROM $X\n",
         f"FROM {BUSYBOX}\nCOPY --from={PRIVATE} /bin /x\n",
         f"FROM {BUSYBOX}\nCOPY --chown=0 --from={private[:12]} /bin /x\n",
-        f"FROM \\\n {BUSYBOX}\nRUN true\n",
         f"FROM {BUSYBOX}\nADD http://{bystander.address}:7/ /x\n",
         f"FROM {BUSYBOX}\nARG X=http\nADD $X://{bystander.address}/ /x\n",
         f"FROM {BUSYBOX}\nONBUILD COPY --from={PRIVATE} /bin /x\n",
@@ -625,16 +755,20 @@ async def test_what_sock_does_not_build(sock: Client, host: docker.DockerClient,
     assert {each.id: each.tags for each in host.images.list(all=True)} == before
 
 
-async def test_what_the_engine_reads_is_judged_as_it_reads_it(
+async def test_what_the_engine_reads_is_what_was_judged(
     host: docker.DockerClient, bystander: Bystander, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Should a Dockerfile pass our reading: the build ends at the step, and what it made has no name that could be run."""
-    monkeypatch.setattr(hostbuilds, "check", lambda *_: [])
+    """Should it read a Dockerfile otherwise: the build ends at that step, and what it made has no name that could be run."""
     before = {tag for each in host.images.list() for tag in each.tags}
     async with boxed(tmp_path, "sock", sock=True) as box:
-        for dockerfile in (f"FROM {PRIVATE}\nRUN true\n", f'FROM {BUSYBOX}\nCOPY --"from"={PRIVATE} /bin /x\n'):
-            with pytest.raises(PolicyRefused):
-                await box.build(dockerfile)
+        for read in (
+            f"FROM {PRIVATE}\nENV A=b\n",
+            f"FROM {BUSYBOX}\nRUN true\n",
+            f"FROM {BUSYBOX}\nENV A=b\nENV B=c\n",
+        ):
+            monkeypatch.setattr(Batch, "text", read)
+            with pytest.raises(PolicyRefused, match="reads"):
+                await box.build(f"FROM {BUSYBOX}\n")
     assert {tag for each in host.images.list() for tag in each.tags} == before
 
 

@@ -181,3 +181,27 @@ def test_what_links_may_not_be_or_lead_to(given: tarfile.TarInfo, why: str) -> N
         links.check(given)
     links.check(entry("linked/x"))
     links.check(entry("h", type=tarfile.LNKTYPE, linkname="linked/x"))
+
+
+def test_what_is_unpacked_in_a_container_of_the_hosts() -> None:
+    def passed(raw: bytes, largest: int = 1 << 20) -> list[tuple[str, bytes, str]]:
+        spool = io.BytesIO()
+        contexts.copy_plain(io.BytesIO(raw), largest, spool)
+        with tarfile.open(fileobj=io.BytesIO(spool.getvalue())) as out:
+            return [(each.name, each.type, each.linkname) for each in out]
+
+    def fill(out: tarfile.TarFile) -> None:
+        out.addfile(entry("d", type=tarfile.DIRTYPE))
+        out.addfile(entry("d/link", type=tarfile.SYMTYPE, linkname="../../x"))
+        add(out, "d/file", b"content")
+
+    good = archive(fill).getvalue()
+    expected = [("d", tarfile.DIRTYPE, ""), ("d/link", tarfile.SYMTYPE, "../../x"), ("d/file", tarfile.REGTYPE, "")]
+    assert passed(good) == passed(gzip.compress(good)) == expected
+    for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
+        with pytest.raises(ContextRefused, match="a device"):
+            passed(entry("x", type=kind).tobuf() + bytes(1024))
+    with pytest.raises(ContextRefused, match="larger"):
+        passed(good, 1024)
+    with pytest.raises(InvalidArgument):
+        passed(b"x" * 2000)

@@ -50,7 +50,7 @@ def test_what_may_be_built(instructions: list[str]) -> None:
         'COPY --"from"=private/app / /', "COPY --fr\\om=private/app / /", 'COPY --chown="${X:+a b}0" --from=private/app / /',
         "COPY --chown 0 --from=private/app / /", "COPY --chown=0\u00a0--from=private/app / /", "COPY \u00a0--from=private/app / /",
         "COPY --link --from=private/app / /", "COPY\v--from=private/app / /", "COPY --from=here / /", "COPY --chown=`0 --from=private/app / /",
-        'ADD http:"//"127.0.0.1/ /', """ADD ["http:'//'127.0.0.1/", "/"]""", "ADD http:`//127.0.0.1/ /", "ADD --from=private/app / /",
+        "ADD --chown=1 --from=private/app / /", "ADD --checksum=x a /", 'ADD http:"//"127.0.0.1/ /', """ADD ["http:'//'127.0.0.1/", "/"]""", "ADD http:`//127.0.0.1/ /", "ADD --from=private/app / /",
         "FROM --platform=linux/arm64 python:3.13", "FROM python:3.13@sha256:0123", "RUN --mount=from=private/app true", "RUN --network=host true",
         "LABEL org.manyoyo.of=x", 'LABEL "org.man"yoyo.grants=1', "LABEL org.many\\oyo.within=x", "LABEL a=b $X=c", "LABEL $X c", "LABEL a=$B c=d",
         "LABEL ORG.MANYOYO.x=y", 'LABEL org.manyoyo.of="sb-0000000000000000"', 'LABEL  org.manyoyo.of="sb-0123456789abcdef"',
@@ -79,7 +79,7 @@ def test_what_is_built_is_the_sandboxs() -> None:
     with pytest.raises(PolicyRefused):
         ask(platform="linux/arm64")
     passed = ask(t=f"localhost/{SANDBOX}/app:1", networkmode="default", pull="1", labels=json.dumps({"a": "b"}))
-    assert passed["cgroupparent"] == f"/manyoyo/{SANDBOX}/manyoyo-builds/0123456789abcdef"
+    assert passed["cgroupparent"] == ""
     assert passed["networkmode"] == "none" and passed["nocache"] == "1" and passed["pull"] == "0"
     for tags in (
         "app",
@@ -93,12 +93,13 @@ def test_what_is_built_is_the_sandboxs() -> None:
         assert f"localhost/{SANDBOX}/" in refused.value.hint
 
 
-def test_a_label_after_each_from() -> None:
-    text = "# one\nFROM python:3.13 AS one\nRUN echo 'a  b' \\\n  > /x\nFROM one\n"
-    assert hostbuilds.labelled(WITHIN, text, [2, 5]) == (
-        f'# one\nFROM python:3.13 AS one\nLABEL org.manyoyo.of="{SANDBOX}"\n'
-        f"RUN echo 'a  b' \\\n  > /x\nFROM one\nLABEL org.manyoyo.of=\"{SANDBOX}\"\n"
+def test_what_is_committed_is_a_container_without_a_name() -> None:
+    asked = Request(
+        "POST",
+        "/commit",
+        {"container": "one", "repo": "python", "tag": "3.13", "changes": ["CMD x"]},
+        body={"Cmd": ["y"]},
+        ours=True,
     )
-    for odd in ("FROM \\\n python:3.13\n", "FROM python:3.13 `\nRUN x\n"):
-        with pytest.raises(PolicyRefused):
-            hostbuilds.labelled(WITHIN, odd, [1])
+    allowed = hostbuilds.committed(decide(asked, LIMITS), "0123")
+    assert allowed.query == {"container": "0123", "pause": "0"} and allowed.body == {"Cmd": ["y"]}

@@ -87,6 +87,8 @@ def test_a_container_is_the_sandboxs_whatever_it_says() -> None:
     assert host["NetworkMode"] == "container:keeper" and host["CapDrop"] == ["KILL", "MKNOD", "NET_RAW"]
     assert host["SecurityOpt"] == ["no-new-privileges:true"] and host["LogConfig"]["Config"]["max-size"]
     assert create().query["name"].endswith(".called")
+    step: Any = create(Labels={labelled.STEP: "0123456789abcdef"}).body
+    assert labelled.granted(step["Labels"]) == Caps(0, 0, 0), "its build has room for it"
     alone = Within(WITHIN.sandbox, "", WITHIN.images)
     for each in (
         create(HostConfig={"NetworkMode": "none"}),

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 import docker
 
+from manyoyo_mcp.errors import PolicyRefused
 from tests.escape.canaries import CANARY
 from tests.escape.roads import Answer, Road, entry, tar
 from tests.escape.vectors import ON_HOST, OWN, ROADS, Out, Outcome, Vector, add, contained, vector
@@ -192,7 +193,10 @@ async def passwd_becomes_a_device(world: World, road: Road) -> Outcome:
             dockerfile = (
                 f"FROM {IMAGE}\nUSER 0\n{step.format(disk.devmajor, disk.devminor)}\nUSER escapee\nRUN echo ran\n"
             )
-            said.append((await world.tool.build(dockerfile, {"more.tar": node}, world.tag("becomes")))[1])
+            try:
+                said.append((await world.tool.build(dockerfile, {"more.tar": node}, world.tag("becomes")))[1])
+            except PolicyRefused as refused:
+                said.append(refused.message)
     async with road.service(*_SLEEP) as container:
         laid = await road.request("PUT", f"/containers/{container}/archive", {"path": "/tmp"}, data=node)
         said.append(laid.text)
@@ -200,7 +204,7 @@ async def passwd_becomes_a_device(world: World, road: Road) -> Outcome:
             container, "sh", "-c", f"mknod /tmp/d b {disk.devmajor} {disk.devminor}; mv -f /tmp/d /etc/passwd"
         )
         said.append((await road.exec(container, "echo", "ran", User="escapee"))[1])
-        after = await world.tool.run("echo alive")
+    after = await world.tool.run("echo alive")
     if any(_READ in each for each in said):
         raise Out(f"the engine read a device node: {said}")
     assert "alive" in after[1], after

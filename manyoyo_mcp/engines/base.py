@@ -56,8 +56,8 @@ class Given:
 class RunSpec:
     """A nested container to be run. `files` maps absolute paths to content; `outputs` are absolute paths to bring out.
     `docker_socket`: it gets the gate that its sandbox has for nested containers. `secrets` are told to no engine. Of the server's own
-    alone: `archive` yields a tar that is unpacked in its workdir, what is `given` comes with the right to make namespaces, and `keep` is awaited
-    with the container's id where it ended well, before it is removed."""
+    alone: `archive` yields a tar that is unpacked in its workdir, what is `given` comes with the right to make namespaces, `on_success` is awaited
+    with the container's id before it is removed, and one that is `unchecked` has no health check of its image's."""
 
     image: str
     command: list[str]
@@ -80,7 +80,8 @@ class RunSpec:
     secrets: Sequence[Secret] = ()
     archive: Callable[[], Iterator[bytes]] | None = None
     given: Sequence[Given] = ()
-    keep: Callable[[str], Awaitable[None]] | None = None
+    on_success: Callable[[str], Awaitable[None]] | None = None
+    unchecked: bool = False
     values: Values = no_values
     login: Login = no_login
 

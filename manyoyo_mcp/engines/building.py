@@ -48,6 +48,9 @@ class Building(Pulling, Giving):
     build_secrets: ClassVar[bool] = False
     """Whether its builder knows `RUN --mount=type=secret`."""
 
+    caches: ClassVar[bool] = True
+    """Whether a build goes on where an earlier one came to."""
+
     build_networks: ClassVar[dict[str, str]] = {"default": "default", "none": "none"}
     """A build's network, in the engine's words."""
 
@@ -59,16 +62,7 @@ class Building(Pulling, Giving):
 
         def stream(client: GuardedClient) -> None:
             with call.on(client):
-                response = client._post(
-                    client._url("/build"),
-                    data=self._context(spec),
-                    params=self._build_params(spec),
-                    headers={"Content-Type": "application/x-tar"},
-                    stream=True,
-                    timeout=None,
-                )
-                client._raise_for_status(response)
-                for event in json_lines(response):
+                for event in posted(client, self._context(spec), self._build_params(spec)):
                     end(log.feed(event).encode())
 
         timed_out = False
@@ -114,7 +108,7 @@ class Building(Pulling, Giving):
         if timed_out:
             return Built(Reason.TIMEOUT, seconds, log.steps, failed_step=log.steps[-1] if log.steps else None,
                          error=f"Stopped after timeout_s={spec.timeout_s:g}.",
-                         mend="Give it a larger timeout_s; finished steps are cached.")  # fmt: skip
+                         mend=f"Give it a larger timeout_s{'; finished steps are cached' if self.caches else ''}.")  # fmt: skip
         if log.error:
             return await self._build_failed(spec, log, seconds, told)
         image, size = log.image_id or "", None
@@ -193,6 +187,7 @@ class Building(Pulling, Giving):
         output = sanitise(log.output)
         instruction = step.instruction if step else ""
         output_end = (unechoed(output, instruction) if code is not None else log.error).encode(errors="replace")
+        of_all = told is None
         if told is None:
             record = ""
             if step is not None and (code in UNTOLD or suspicious(output_end)):
@@ -207,7 +202,7 @@ class Building(Pulling, Giving):
             )
         reason = told.reason if told.reason is not Reason.EXIT_NONZERO else Reason.BUILD_FAILED
         hint = told.hint
-        if reason is Reason.PIDS_LIMIT:
+        if reason is Reason.PIDS_LIMIT and of_all:
             hint = "Run fewer in parallel (make -j, workers): the cap is that of all the sandbox's builds together."
         cause: Cause | None = Cause(reason, told.explanation, hint)
         if reason is Reason.BUILD_FAILED:
@@ -219,6 +214,20 @@ class Building(Pulling, Giving):
         return Built(reason, seconds, log.steps, failed_step=step, exit_code=code, error=sanitise(log.error),
                      cause_code=cause.code if cause else "", cause=cause.cause if cause else "",
                      mend=cause.mend if cause else "", evidence=told.evidence)  # fmt: skip
+
+
+def posted(client: GuardedClient, context: Iterator[bytes], params: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What an engine's builder says, as it says it."""
+    response = client._post(
+        client._url("/build"),
+        data=context,
+        params=params,
+        headers={"Content-Type": "application/x-tar"},
+        stream=True,
+        timeout=None,
+    )
+    client._raise_for_status(response)
+    yield from json_lines(response)
 
 
 def named(image: str, name: str, client: GuardedClient) -> None:

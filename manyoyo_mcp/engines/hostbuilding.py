@@ -3,22 +3,26 @@ any container of the sandbox's is (docs/decisions/0015-host-engine-tiers.md)."""
 
 import codecs
 import contextlib
+import secrets
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import anyio
+import docker
 
+from manyoyo_mcp.engines.archives import Seen, check_plain, look
 from manyoyo_mcp.engines.base import BuildSpec, Built, RunSpec, Sink, Step
-from manyoyo_mcp.engines.building import named
+from manyoyo_mcp.engines.building import named, posted
 from manyoyo_mcp.engines.buildlog import BuildLog, Instruction, instructions
 from manyoyo_mcp.engines.docker import DockerEngine
+from manyoyo_mcp.engines.dockerfile import command, exported, sources, unpacked
 from manyoyo_mcp.engines.failures import Verdict
-from manyoyo_mcp.engines.stepwise import ARGUMENT, Batch, Recipe, Stage, archives, command, unpacked
-from manyoyo_mcp.engines.streams import Streaming, Tail, json_lines, since
+from manyoyo_mcp.engines.stepwise import ARGUMENT, Batch, Numbered, Recipe, Stage
+from manyoyo_mcp.engines.streams import Streaming, Tail, since
 from manyoyo_mcp.errors import (
     EngineFailed,
     InvalidArgument,
@@ -31,9 +35,14 @@ from manyoyo_mcp.policy import hostbuilds, labelled
 from manyoyo_mcp.policy.bounded import Boundary, BoundedClient
 from manyoyo_mcp.policy.fields import OURS
 from manyoyo_mcp.policy.transport import GuardedClient
+from manyoyo_mcp.values import format_bytes
 from manyoyo_mcp.workers import in_thread
 
 OTHERWISE = "start_sandbox with another isolation (hardened, privileged) starts one that has its own engine."
+_END = bytes(2 * tarfile.BLOCKSIZE)
+"""An archive's."""
+_MOST = 8 << 30
+"""Bytes that a step may add to its image, as `ls` counts them."""
 _KEPT = (
     "Cmd",
     "Entrypoint",
@@ -51,6 +60,8 @@ _KEPT = (
 
 class HostBuilding(DockerEngine):
     """Builds, where its tier has them."""
+
+    caches = False
 
     @property
     def _bounded(self) -> Boundary:
@@ -73,119 +84,153 @@ class HostBuilding(DockerEngine):
             )
         hostbuilds.check_tags(within, spec.tags)
         found = instructions(spec.dockerfile_text)
-        for image in hostbuilds.check(within, [each.raw for each in found]):
-            await self._check_base(image, spec)
-        await self._check_adds([each for each in found if each.keyword == "ADD"], spec)
+        named_ = hostbuilds.check(within, [each.raw for each in found])
+        images = {image: await self._check_base(image, spec) for image in named_}
+        seen = await self._looked(spec, found)
         begun = time.monotonic()
-        work = _Work(spec, BuildLog(spec.dockerfile_text, on_step), Tail(sink))
+        work = _Work(spec, seen, BuildLog(spec.dockerfile_text, on_step), Tail(sink))
         timed_out, image = False, ""
         with contextlib.ExitStack() as until_over:
             await in_thread(until_over.enter_context, self._bounded.building(spec.caps))
             try:
                 self._check_dockerfile(spec.dockerfile_text)
+                recipe = Recipe(spec.dockerfile_text, spec.build_args, hostbuilds.ours(within), images)
                 with anyio.move_on_after(spec.timeout_s) as limit:
-                    image = await self._stages(
-                        work, Recipe(spec.dockerfile_text, spec.build_args, hostbuilds.ours(within))
-                    )
+                    image = await self._stages(work, recipe)
                 timed_out = limit.cancelled_caught
             except _Failed:
                 pass
             except (EngineFailed, InvalidArgument, NotFound, NotSupported) as error:
                 work.log.error = work.log.error or error.message
-                await in_thread(work.end, work.log.error.encode() + b"\n")
+                await in_thread(work.out, work.log.error.encode() + b"\n")
             if image and not timed_out:
                 # A name, by which alone it could be run, it gets once all has been judged that the engine did.
                 name = spec.tags[0] if spec.tags else f"{within.images_prefix}build:{spec.build_id}"
                 await self._ask(partial(named, image, name))
         work.log.image_id = image or None
-        return await self._concluded(spec, work.log, since(begun), timed_out=timed_out, told=work.told)
+        return await self._concluded(spec, work.log, since(begun), timed_out=timed_out, told=work.verdict)
 
     async def _stages(self, work: "_Work", recipe: Recipe) -> str:
         """Build them; the image of the last. Raises _Failed."""
         for stage in recipe.stages(work.spec.target):
-            given: dict[str, str] = {}
-            for instructions_, run in stage.parts():
-                if instructions_:
-                    stage.image = await self._batch(work, stage.batch(instructions_))
-                    given = await self._arguments(work, stage) if run is not None else {}
+            for batch, run in stage.parts():
+                if batch:
+                    await self._make(work, stage, batch)
+                    if run is not None:
+                        stage.values = await self._values(work, stage)
                 if run is not None:
-                    await self._step(work, stage, *run, given)
+                    await self._step(work, stage, *run)
             if stage.bare:
-                stage.image = await self._batch(work, stage.batch([]))
+                await self._make(work, stage, [])
         if unused := recipe.unused():
-            await in_thread(work.end, f"[Warning] One or more build-args {unused} were not consumed\n".encode())
+            words = f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed\n"
+            await in_thread(work.out, words.encode())
         return stage.image
 
+    async def _make(self, work: "_Work", stage: Stage, batch: list[Numbered]) -> None:
+        """What comes next of a stage, by the builder. Raises _Failed."""
+        command = (await self._looked_at(stage.image))["Config"].get("Cmd") if stage.image else None
+        made = stage.batch(batch, command)
+        for line in made.lines:
+            if (copied := sources(line)) is not None:
+                await self._check_copied(work, *copied)
+        stage.image = await self._batch(work, made)
+
+    async def _check_copied(self, work: "_Work", image: str, paths: list[str]) -> None:
+        """Raises PolicyRefused where there are devices, of which dockerd would make others as root of the host, or pipes, at which it would wait."""
+
+        def check(client: GuardedClient) -> None:
+            for path in paths:
+                with contextlib.suppress(docker.errors.NotFound):  # the builder says so
+                    stream, stat = client.get_archive(container, path)
+                    if stat.get("linkTarget"):
+                        stream.close()
+                        stream, stat = client.get_archive(container, stat["linkTarget"])
+                    with contextlib.closing(stream):
+                        check_plain(stream)
+
+        container = ""
+        spec = RunSpec(image, ["true"], work.spec.caps, labels=work.spec.labels | {labelled.STEP: work.spec.build_id})
+        try:
+            made = await self._ask(lambda client: client.create_container_from_config(self._body(spec)))
+            container = str(made["Id"])
+            await self._await(check)
+        finally:
+            self._remove_later(container)
+
     async def _batch(self, work: "_Work", batch: Batch) -> str:
-        """What the builder makes of it. Raises _Failed."""
-        spec, call, made = work.spec, Streaming(), ""
-        context = spec.context() if batch.reads_context else iter([bytes(2 * tarfile.BLOCKSIZE)])
+        """The image that the builder makes of it. Raises _Failed."""
+        spec, call = work.spec, Streaming()
+        context = spec.context() if batch.reads_context else iter([_END])
+        dockerfile = f".dockerfile.{secrets.token_hex(8)}"  # beside the one that was given, which may be copied too
 
         def stream(client: GuardedClient) -> str:
             image = ""
+            params = self._build_params(spec) | {"dockerfile": dockerfile}
             with call.on(client):
-                response = client._post(
-                    client._url("/build"),
-                    data=_with(context, spec.dockerfile, batch.text),
-                    params=self._build_params(spec),
-                    headers={"Content-Type": "application/x-tar"},
-                    stream=True,
-                    timeout=None,
-                )
-                client._raise_for_status(response)
-                for event in batch.told(json_lines(response)):
+                for event in batch.told(
+                    posted(client, _with(context, dockerfile, batch.text, work.seen.ignored), params)
+                ):
                     image = str((event.get("aux") or {}).get("ID") or image)
                     work.tell(event)
             return image
 
         try:
             made = await self._await(stream)
+        except (EngineFailed, InvalidArgument) as error:
+            error.message = batch.complaint(error.message)
+            raise
         except BaseException:
             call.stop()
             raise
-        if work.log.error or not made:
+        if not made and not work.log.error:
+            await in_thread(work.tell, {"error": "The host's engine ended the build without a word of why."})
+        if work.log.error:
             raise _Failed
         self._bounded.made(made)
         return made
 
-    async def _arguments(self, work: "_Work", stage: Stage) -> dict[str, str]:
-        """The values of the arguments that RUN has; what the image's environment has comes first."""
-        config = await self._config(stage.image)
+    async def _values(self, work: "_Work", stage: Stage) -> dict[str, str]:
+        """Those of the arguments that a RUN has now; what the image's environment has comes first."""
+        config = (await self._looked_at(stage.image))["Config"]
         own = {each.partition("=")[0] for each in config.get("Env") or []}
         known = {name: value for name, value in stage.arguments().items() if name not in own}
-        asked = [name for name, value in known.items() if value is None]
-        if not asked:
+        if None not in known.values():
             return {name: value for name, value in known.items() if value is not None}
-        image = await self._batch(work, stage.asking(asked))  # which is removed with the sandbox, by its label
-        labels = (await self._config(image)).get("Labels") or {}
+        image = await self._batch(work, stage.asking())  # which is removed with the sandbox, by its label
+        labels = (await self._looked_at(image))["Config"].get("Labels") or {}
         return {name: labels.get(f"{ARGUMENT}{name}", "") if value is None else value for name, value in known.items()}
 
-    async def _step(self, work: "_Work", stage: Stage, number: int, run: Instruction, given: dict[str, str]) -> None:
+    async def _step(self, work: "_Work", stage: Stage, number: int, run: Instruction) -> None:
         """Run a RUN, and make an image of what it leaves. Raises _Failed."""
         spec, log = work.spec, work.log
-        config = await self._config(stage.image)
+        image = await self._looked_at(stage.image)
+        config = image["Config"]
         await in_thread(work.tell, {"stream": f"Step {number}/{stage.recipe.total} : {run.raw}\n"})
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
         def hear(output: bytes) -> None:
             log.heard(decoder.decode(output))
-            work.end(output)
+            work.out(output)
 
-        async def keep(container: str) -> None:
-            stage.image = await self._await(partial(_committed, container, config))  # which takes long, of much
+        async def commit(container: str) -> None:
+            with anyio.CancelScope(shield=True):  # dockerd goes on with it, whoever hangs up
+                stage.image = await self._await(partial(_committed, container, image))
             self._bounded.made(stage.image)
 
         ended = await self.run(
             RunSpec(
                 stage.image,
-                command(run, config.get("Shell") or ["/bin/sh", "-c"], given),
+                command(run, config.get("Shell") or ["/bin/sh", "-c"], stage.values),
                 spec.caps,
                 entrypoint=[""],  # none, not the image's
+                stdin=exported(stage.values) or None,
                 network=spec.network,
                 name=f"build-{spec.build_id}-{number}",
                 labels=spec.labels | {labelled.STEP: spec.build_id},
                 pull="never",
-                keep=keep,
+                on_success=commit,
+                unchecked=bool(config.get("Healthcheck")),
             ),
             hear,
         )
@@ -193,39 +238,49 @@ class HostBuilding(DockerEngine):
         if ended.exit_code == 0:
             stage.bare = stage.bare or not (config.get("Cmd") or config.get("Entrypoint"))
             return
-        words = ended.explanation
-        if ended.reason is not Reason.COMMAND_NOT_FOUND:
-            words = f"The command '{run.text.partition(' ')[2]}' returned a non-zero code: {ended.exit_code}"
-            if ended.reason is not Reason.EXIT_NONZERO:
-                work.told = Verdict(ended.reason, ended.explanation, ended.hint, ended.evidence)
-        await in_thread(work.tell, {"error": words, "errorDetail": {"code": ended.exit_code, "message": words}})
+        code, words = ended.exit_code, f"The command '{_rest(run)}' returned a non-zero code: {ended.exit_code}"
+        if ended.reason is Reason.COMMAND_NOT_FOUND:
+            code, words = None, ended.explanation
+        work.verdict = Verdict(ended.reason, ended.explanation, ended.hint, ended.evidence)
+        if ended.reason is Reason.COMMAND_NOT_FOUND:
+            work.verdict = replace(work.verdict, reason=Reason.EXIT_NONZERO)
+        await in_thread(work.tell, {"error": words, "errorDetail": {"code": code, "message": words}})
         raise _Failed
 
-    async def _config(self, image: str) -> dict[str, Any]:
-        return dict((await self._ask(lambda client: client.inspect_image(image))).get("Config") or {})
+    async def _looked_at(self, image: str) -> dict[str, Any]:
+        """An image, as the engine describes it."""
+        raw = await self._ask(lambda client: client.inspect_image(image))
+        return dict(raw) | {"Config": raw.get("Config") or {}}
 
-    async def _check_adds(self, adds: Sequence[Instruction], spec: BuildSpec) -> None:
-        """Raises PolicyRefused for one that unpacks: dockerd would, as root of the host, whatever devices the archive has."""
-        found = await in_thread(lambda: archives(spec.context())) if adds else set()
-        for each in adds:
-            if (archive := unpacked(each, found)) is not None:
+    async def _looked(self, spec: BuildSpec, found: Sequence[Instruction]) -> Seen:
+        """What there is in the context. Raises PolicyRefused for an ADD that was meant to unpack some of it: what the builder is given unpacks nothing
+        (`Recipe.line`), for dockerd would do that as root of the host, whatever devices there are."""
+        if not any(each.keyword in ("ADD", "COPY") for each in found):
+            return Seen()
+        seen = await in_thread(lambda: look(spec.context()))
+        for each in found:
+            if each.keyword == "ADD" and (archive := unpacked(each, seen.archives)) is not None:
                 raise PolicyRefused(
                     f"{each.text[:100]} may not stand in a Dockerfile in this isolation: {archive[:100]} would be unpacked by the host's engine, as root of the host.",
                     f"COPY it, and unpack it in a RUN step (tar -xf); or {OTHERWISE}",
                 )
+        return seen
 
-    async def _check_base(self, image: str, spec: BuildSpec) -> None:
-        """It is there before the builder begins, which would fetch it without asking; and it orders nothing done in builds. Raises NotFound, PolicyRefused."""
+    async def _check_base(self, image: str, spec: BuildSpec) -> str:
+        """Its id. It is there before the builder begins, which would fetch it without asking; and it orders nothing done in builds. Raises NotFound, PolicyRefused."""
         try:
-            raw = await self._ask(lambda client: client.inspect_image(image))
+            raw = await self._looked_at(image)
+            if spec.pull:
+                raise labelled.there_already(image)
         except NotFound:
             await self.pull(image, await spec.login(image))
-            raw = await self._ask(lambda client: client.inspect_image(image))
-        if (raw.get("Config") or {}).get("OnBuild"):
+            raw = await self._looked_at(image)
+        if raw["Config"].get("OnBuild"):
             raise PolicyRefused(
                 f"The image {image} has instructions for builds that begin with it (ONBUILD): they can't be looked at here.",
                 f"Begin with another; or {OTHERWISE}",
             )
+        return str(raw["Id"])
 
     def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
         return {name: value for name, value in super()._build_params(spec).items() if name not in ("t", "target")}
@@ -237,35 +292,47 @@ class _Failed(Exception):
 
 @dataclass(slots=True)
 class _Work:
-    """A build that is under way; what it says is said in worker threads. `told`: why its last step failed."""
+    """A build that is under way; what it says is said in worker threads. `verdict`: why its last step failed."""
 
     spec: BuildSpec
+    seen: Seen
     log: BuildLog
-    end: Tail
-    told: Verdict | None = None
+    out: Tail
+    verdict: Verdict | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
-        self.end(self.log.feed(event).encode())
+        self.out(self.log.feed(event).encode())
 
 
-def _committed(container: str, config: Mapping[str, Any], client: GuardedClient) -> str:
+def _rest(run: Instruction) -> str:
+    return run.text.partition(" ")[2]
+
+
+def _committed(container: str, image: Mapping[str, Any], client: GuardedClient) -> str:
     """A container as an image that is configured as the one it was made of; its id. What a container has and the image not, dockerd takes over, so
     labels of ours are blank in it."""
-    labels = client.inspect_container(container)["Config"].get("Labels") or {}
+    (row,) = client.containers(all=True, size=True, filters={"id": container})
+    if int(row.get("SizeRw") or 0) > _MOST:
+        raise PolicyRefused(
+            f"The step leaves files of {format_bytes(row['SizeRw'])}, more than {format_bytes(_MOST)}, which dockerd would write out to the host's disk, holes too.",
+            f"Write less, or smaller files; or {OTHERWISE}",
+        )
+    labels = row.get("Labels") or {}
     blank = {name: "" for name in labels if name.startswith(OURS)}
-    kept = {name: config[name] for name in _KEPT if config.get(name)}
-    conf = kept | {"Labels": blank | (config.get("Labels") or {})}
-    return str(client.commit(container, conf=conf)["Id"])
+    kept = {name: image["Config"][name] for name in _KEPT if image["Config"].get(name)}
+    conf = kept | {"Labels": blank | (image["Config"].get("Labels") or {})}
+    return str(client.commit(container, author=image.get("Author") or None, conf=conf)["Id"])
 
 
-def _with(context: Iterator[bytes], name: str, text: str) -> Iterator[bytes]:
-    """A context whose Dockerfile is another; what comes last is what counts."""
+def _with(context: Iterator[bytes], dockerfile: str, text: str, ignored: bytes | None) -> Iterator[bytes]:
+    """A context with another Dockerfile, which nothing copies; its last piece is its end. As Docker's own client sends one that it has from its standard input."""
     held = b""
     for piece in context:
         yield held
         held = piece
-    info = tarfile.TarInfo(name)
-    raw = text.encode()
-    info.size, info.mode = len(raw), 0o644
-    yield info.tobuf(tarfile.PAX_FORMAT) + raw + bytes(-len(raw) % tarfile.BLOCKSIZE)
-    yield held  # the archive's end
+    ignore = (b".dockerignore" if ignored is None else ignored) + f"\n{dockerfile}\n".encode()
+    for name, raw in ((dockerfile, text.encode()), (".dockerignore", ignore)):
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(raw), 0o644
+        yield info.tobuf(tarfile.PAX_FORMAT) + raw + bytes(-len(raw) % tarfile.BLOCKSIZE)
+    yield held

@@ -112,8 +112,8 @@ class Running(Pulling, Giving):
                 return Ended(code, Reason.TIMEOUT, seconds, f"Killed after timeout_s={spec.timeout_s:g}.",
                              "Give it a larger timeout_s, or find what it waits for.", container=container)  # fmt: skip
             outputs = await self._outputs(container, spec)
-            if code == 0 and spec.keep is not None:
-                await spec.keep(container)
+            if code == 0 and spec.on_success is not None:
+                await spec.on_success(container)
             if code == 0 and not says_killed(end.tail):
                 return Ended(0, Reason.OK, seconds, outputs=outputs, container=container)
             told = await self._explain(container, code, end.tail, spec.caps)
@@ -206,6 +206,8 @@ class Running(Pulling, Giving):
             "HostConfig": spec.caps.host_config()
             | {"NetworkMode": spec.network, "ReadonlyRootfs": spec.read_only, "CapDrop": spec.cap_drop},
         }
+        if spec.unchecked:
+            body["Healthcheck"] = {"Test": ["NONE"]}
         if spec.docker_socket:  # the policy puts the gate's in its place
             body["HostConfig"]["Binds"] = ["/var/run/docker.sock:/var/run/docker.sock"]
         for key, value in (("Entrypoint", spec.entrypoint), ("WorkingDir", spec.workdir), ("User", spec.user)):

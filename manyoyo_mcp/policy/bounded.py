@@ -16,7 +16,6 @@ import requests
 from requests.structures import CaseInsensitiveDict
 
 from manyoyo_mcp.dialled import Dial, DialledClient
-from manyoyo_mcp.errors import PolicyRefused
 from manyoyo_mcp.policy import contexts, hostbuilds, labelled
 from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
 from manyoyo_mcp.policy.transport import API_VERSION, VERSION_PREFIX, GuardedClient
@@ -183,10 +182,7 @@ class Boundary:
             self._engine.inspect_image(image)
         except docker.errors.ImageNotFound:
             return
-        raise PolicyRefused(
-            f"The image {image} is on the host's engine already, where its name is everybody's: it is not fetched anew.",
-            "Leave pull out. Whoever runs the host can fetch a newer one there.",
-        )
+        raise labelled.there_already(image)
 
 
 _SHOWN: dict[str, Callable[[Within, Any], Any]] = {
@@ -231,7 +227,7 @@ class BoundedClient(GuardedClient):
 def _plain(data: bytes | Iterable[bytes]) -> bytes:
     """What is to be unpacked in a container, without devices."""
     spool = io.BytesIO()
-    contexts.copy_plain(io.BufferedReader(Body(iter([data] if isinstance(data, bytes) else data))), _MOST, spool)
+    contexts.copy(io.BufferedReader(Body(iter([data] if isinstance(data, bytes) else data))), None, _MOST, spool)
     return spool.getvalue()
 
 

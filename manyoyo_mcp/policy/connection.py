@@ -261,17 +261,14 @@ class Connection:
         """A build's context, or with no Dockerfile what is to be unpacked, judged and written anew before anything of it is sent; its size in bytes."""
         self._deadline = time.monotonic() + _CONTEXT_PATIENCE
         if not self._contexts.acquire(timeout=_CONTEXT_PATIENCE):
-            raise EngineFailed("Other builds are being sent through this gate.", "Try again.")
+            raise EngineFailed("Others are sending as much through this gate.", "Try again.")
         try:
             self._context = spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed once it is sent
         except BaseException:
             self._contexts.release()
             raise
         given = io.BufferedReader(wire.Body(self._data()), _PIECE)
-        if dockerfile is None:
-            contexts.copy_plain(given, self._ways.context_max, spool)
-        else:
-            contexts.copy(given, dockerfile, self._ways.context_max, spool)
+        contexts.copy(given, dockerfile, self._ways.context_max, spool)
         size = spool.seek(0, os.SEEK_END)
         spool.seek(0)
         return size

@@ -34,6 +34,7 @@ _PASSED = (b"path", b"linkpath", b"mtime")
 _DIGITS = re.compile(rb"[0-9]{256}")
 """No part of a name is that long, and a reader may try each of them as the beginning of a record (CVE-2024-6232)."""
 _IGNORES = (".dockerignore", ".containerignore")
+_LESS = "Leave out what is not needed; a build's context has a .dockerignore for that."
 _UNREADABLE = "It is a tar archive, plain or compressed with gzip, bzip2 or xz."
 
 
@@ -75,11 +76,11 @@ def _normal(name: str) -> str:
     return posixpath.normpath("/" + name).lstrip("/")
 
 
-def copy(given: IO[bytes], dockerfile: str, largest: int, spool: IO[bytes]) -> None:
-    """Copy a tar, compressed or not, into `spool`, uncompressed; the judged text of `dockerfile` once more at its end, so
-    that it is what is read by that name.
+def copy(given: IO[bytes], dockerfile: str | None, largest: int, spool: IO[bytes]) -> None:
+    """Copy a tar, compressed or not, into `spool`, uncompressed: files, directories and links. Of a build's context the judged text of
+    `dockerfile` comes once more at its end, so that it is what is read by that name, and nothing lies below a link.
 
-    Raises ContextRefused for what is no part of a context, or beyond `largest` bytes; InvalidArgument for a Dockerfile
+    Raises ContextRefused for what is no part of that, or beyond `largest` bytes; InvalidArgument for a Dockerfile
     that is none, and for what is no archive.
     """
     last: tuple[tarfile.TarInfo, bytes] | None = None
@@ -97,51 +98,27 @@ def copy(given: IO[bytes], dockerfile: str, largest: int, spool: IO[bytes]) -> N
                     cast(Any, each).members = []  # else they keep all that ever was
                 count += 1
                 if count > _MAX_ENTRIES:
-                    raise ContextRefused(
-                        f"The build context has more than {_MAX_ENTRIES} entries.", "Use a .dockerignore."
-                    )
+                    raise ContextRefused(f"What was sent has more than {_MAX_ENTRIES} entries.", _LESS)
                 entry = _entry(member)
-                links.check(entry)
+                if dockerfile is not None:
+                    links.check(entry)
                 size += entry.size
                 if size > largest:  # as it would be of a sparse file
                     raise _too_large(largest)
                 content = archive.extractfile(member) if entry.isreg() else None
-                if _normal(entry.name) == dockerfile:
+                if dockerfile is not None and _normal(entry.name) == dockerfile:
                     raw = content.read(MAX_DOCKERFILE + 1) if content is not None else None
                     last, content = (entry, check(raw, dockerfile)), io.BytesIO(raw or b"")
                 out.addfile(entry, content)
-            if last is None:
-                raise InvalidArgument(f"There is no {dockerfile} in the context.", "Name it with -f.")
-            links.check(last[0])
-            out.addfile(last[0], io.BytesIO(last[1]))
+            if dockerfile is not None:
+                if last is None:
+                    raise InvalidArgument(f"There is no {dockerfile} in the context.", "Name it with -f.")
+                links.check(last[0])
+                out.addfile(last[0], io.BytesIO(last[1]))
         while given.read(1 << 16):  # what pads it
             pass
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InvalidArgument(f"The build context can't be read: {str(error)[:200]}.", _UNREADABLE) from error
-
-
-def copy_plain(given: IO[bytes], largest: int, spool: IO[bytes]) -> None:
-    """Copy a tar that is unpacked in a container, compressed or not, into `spool`, uncompressed: files, directories and links.
-
-    Raises ContextRefused for what is none of these, or beyond `largest` bytes; InvalidArgument for what is no archive.
-    """
-    try:
-        checked: Any = _Checked(_decompressed(given), largest)
-        with (
-            tarfile.open(fileobj=checked, mode="r|") as archive,
-            tarfile.open(
-                fileobj=cast(Any, spool), mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape"
-            ) as out,
-        ):
-            for member in archive:
-                for each in (archive, out):
-                    cast(Any, each).members = []
-                entry = _entry(member)
-                out.addfile(entry, archive.extractfile(member) if entry.isreg() else None)
-        while given.read(1 << 16):
-            pass
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InvalidArgument(f"The archive can't be read: {str(error)[:200]}.", _UNREADABLE) from error
+        raise InvalidArgument(f"What was sent can't be read: {str(error)[:200]}.", _UNREADABLE) from error
 
 
 def _entry(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -302,6 +279,5 @@ def _pax(body: bytes) -> tuple[bytes, bytes]:
 
 def _too_large(largest: int) -> ContextRefused:
     return ContextRefused(
-        f"The build context is larger than {format_bytes(largest)}.",
-        "Leave out what the build does not need with a .dockerignore, or raise MANYOYO_CONTEXT_MAX_BYTES.",
+        f"What was sent is larger than {format_bytes(largest)}.", f"{_LESS} Or raise MANYOYO_CONTEXT_MAX_BYTES."
     )

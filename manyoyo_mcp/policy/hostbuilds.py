@@ -34,9 +34,11 @@ _OTHERS = frozenset(
 """Instructions that read nothing but the image that they are in."""
 _NAME = r"[A-Za-z0-9][\w./:@-]*"
 _FROM = re.compile(rf"({_NAME})(?:[\t ]+AS[\t ]+([A-Za-z][\w.-]*))?[\t ]*", re.IGNORECASE | re.ASCII)
-_COPY = re.compile(r"((?:--(?:from|chown|chmod)=[\w./:@-]+[\t ]+)*)(?!--).*", re.ASCII | re.DOTALL)
+_COPY = re.compile(r"((?:--(?:from|chown|chmod)=[\w./:@-]+[\t ]+)*)(?!\s*--).*", re.ASCII | re.DOTALL)
 COPIED = re.compile(r"--from=(\S+)", re.ASCII)
 """Of the flags of a COPY, what it copies from."""
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+"""White space, for one, that ends a word for the engine and is none here."""
 _QUOTES = str.maketrans("", "", "\"'`")
 """What the engine takes away from the words of ADD before it asks whether they are a URL."""
 
@@ -55,6 +57,8 @@ class Judge:
         """Raises PolicyRefused for one that would read an image that the sandbox may not have, or what the host's engine reaches."""
         found = _INSTRUCTION.fullmatch(instruction)
         keyword, rest = (found[1].upper(), (found[2] or "").lstrip()) if found is not None else ("", "")
+        if keyword != "RUN" and _CONTROL.search(instruction):
+            raise _refused(instruction, "it has control characters.")
         match keyword:
             case "FROM":
                 named = _FROM.fullmatch(rest)
@@ -89,6 +93,8 @@ class Judge:
         for each in COPIED.findall(flags[1]):
             if not each.isdigit():
                 self._check_image(each)
+            elif each not in map(str, range(len(self._stages) - 1)):  # which the engine would take for an image's name
+                raise _refused(instruction, f"there is no stage {each[:20]} before it.")
 
     def _check_image(self, name: str) -> None:
         if name.lower() in filter(None, self._stages):
@@ -101,7 +107,7 @@ class Judge:
         if instruction == ours(self._within):
             return
         plain = rest.translate(_QUOTES).replace("\\", "")
-        if OURS.rstrip(".") in plain.lower() or re.match(r"[^\s=]*\$|.*\$[^=]*=", plain, re.DOTALL):
+        if OURS.rstrip(".") in plain.lower() or re.match(r"[^\s=]*\$", plain) or "$" in plain.rpartition("=")[0]:
             raise _refused(instruction, f"labels of {OURS}* are not to be given, nor such whose name is a variable.")
 
 
@@ -120,7 +126,8 @@ def check(within: Within, instructions: Sequence[str]) -> list[str]:
 
 def committed(allowed: Allowed, container: str) -> Allowed:
     """A container of the sandbox's as an image that has no name yet."""
-    return replace(allowed, query={"container": container, "pause": "0"})
+    query = {"container": container, "pause": "0", "author": allowed.query.get("author", "")}
+    return replace(allowed, query={name: value for name, value in query.items() if value})
 
 
 def _refused(what: str, why: str) -> PolicyRefused:

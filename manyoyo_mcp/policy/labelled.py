@@ -318,6 +318,14 @@ def pulled(request: Request, within: Within) -> tuple[Allowed, str]:
     return Allowed({"fromImage": name, "tag": tag}, None), whole
 
 
+def there_already(image: str) -> PolicyRefused:
+    """Why an image is not fetched anew."""
+    return PolicyRefused(
+        f"The image {image} is on the host's engine already, where its name is everybody's: it is not fetched anew.",
+        "Leave pull out. Whoever runs the host can fetch a newer one there.",
+    )
+
+
 _FILTERS = {
     "/containers/json": frozenset({"exited", "health", "id", "label", "name", "status"}),
     "/images/json": frozenset({"dangling", "label", "reference"}),

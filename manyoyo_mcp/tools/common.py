@@ -1,7 +1,6 @@
 """Arguments and result parts that several tools share."""
 
 import base64
-import binascii
 import re
 from functools import partial
 from typing import Annotated, Any
@@ -158,7 +157,7 @@ def decode_files(files: dict[str, str | Base64], argument: str = "files") -> dic
             continue
         try:
             decoded[path] = base64.b64decode(content.base64, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error, and what is no ASCII
             raise InvalidArgument(
                 f"{argument}: {path[:80]!r} is not valid base64.", "Encode the bytes, or give text."
             ) from error

@@ -213,8 +213,9 @@ async def test_binary_output_and_a_gigabyte_of_it(caller: Caller) -> None:
 
 
 async def test_base64_that_is_none(caller: Caller) -> None:
-    error = await caller.refused("nested_run", image=BUSYBOX, command=["true"], files={"/x": {"base64": "!!!"}})
-    assert error["code"] == "INVALID_ARGUMENT"
+    for odd in ("!!!", "\u00e9", "AAA", "\U0001f600AAA="):
+        error = await caller.refused("nested_run", image=BUSYBOX, command=["true"], files={"/x": {"base64": odd}})
+        assert error["code"] == "INVALID_ARGUMENT" and "base64" in error["message"], (odd, error)
 
 
 async def test_containers_and_jobs_that_are_none(caller: Caller) -> None:

@@ -42,6 +42,8 @@ THERE = "tests.invalid/busybox:1"
 """Of a registry that nobody has, and there."""
 ONBUILD = "localhost/manyoyo-test/onbuild:1"
 """Among what may be run, and by whom it was made it is told to copy in each build."""
+NODES = "localhost/manyoyo-test/nodes:1"
+"""Among what may be run, with a device in it."""
 
 
 @dataclass
@@ -546,9 +548,26 @@ async def test_what_sock_builds_is_the_sandboxs(sock: Client, host: docker.Docke
     ran = await run(sock, sandbox, "cat /copied /data /links", image=name)
     assert "a  b\nof the context" in ran["output"] and "eth0" not in ran["output"], ran
     assert name + ":latest" in json.dumps(await call(sock, "nested_list", sandbox_id=sandbox))
-    failed = await build(f"FROM {BUSYBOX}\n\nRUN true\nRUN exit 7\n")
+    failed = await build(f"FROM {BUSYBOX}\nADD data /\n\nRUN true\nRUN exit 7\n")
     assert failed["reason"] == "BUILD_FAILED" and failed["exit_code"] == 7, failed
-    assert failed["failed_step"]["line"] == 4 and "LABEL" not in json.dumps(failed["failed_step"]), failed
+    assert failed["failed_step"]["line"] == 5 and "LABEL" not in json.dumps(failed["failed_step"]), failed
+    shell = await build("FROM scratch\nCOPY data /\nRUN true\n")
+    assert shell["cause_code"] == "NO_SHELL" and shell["failed_step"]["line"] == 3, shell
+    broken = await build(f"FROM {BUSYBOX}\nRUN true\n\nENV A\n")
+    assert broken["reason"] == "BUILD_FAILED" and broken["failed_step"]["line"] == 4, json.dumps(broken)
+    target = await build(f"FROM {BUSYBOX}\n", target="none")
+    assert target["cause_code"] == "TARGET_NOT_FOUND", target
+    error = await refused(
+        sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": f"FROM {BUSYBOX}\n"}, pull=True
+    )
+    assert error["code"] == "POLICY_REFUSED" and "already" in error["message"], error
+    # A step is what a run is.
+    may = "grep -E '^(CapBnd|NoNewPrivs)' /proc/self/status; ip -o link; cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; true"
+    step = await build(f"FROM {BUSYBOX}\nRUN {may}\n", memory="128m")
+    log = (await call(sock, "read_log", job_id=step["job_id"]))["output"]
+    for line in (await run(sock, sandbox, may, memory="128m"))["output"].splitlines()[1:-1]:
+        assert line in log, (line, log)
+    assert "eth0" in log
     killed = await build(f"FROM {BUSYBOX}\nRUN tail /dev/zero\n", memory="64m")
     assert killed["reason"] == "OOM_KILLED", killed
     bomb = await build(
@@ -609,6 +628,20 @@ RUN echo 'a\\nb' # comment
 """,
     f"FROM {BUSYBOX} AS one\nCMD first\nRUN true\nFROM one AS two\nRUN echo two > /out\nENTRYPOINT two\nFROM two\nRUN exit 7\n",
     f"FROM {BUSYBOX}\nCMD kept\nRUN true\nENTRYPOINT with\n",
+    f"""FROM {BUSYBOX}
+MAINTAINER somebody
+CMD kept "$HOME"
+ENV P=/a
+ARG Q=$P/q
+ENV P=/b
+SHELL ["/bin/busybox", "sh", "-c"]
+RUN echo "$Q $P" > /out
+ARG Q=\'two "words"\'
+RUN [ -z "$ARGUMENT" ]; echo "$Q" >> /out; cat >> /out
+WORKDIR /all
+COPY . .
+RUN find . | sort > /found
+""",
 )
 
 
@@ -618,16 +651,19 @@ async def test_what_sock_builds_is_what_the_host_would_build(
     """The same Dockerfiles by the host's own builder, which runs RUN steps itself."""
     sandbox = (await start(sock, isolation="sock"))["sandbox_id"]
     name = f"localhost/{sandbox}/same"
-    (tmp_path / "data").write_text("of the context\n")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "data").write_text("of the context\n")
     for dockerfile in _AS_THE_HOST_BUILDS:
         target = "two" if "AS two" in dockerfile else None
         given = {"GIVEN": "it's"} if "GIVEN" in dockerfile else {}
-        (tmp_path / "Dockerfile").write_text(dockerfile)
+        (project / "Dockerfile").write_text(dockerfile)
         files = {"Dockerfile": dockerfile, "data": "of the context\n"}
         more = {"target": target} if target else {}
         built = await call(sock, "nested_build", sandbox_id=sandbox, files=files, tags=[name], build_args=given, **more)
         assert built["reason"] == "OK", json.dumps(built)
-        same = partial(host.images.build, path=str(tmp_path), tag="localhost/manyoyo-test/same", rm=True, nocache=True)
+        await gone(host, sandbox, 20)
+        same = partial(host.images.build, path=str(project), tag="localhost/manyoyo-test/same", rm=True, nocache=True)
         theirs_ = (await in_thread(partial(same, target=target, buildargs=given)))[0]
         try:
             ours = host.images.get(name)
@@ -647,12 +683,15 @@ async def test_what_sock_builds_is_what_the_host_would_build(
                     key,
                     dockerfile,
                 )
-            labels = {
-                key: value
-                for key, value in (ours.attrs["Config"]["Labels"] or {}).items()
-                if not key.startswith("org.manyoyo.")
+            labels = ours.attrs["Config"]["Labels"]
+            assert {name for name, value in labels.items() if name.startswith("org.manyoyo.") and value} == {
+                "org.manyoyo.of"
             }
-            assert labels == (theirs_.attrs["Config"]["Labels"] or {})
+            assert {
+                name: value for name, value in labels.items() if not name.startswith("org.manyoyo.")
+            } == theirs_.labels
+            assert ours.attrs["Author"] == theirs_.attrs["Author"]
+            assert "two words" not in json.dumps(ours.history()), "what an ARG was is not in an image's history"
             assert await in_thread(files_of, host, ours) == await in_thread(files_of, host, theirs_)
         finally:
             host.images.remove(theirs_.id, force=True)
@@ -672,18 +711,55 @@ def files_of(host: docker.DockerClient, image: Any) -> dict[str, tuple[Any, ...]
         made.remove(v=True)
 
 
+def node(name: str) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.devmajor, info.devminor = tarfile.BLKTYPE, 7, 0
+    return info.tobuf()
+
+
+def laid_image(host: docker.DockerClient, name: str, archive: bytes) -> None:
+    """An image of the operator's, which has this."""
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as out:
+        for file, content in (("x.tar", archive), ("Dockerfile", f"FROM {BUSYBOX}\nADD x.tar /\n".encode())):
+            info = tarfile.TarInfo(file)
+            info.size = len(content)
+            out.addfile(info, io.BytesIO(content))
+    context.seek(0)
+    host.images.build(fileobj=context, custom_context=True, tag=name, rm=True)
+
+
 async def test_nobody_makes_devices_for_the_hosts_engine(
-    sock: Client, host: docker.DockerClient, bystander: Bystander
+    sock: Client, host: docker.DockerClient, request: pytest.FixtureRequest
 ) -> None:
     """It would open one that is a container's list of users, as root of the host."""
     sandbox = (await start(sock, isolation="sock"))["sandbox_id"]
-    node = tarfile.TarInfo("node")
-    node.type, node.devmajor, node.devminor = tarfile.BLKTYPE, 7, 0
-    archive = node.tobuf() + bytes(2 * tarfile.BLOCKSIZE)
+    archive = node("node") + bytes(2 * tarfile.BLOCKSIZE)
+    link = tarfile.TarInfo("to-a-node")
+    link.type, link.linkname = tarfile.SYMTYPE, "d/node"
+    request.addfinalizer(partial(host.images.remove, NODES, force=True))
+    await in_thread(laid_image, host, NODES, node("d/node") + link.tobuf() + bytes(2 * tarfile.BLOCKSIZE))
     made = await call(
         sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": f"FROM {BUSYBOX}\nRUN mknod /node b 7 0\n"}
     )
     assert made["reason"] == "BUILD_FAILED" and "not permitted" in json.dumps(made), made
+    # Nor has it others made of those that an image has, nor opens a pipe.
+    for dockerfile in (
+        f"FROM {BUSYBOX}\nCOPY --from={NODES} /d/ /etc/d/\n",
+        f"FROM {BUSYBOX}\nCOPY --from={NODES} /to-a-node /etc/d\n",
+        f"FROM {BUSYBOX}\nARG D=d\nCOPY --from={NODES} /$D /etc/d\n",
+        f"FROM {BUSYBOX} AS one\nRUN mkfifo /pipe\nFROM {BUSYBOX}\nCOPY --from=one /pipe /\n",
+        f"FROM {BUSYBOX} AS one\nRUN mkfifo /pipe\nFROM {BUSYBOX}\nCOPY --from=0 /pip[e] /\n",
+    ):
+        error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": dockerfile})
+        assert error["code"] == "POLICY_REFUSED" and "device or a pipe" in error["message"], (dockerfile, error)
+    holes = f"FROM {BUSYBOX}\nRUN truncate -s 9G /big\n"
+    error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": holes})
+    assert error["code"] == "POLICY_REFUSED" and "holes" in error["message"], error
+    fine = f"FROM {BUSYBOX}\nCOPY --from={NODES} /bin /lost /bin2/\n"
+    assert (await call(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": fine}))[
+        "reason"
+    ] == "BUILD_FAILED"
     packed = {"Dockerfile": f"FROM {BUSYBOX}\nADD x.tar /\n", "x.tar": {"base64": base64.b64encode(archive).decode()}}
     error = await refused(sock, "nested_build", sandbox_id=sandbox, files=packed)
     assert error["code"] == "POLICY_REFUSED" and "COPY it" in error["hint"], error

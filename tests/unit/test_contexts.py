@@ -186,7 +186,7 @@ def test_what_links_may_not_be_or_lead_to(given: tarfile.TarInfo, why: str) -> N
 def test_what_is_unpacked_in_a_container_of_the_hosts() -> None:
     def passed(raw: bytes, largest: int = 1 << 20) -> list[tuple[str, bytes, str]]:
         spool = io.BytesIO()
-        contexts.copy_plain(io.BytesIO(raw), largest, spool)
+        contexts.copy(io.BytesIO(raw), None, largest, spool)
         with tarfile.open(fileobj=io.BytesIO(spool.getvalue())) as out:
             return [(each.name, each.type, each.linkname) for each in out]
 

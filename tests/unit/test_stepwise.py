@@ -1,17 +1,22 @@
 """A Dockerfile taken apart for a builder that runs no commands."""
 
 import io
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from manyoyo_mcp.engines.archives import check_plain, look
 from manyoyo_mcp.engines.buildlog import Instruction, instructions
-from manyoyo_mcp.engines.stepwise import ARGUMENT, Recipe, Stage, archives, command, unpacked
+from manyoyo_mcp.engines.dockerfile import command, exported, sources, unpacked
+from manyoyo_mcp.engines.stepwise import ARGUMENT, Recipe, Stage
 from manyoyo_mcp.errors import InvalidArgument, PolicyRefused
 
 MARK = "LABEL whose=ours"
+IMAGES = {"python:3.13": "python:3.13", "x": "x"}
+"""By name; the ids are names here."""
 TEXT = r"""# of two stages
 ARG VERSION=1
 FROM python:3.13 AS one
@@ -34,20 +39,28 @@ ENTRYPOINT ["z"]
 
 
 def batches(text: str, target: str | None = None, **given: str) -> Iterator[tuple[Stage, Any, Instruction | None]]:
-    """Each batch and the RUN after it, as if all were built: images are numbered."""
+    """Each batch and the RUN after it, as if all were built: images are numbered, and what is not plain has the value asked."""
     made = 0
-    for stage in Recipe(text, given, MARK).stages(target):
+    for stage in Recipe(text, given, MARK, IMAGES).stages(target):
         for batch, run in stage.parts():
-            built = stage.batch(batch) if batch else None
+            built = stage.batch(batch, ["of", "the image"]) if batch else None
+            if built and run:
+                stage.values = {name: "asked" if value is None else value for name, value in stage.arguments().items()}
             for done in (built, run):
                 made += done is not None
                 stage.image = f"sha256:{made}"
             yield stage, built, run[1] if run else None
 
 
+def numbers(built: Any) -> list[int | None]:
+    return [each and each[0] for each in built.meant]
+
+
 def test_a_dockerfile_is_taken_apart() -> None:
-    found = [(built.lines if built else None, built.numbers if built else None, run.raw if run else None)
-             for _, built, run in batches(TEXT)]  # fmt: skip
+    found = [
+        (built.lines if built else [], numbers(built) if built else [], run.raw if run else None)
+        for _, built, run in batches(TEXT)
+    ]
     assert found == [
         (
             ["ARG VERSION=1", "FROM python:3.13", MARK, "ARG VERSION", 'ENV A="a  b"     B=2'],
@@ -55,17 +68,17 @@ def test_a_dockerfile_is_taken_apart() -> None:
             'RUN echo "$A  $B"   > /made',
         ),
         (
-            ["ARG VERSION=1", "FROM sha256:2", "ARG VERSION", "COPY --chown=1 data /data", 'ENTRYPOINT ["x"]'],
+            ["ARG VERSION=1", "FROM sha256:2", 'ARG VERSION="1"', "COPY --chown=1 data /data", 'ENTRYPOINT ["x"]'],
             [None, None, None, 6, 7],
             None,
         ),
         (["ARG VERSION=1", "FROM sha256:3", MARK, "CMD y"], [None, 8, None, 9], "run true"),
-        (None, None, 'RUN ["a", "b c"]'),
+        ([], [], 'RUN ["a", "b c"]'),
         (
             [
                 "ARG VERSION=1",
                 "FROM sha256:6",
-                "CMD y",
+                'CMD ["of", "the image"]',
                 "COPY --from=sha256:3 --chown=2 /made /",
                 "COPY --from=sha256:3 /made /",
                 'ENTRYPOINT ["z"]',
@@ -91,33 +104,27 @@ def test_what_could_be_read_in_two_ways_is_refused(text: str) -> None:
         list(batches(text))
 
 
-def test_a_backtick_stays_what_it_is() -> None:
+def test_an_escape_stays_what_it_is() -> None:
     ((_, built, _),) = batches("# escape=`\nFROM x\nENV A=`\n  C:\\\n")
     assert built.text == f"# escape=`\nFROM x\n{MARK}\nENV A=  C:\\\n"
+    ((_, built, _),) = batches("FROM x\nENV A=C:\\\\")
+    assert built.text == f"FROM x\n{MARK}\nENV A=C:\\\\\n"
 
 
 def test_whose_context_is_read() -> None:
-    for line, reads in (("COPY a b", True), ("ADD a b", True), ("COPY --from=0 a b", False), ("ENV COPY=a", False)):
+    for line, reads in (("COPY a b", True), ("ADD a b", True), ("COPY --from=x a b", False), ("ENV COPY=a", False)):
         assert [built.reads_context for _, built, _ in batches(f"FROM x AS y\n{line}\n")] == [reads], line
 
 
 def test_what_the_builder_says_is_told_by_the_dockerfile_that_was_given() -> None:
-    built = list(batches(TEXT))[1][1]
+    built = list(batches(TEXT.replace("COPY --chown=1", "ADD --chown=1")))[1][1]
     said = [
-        {"stream": "Step 1/5 : ARG VERSION=1"},
-        {"stream": "\n"},
-        {"stream": "Step 2/5 : FROM sha256:2"},
-        {"stream": "\n"},
-        {"stream": " ---> 2\n"},
-        {"stream": "Step 3/5 : ARG VERSION"},
-        {"stream": "Step 4/5 : COPY --chown=1 data /data"},
-        {"stream": "\n"},
-        {"stream": " ---> 3\n"},
-        {"aux": {"ID": "sha256:3"}},
-        {"stream": "Successfully built 3\n"},
-    ]
+        {"stream": "Step 1/5 : ARG VERSION=1"}, {"stream": "\n"}, {"stream": "Step 2/5 : FROM sha256:2"}, {"stream": "\n"}, {"stream": " ---> 2\n"},
+        {"stream": 'Step 3/5 : ARG VERSION="1"'}, {"stream": "Step 4/5 : COPY --chown=1 data /data"}, {"stream": "\n"}, {"stream": " ---> 3\n"},
+        {"aux": {"ID": "sha256:3"}}, {"stream": "[Warning] One or more build-args [A] were not consumed\n"}, {"stream": "Successfully built 3\n"},
+    ]  # fmt: skip
     assert list(built.told(iter(said))) == [
-        {"stream": "Step 6/14 : COPY --chown=1 data /data"},
+        {"stream": "Step 6/14 : ADD --chown=1 data /data"},
         {"stream": "\n"},
         {"stream": " ---> 3\n"},
         {"aux": {"ID": "sha256:3"}},
@@ -125,39 +132,105 @@ def test_what_the_builder_says_is_told_by_the_dockerfile_that_was_given() -> Non
     for step in ("Step 4/5 : RUN true", "Step 6/5 : COPY a b"):
         with pytest.raises(PolicyRefused, match="reads"):
             list(built.told(iter([{"stream": step}])))
+    assert built.complaint("dockerfile parse error line 5: x") == "dockerfile error on line 11: x"
+    assert built.complaint("error on line 1: x") == "error on line 1: x"
+    assert built.complaint("failed to parse f: ADD must have x") == "error on line 10: ADD must have x"
+    assert built.complaint("failed to parse f: ENV must have x") == "failed to parse f: ENV must have x"
 
 
-def arguments(text: str, **given: str) -> list[dict[str, str | None]]:
-    return [stage.arguments() for stage, _, run in batches(text, **given) if run]
+def arguments(text: str, **given: str) -> list[dict[str, str]]:
+    return [dict(stage.values) for stage, _, run in batches(text, **given) if run]
 
 
 def test_the_arguments_that_a_run_has() -> None:
-    assert arguments(TEXT, VERSION="2", HTTP_PROXY="p", OTHER="x") == [
-        {"HTTP_PROXY": "p", "VERSION": "2"},
-        {"HTTP_PROXY": "p"},
-        {"HTTP_PROXY": "p"},
-    ]
+    proxy = {"HTTP_PROXY": "p"}
+    assert arguments(TEXT, VERSION="2", OTHER="x", **proxy) == [proxy | {"VERSION": "2"}, proxy, proxy]
     assert arguments(TEXT) == [{"VERSION": "1"}, {}, {}]
-    text = 'FROM x\nARG A\nARG B=\nARG C=c D="d e" E=$C\nRUN one\nARG A=a\nRUN two\n'
-    assert arguments(text)[0] == {"B": "", "C": "c", "D": None, "E": None}
-    assert arguments(text)[1]["A"] == "a" and arguments(text, A="given")[0]["A"] == "given"
-    assert Recipe(TEXT, {"VERSION": "2", "no_proxy": "x", "OTHER": "x"}, MARK).unused() == ["OTHER"]
+    text = 'ARG V=1\nFROM x\nARG A\nARG B=\nARG V C=c D="d e" E=$C\nRUN one\nARG A=a\nRUN two\nARG A\nRUN three\n'
+    one = {"B": "", "V": "1", "C": "c", "D": "asked", "E": "asked"}
+    assert arguments(text) == [one, one | {"A": "a"}, one]
+    assert arguments(text, A="given")[2]["A"] == "given"
+    assert Recipe(TEXT, {"VERSION": "2", "no_proxy": "x", "OTHER": "x"}, MARK, {}).unused() == ["OTHER"]
+
+
+def test_what_is_asked_of_arguments_is_asked_where_they_are_declared() -> None:
+    text = "FROM x\nENV P=/a\nARG Q=$P\nCOPY a b\nENV P=/b\nRUN one\nARG R=${Q}\nRUN two\nENV Z=z\n"
+    asked, later = [stage.asking().lines for stage, _, run in batches(text) if run]
+    assert asked == ["FROM x", MARK, "ENV P=/a", "ARG Q=$P", f'LABEL {ARGUMENT}Q="${{Q}}"', "ENV P=/b"]
+    assert later == ["FROM sha256:2", 'ARG Q="asked"', "ARG R=${Q}", f'LABEL {ARGUMENT}R="${{R}}"']
+    *_, last = [built.lines for _, built, _ in batches(text)]
+    assert last == ["FROM sha256:4", 'ARG Q="asked"', 'ARG R="asked"', "ENV Z=z"]
     stage = next(batches(text))[0]
-    assert stage.asking(["D", "E"]).lines[-2:] == [f'LABEL {ARGUMENT}D="${{D}}"', f'LABEL {ARGUMENT}E="${{E}}"']
+    assert stage._quoted('a "$b" \\ `') == '"a \\"\\$b\\" \\\\ `"'
+
+
+def test_what_a_name_means() -> None:
+    text = "FROM x AS python\nFROM python:3.13 AS other\nCOPY --from=Python --chown=0 /a /\nCOPY --from=python:3.13 /a /\nFROM OTHER\nCOPY --from=1 /a /\n"
+    found = [line for stage in Recipe(text, {}, MARK, {"x": "sha256:a", "python:3.13": "sha256:b"}).stages(None)
+             for batch, _ in stage.parts() for line in stage.batch(batch).lines if line != MARK and not setattr(stage, "image", "sha256:c")]  # fmt: skip
+    assert found == [
+        "FROM sha256:a", "FROM sha256:b", "COPY --from=sha256:c --chown=0 /a /", "COPY --from=sha256:b /a /", "FROM sha256:c", "COPY --from=sha256:c /a /",
+    ]  # fmt: skip
+    for unknown in (
+        "FROM y\n",
+        "FROM x\nCOPY --from=y / /\n",
+        "FROM x\nCOPY --from=0 / /\n",
+        "FROM x AS one\nCOPY --from=one / /\n",
+    ):
+        with pytest.raises(PolicyRefused, match="none of the stages"):
+            list(batches(unknown))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("COPY a b", None),
+        ("ENV COPY --from=x", None),
+        ("COPY --from=sha256:a a /b c/", ("sha256:a", ["/a", "/b"])),
+        ('COPY --chown=0 --from=a ["/a b", "c"]', ("a", ["/a b"])),
+        ("COPY --from=a /lib/*.so $X c", ("a", ["/", "/"])),
+        ("COPY --from=a 'a b' c", ("a", ["/", "/"])),
+        ("COPY --from=a a\\b a?c [x] d", ("a", ["/", "/", "/"])),
+    ],
+)
+def test_what_is_copied_from_images(line: str, expected: object) -> None:
+    assert sources(line) == expected
+
+
+def test_devices_and_pipes_are_not_copied() -> None:
+    def tar(kind: bytes) -> Iterator[bytes]:
+        info = tarfile.TarInfo("d/x")
+        info.type = kind
+        yield packed(a=b"text")[: 2 * tarfile.BLOCKSIZE]
+        yield info.tobuf() + bytes(2 * tarfile.BLOCKSIZE)
+
+    for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.REGTYPE):
+        check_plain(tar(kind))
+    for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
+        with pytest.raises(PolicyRefused, match="d/x"):
+            check_plain(tar(kind))
 
 
 def test_the_command_of_a_run() -> None:
     (shell,) = instructions("RUN echo  'a  b'")
     (words,) = instructions('RUN ["a", "b c"]')
+    (deep,) = instructions("RUN " + "[" * 100_000)
+    assert command(deep, ["sh"], {})[1].startswith("[[")
     assert command(shell, ["/bin/sh", "-c"], {}) == ["/bin/sh", "-c", "echo  'a  b'"]
     assert command(words, ["/bin/sh", "-c"], {}) == ["a", "b c"]
-    given = {"A": "it's", "B": ""}
-    exported = "export A='it'\"'\"'s'; export B=''; "
-    assert command(shell, ["/bin/bash", "-ec"], given) == ["/bin/bash", "-ec", f"{exported}echo  'a  b'"]
-    assert command(words, ["/bin/sh", "-c"], given) == ["/bin/sh", "-c", f'{exported}exec "$@"', "sh", "a", "b c"]
-    assert command(shell, ["/usr/bin/python3", "-c"], {})[0] == "/usr/bin/python3"
+    given = {"A": "it's", "B": "", "UID": "5"}
+    assert exported(given) == b"A=it's\nB=\nUID=5\n" and exported({}) == b""
+    for bad in ({"A": "a\nb"}, {"A B": "x"}, {"A;B": "x"}):
+        with pytest.raises(InvalidArgument):
+            exported(bad)
     with pytest.raises(PolicyRefused, match="python3"):
         command(shell, ["/usr/bin/python3", "-c"], given)
+    assert command(shell, ["/usr/bin/python3", "-c"], {})[0] == "/usr/bin/python3"
+    (printed,) = instructions('RUN echo "$A|$B|${ARGUMENT-none}"')
+    (passed,) = instructions('RUN ["sh", "-c", "echo \\"$A|$0\\"", "b  c"]')
+    for run, argv in ((printed, ["/bin/bash", "-ec"]), (printed, ["/bin/sh", "-c"]), (passed, ["/bin/sh", "-c"])):
+        done = subprocess.run(command(run, argv, given), input=exported(given), capture_output=True)
+        assert done.stdout == (b"it's||none\n" if run is printed else b"it's|b  c\n"), done
 
 
 def packed(**files: bytes) -> bytes:
@@ -173,11 +246,12 @@ def packed(**files: bytes) -> bytes:
 def test_what_an_add_would_unpack() -> None:
     magic = [b"\x1f\x8b\x08x", b"BZh9", b"\xfd7zXZ\0x", b"\x28\xb5\x2f\xfdx", b"\x50\x2a\x4d\x18x", packed(x=b"y")]
     context = packed(plain=b"text" * 400, nothing=b"", **{f"a{at}_tar": content for at, content in enumerate(magic)})
-    found = archives(iter([context[:700], context[700:]]))
-    assert found == {f"a{at}.tar" for at in range(len(magic))}
+    seen = look(iter([context[:700], context[700:]]))
+    assert seen.ignored is None and look(iter([packed(_dockerignore=b"x")])).ignored == b"x"
+    assert seen.archives == {f"a{at}.tar" for at in range(len(magic))}
     for line, archive in (
         ("ADD a1.tar plain /", "a1.tar"), ("ADD ./a1.tar /", "a1.tar"), ("add --chown=1 *.tar /", "a0.tar"), ('ADD ["/a2.tar", "/"]', "a2.tar"),
         ("ADD 'a1.tar' /", "a1.tar"), ("ADD plain /a1.tar", None), ("ADD . /", None), ("ADD it's /", None),
     ):  # fmt: skip
         (add,) = instructions(line)
-        assert unpacked(add, found) == archive, line
+        assert unpacked(add, seen.archives) == archive, line

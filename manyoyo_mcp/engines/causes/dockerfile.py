@@ -92,6 +92,7 @@ DOCKERFILE: tuple[Known, ...] = (
         (
             engine(r"target stage \"(?P<stage>[^\"]*)\" could not be found"),
             engine(r"The target \"(?P<stage>[^\"]*)\" was not found"),
+            engine(r"failed to reach build target (?P<stage>\S+) in Dockerfile"),
         ),
     ),
     Known(

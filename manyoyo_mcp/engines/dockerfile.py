@@ -1,0 +1,106 @@
+"""Single instructions of a Dockerfile: what they say, and what is to be run for a RUN that no builder runs."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from posixpath import normpath
+
+from manyoyo_mcp.engines.buildlog import Instruction
+from manyoyo_mcp.errors import InvalidArgument, PolicyRefused
+from manyoyo_mcp.policy.hostbuilds import COPIED
+
+_REST = re.compile(r"[A-Za-z]+[\t\v\f\r ]*(.*)", re.DOTALL)
+_FLAGS = re.compile(r"(?:--\S+[\t ]+)*")
+_DECLARED = re.compile(r"(?:^|(?<=[\t ]))([A-Za-z_]\w*)(?:=((?:\"[^\"]*\"|'[^']*'|\S)*))?")
+_PLAIN = re.compile(r"[\w@%+:,./-]*", re.ASCII)
+_SHELLS = frozenset({"sh", "ash", "bash", "dash", "ksh", "zsh"})
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+UNSET = "\0"
+"""The value of an argument that has none, not even an empty one."""
+_READ = 'while IFS= read -r ARGUMENT; do (export "$ARGUMENT") 2>/dev/null && export "$ARGUMENT"; done; unset ARGUMENT; '
+"""In a shell, what takes arguments from standard input; one of a name that is the shell's own (UID, in bash) would end it."""
+_NOT_PLAIN = frozenset("*?[$\\\"'`")
+"""What has a meaning in the builder's paths."""
+
+
+def command(run: Instruction, shell: list[str], given: Mapping[str, str]) -> list[str]:
+    """The command of a RUN, which has these arguments as `exported` on its standard input, so that no image and no history keeps them. Raises
+    PolicyRefused where its shell knows no export."""
+    rest = rest_of(run.raw)
+    words = _words(rest)
+    if words is not None:
+        return ["/bin/sh", "-c", f'{_READ}exec "$@"', "sh", *words] if given else words
+    if given and not any(word.rpartition("/")[2] in _SHELLS for word in shell):
+        raise PolicyRefused(
+            f"{shell[0][:60]} is no shell that can be given the arguments of a build (ARG) in this isolation.",
+            "Use ENV, or a shell as /bin/sh; or build in a sandbox with an engine of its own.",
+        )
+    return [*shell, (_READ if given else "") + rest]
+
+
+def exported(given: Mapping[str, str]) -> bytes:
+    """Arguments as `command` reads them. Raises InvalidArgument for one of several lines."""
+    for name, value in given.items():
+        if "\n" in value or not _NAME.fullmatch(name):
+            raise InvalidArgument(
+                f"The build argument {name[:60]!r} can't be given to a RUN in this isolation: it is a name, and one line."
+            )
+    return "".join(f"{name}={value}\n" for name, value in given.items()).encode()
+
+
+def sources(copy: str) -> tuple[str, list[str]] | None:
+    """The image that a COPY, as the builder is given it, copies from, and its paths there, "/" where the builder would make one of it; None for the context."""
+    rest = rest_of(copy)
+    found = COPIED.search(flags_of(rest)) if copy.startswith("COPY ") else None
+    if found is None:
+        return None
+    rest = rest[len(flags_of(rest)) :]
+    words = _words(rest) or rest.split()
+    return found[1], ["/" if set(each) & _NOT_PLAIN else "/" + each.lstrip("/") for each in words[:-1]]
+
+
+def unpacked(add: Instruction, archives: set[str]) -> str | None:
+    """Of these files of a context, one that an ADD would unpack."""
+    rest = rest_of(add.raw)
+    rest = rest[len(flags_of(rest)) :]
+    try:
+        words = _words(rest) or shlex.split(rest)
+    except ValueError:
+        words = rest.split()
+    for source in words[:-1]:
+        pattern = normpath("/" + source).lstrip("/")
+        for each in sorted(archives):
+            if fnmatchcase(each, pattern):
+                return each
+    return None
+
+
+def values(argument: Instruction) -> dict[str, str | None]:
+    """What an ARG declares, each with the value that it has by itself: None for one that is not plain."""
+    found: dict[str, str | None] = {}
+    for match in _DECLARED.finditer(rest_of(argument.raw)):
+        name, value = match[1], match[2]
+        found[name] = UNSET if value is None else value if _PLAIN.fullmatch(value) else None
+    return found
+
+
+def rest_of(raw: str) -> str:
+    found = _REST.match(raw)
+    return found[1] if found else ""
+
+
+def flags_of(rest: str) -> str:
+    """Those that an instruction begins with, after its keyword."""
+    found = _FLAGS.match(rest)
+    return found[0] if found else ""
+
+
+def _words(rest: str) -> list[str] | None:
+    """The words of an instruction that is written as a JSON list; None of any other."""
+    try:
+        words = json.loads(rest)
+    except (ValueError, RecursionError):
+        return None
+    return words if isinstance(words, list) and words and all(isinstance(each, str) for each in words) else None

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from manyoyo_mcp.errors import ContextRefused, InvalidArgument
-from manyoyo_mcp.policy import contexts
+from manyoyo_mcp.policy import bounded, contexts
 from manyoyo_mcp.policy.contexts import Links
 from tests.unit.test_gate import add, archive, copied
 
@@ -201,6 +201,9 @@ def test_what_is_unpacked_in_a_container_of_the_hosts() -> None:
     for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
         with pytest.raises(ContextRefused, match="a device"):
             passed(entry("x", type=kind).tobuf() + bytes(1024))
+        with pytest.raises(ContextRefused, match="a device"):  # nor by the tools' own way
+            bounded._plain(entry("x", type=kind).tobuf() + bytes(1024))
+    assert bounded._plain(iter([good[:700], good[700:]]))
     with pytest.raises(ContextRefused, match="larger"):
         passed(good, 1024)
     with pytest.raises(InvalidArgument):

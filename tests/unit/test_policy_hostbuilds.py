@@ -71,6 +71,8 @@ def test_which_images_it_begins_with() -> None:
     with pytest.raises(PolicyRefused):  # a stage's name is an image's until the next begins
         hostbuilds.check(WITHIN, ["FROM python:3.13 AS private", "COPY --from=private / /"])
     hostbuilds.check(WITHIN, ["FROM python:3.13 AS private", "FROM scratch", "COPY --from=private / /"])
+    with pytest.raises(PolicyRefused):  # which ADD has not
+        hostbuilds.check(WITHIN, ["FROM python:3.13 AS one", "FROM scratch", "ADD --from=one / /"])
 
 
 def ask(**query: str | list[str]) -> dict[str, object]:

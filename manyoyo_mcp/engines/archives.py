@@ -1,21 +1,26 @@
-"""What archives hold that an engine would read as root of its host: build contexts, and files that are copied from one image to another."""
+"""What archives hold that an engine would read as root of its host: build contexts, and images from which files are copied."""
 
+import gzip
+import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
-from posixpath import normpath
-from typing import Any, cast
+from posixpath import basename, dirname, normpath
+from typing import IO, Any, cast
 
-from manyoyo_mcp.errors import PolicyRefused
+from manyoyo_mcp.errors import EngineFailed
 from manyoyo_mcp.policy.wire import Body
 
+_ODD = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+_MOST_LINKS = 255
+"""Links that are followed for one path, as dockerd does."""
 _PACKED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What there is in a build context: `archives`, files that dockerd takes for such; `ignored`, what its .dockerignore says."""
+    """What there is in a build context: `archives`, files that dockerd takes for such, and links, which may lead to them; `ignored`, what its .dockerignore says."""
 
     archives: set[str] = field(default_factory=set)
     ignored: bytes | None = None
@@ -27,10 +32,12 @@ def look(context: Iterator[bytes]) -> Seen:
     with tarfile.open(fileobj=BufferedReader(Body(context)), mode="r|") as given:
         for member in given:
             cast(Any, given).members = []  # else it keeps all that ever was
+            name = normpath(member.name).lstrip("/")
             content = given.extractfile(member) if member.isreg() else None
             if content is None:
+                if not member.isdir():
+                    archives.add(name)
                 continue
-            name = normpath(member.name).lstrip("/")
             if name == ".dockerignore":
                 ignored = content.read()
             elif _is_archive(content.read(tarfile.BLOCKSIZE)):
@@ -38,16 +45,90 @@ def look(context: Iterator[bytes]) -> Seen:
     return Seen(archives, ignored)
 
 
-def check_plain(stream: Iterator[bytes]) -> None:
-    """Raises PolicyRefused where a tar has what is no file, directory or link."""
-    with tarfile.open(fileobj=BufferedReader(Body(stream)), mode="r|") as given:
-        for member in given:
-            cast(Any, given).members = []
-            if member.isdev():  # pipes too
-                raise PolicyRefused(
-                    f"{member.name[:100]!r} is a device or a pipe, which the host's engine does not copy here, as root of the host.",
-                    "Name the files that are wanted, without patterns and variables; or copy them in a RUN step.",
-                )
+class Contents:
+    """What an image holds, as far as it matters to who copies from it: its links, and its devices and pipes, of which an engine would make others as root
+    of its host, or wait at them. `archive`: the image as it is saved. Not a container of it, in which the engine has laid files of its own. Raises
+    EngineFailed for what can't be read."""
+
+    def __init__(self, archive: Iterator[bytes]) -> None:
+        try:
+            self._read(archive)
+        except (tarfile.TarError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
+            raise EngineFailed(
+                f"The image can't be read as the host's engine saves it: {str(error)[:200]}",
+                "COPY from another image or stage.",
+            ) from error
+
+    def _read(self, archive: Iterator[bytes]) -> None:
+        layers: dict[str, list[tuple[str, bytes, str]] | None] = {}
+        same: dict[str, str] = {}
+        order: list[str] | None = None
+        with tarfile.open(fileobj=BufferedReader(Body(archive)), mode="r|") as saved:
+            for member in saved:
+                cast(Any, saved).members = []
+                if member.issym():  # a layer that is there already
+                    same[member.name] = normpath(f"{dirname(member.name)}/{member.linkname}")
+                    continue
+                file = saved.extractfile(member) if member.isreg() else None
+                if file is not None and member.name == "manifest.json":
+                    order = json.loads(file.read())[0]["Layers"]
+                elif file is not None and (member.name.endswith("/layer.tar") or member.name.startswith("blobs/")):
+                    layers[member.name] = _entries(file)
+        self._links: dict[str, str] = {}
+        self._odd: set[str] = set()
+        if order is None:
+            raise tarfile.ReadError("it ends before it says of what it is made")
+        for name in order:
+            entries = layers[same.get(name, name)]
+            if entries is None:
+                raise tarfile.ReadError(f"{name} is no archive that is known here")
+            for path, kind, aim in entries:
+                self._add(path, kind, aim)
+
+    def _add(self, path: str, kind: bytes, aim: str) -> None:
+        if (removed := basename(path).removeprefix(".wh.")) != basename(path):
+            self._links.pop(f"{dirname(path).rstrip('/')}/{removed}", None)
+            return
+        self._links.pop(path, None)
+        if kind == tarfile.SYMTYPE:
+            self._links[path] = aim
+        elif kind in _ODD or (kind == tarfile.LNKTYPE and _path(aim) in self._odd):
+            self._odd.add(path)
+
+    def odd(self, source: str) -> str:
+        """A device or a pipe at or below a path, whatever links lead there; "" where there is none."""
+        path, rest, links = "", [each for each in source.split("/") if each], 0
+        while rest and links <= _MOST_LINKS:
+            part = rest.pop(0)
+            path = dirname(path) if part == ".." else path if part == "." else f"{path.rstrip('/')}/{part}"
+            if (aim := self._links.get(path)) is not None:
+                links += 1
+                rest = [each for each in aim.split("/") if each] + rest
+                path = "" if aim.startswith("/") else dirname(path)
+        if links > _MOST_LINKS:  # who follows them gives up
+            return ""
+        path = path.rstrip("/")
+        return min((each for each in self._odd if each == path or each.startswith(f"{path}/")), default="")
+
+
+def _entries(layer: IO[bytes]) -> list[tuple[str, bytes, str]] | None:
+    """Of a layer: paths, types and aims of what is no plain file. None of what is none: an image's configuration lies among them."""
+    found = []
+    if layer.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
+        layer = cast(IO[bytes], gzip.GzipFile(fileobj=layer))
+    try:
+        with tarfile.open(fileobj=layer, mode="r|") as given:
+            for member in given:
+                cast(Any, given).members = []
+                if not member.isreg() or basename(member.name).startswith(".wh."):
+                    found.append((_path(member.name), member.type, member.linkname))
+    except tarfile.ReadError:
+        return None
+    return found
+
+
+def _path(name: str) -> str:
+    return normpath(f"/{name}").replace("//", "/")
 
 
 def _is_archive(head: bytes) -> bool:

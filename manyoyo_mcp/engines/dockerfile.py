@@ -19,10 +19,14 @@ _SHELLS = frozenset({"sh", "ash", "bash", "dash", "ksh", "zsh"})
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 UNSET = "\0"
 """The value of an argument that has none, not even an empty one."""
-_READ = 'while IFS= read -r ARGUMENT; do (export "$ARGUMENT") 2>/dev/null && export "$ARGUMENT"; done; unset ARGUMENT; '
-"""In a shell, what takes arguments from standard input; one of a name that is the shell's own (UID, in bash) would end it."""
-_NOT_PLAIN = frozenset("*?[$\\\"'`")
-"""What has a meaning in the builder's paths."""
+_READ = (
+    "case $- in *x*) TRACED=1; set +x;; esac; "
+    'while IFS= read -r ARGUMENT; do (export "$ARGUMENT") 2>/dev/null && export "$ARGUMENT"; done; unset ARGUMENT; '
+    '[ -z "${TRACED-}" ] || { unset TRACED; set -x; }; '
+)
+"""In a shell, what takes arguments from standard input, untold; one of a name that is the shell's own (UID, in bash) would end it."""
+_SIMPLE = re.compile(r"[\w@%+=:,./~ -]+", re.ASCII)
+"""A path that means no other to the builder."""
 
 
 def command(run: Instruction, shell: list[str], given: Mapping[str, str]) -> list[str]:
@@ -51,14 +55,14 @@ def exported(given: Mapping[str, str]) -> bytes:
 
 
 def sources(copy: str) -> tuple[str, list[str]] | None:
-    """The image that a COPY, as the builder is given it, copies from, and its paths there, "/" where the builder would make one of it; None for the context."""
+    """The image that a COPY, as the builder is given it, copies from, and its paths there, "/" for what is no plain word; None for the context."""
     rest = rest_of(copy)
     found = COPIED.search(flags_of(rest)) if copy.startswith("COPY ") else None
     if found is None:
         return None
     rest = rest[len(flags_of(rest)) :]
-    words = _words(rest) or rest.split()
-    return found[1], ["/" if set(each) & _NOT_PLAIN else "/" + each.lstrip("/") for each in words[:-1]]
+    words = _words(rest) or re.split(r"[\t ]+", rest.strip())
+    return found[1], ["/" + each if _SIMPLE.fullmatch(each) else "/" for each in words[:-1]]
 
 
 def unpacked(add: Instruction, archives: set[str]) -> str | None:
@@ -72,7 +76,7 @@ def unpacked(add: Instruction, archives: set[str]) -> str | None:
     for source in words[:-1]:
         pattern = normpath("/" + source).lstrip("/")
         for each in sorted(archives):
-            if fnmatchcase(each, pattern):
+            if fnmatchcase(each, pattern.replace("[^", "[!")):
                 return each
     return None
 

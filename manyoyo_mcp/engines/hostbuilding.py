@@ -12,9 +12,8 @@ from functools import partial
 from typing import Any
 
 import anyio
-import docker
 
-from manyoyo_mcp.engines.archives import Seen, check_plain, look
+from manyoyo_mcp.engines.archives import Contents, Seen, look
 from manyoyo_mcp.engines.base import BuildSpec, Built, RunSpec, Sink, Step
 from manyoyo_mcp.engines.building import named, posted
 from manyoyo_mcp.engines.buildlog import BuildLog, Instruction, instructions
@@ -62,6 +61,10 @@ class HostBuilding(DockerEngine):
     """Builds, where its tier has them."""
 
     caches = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._contents: dict[str, Contents] = {}  # by the image's id
 
     @property
     def _bounded(self) -> Boundary:
@@ -133,30 +136,26 @@ class HostBuilding(DockerEngine):
         made = stage.batch(batch, command)
         for line in made.lines:
             if (copied := sources(line)) is not None:
-                await self._check_copied(work, *copied)
+                await self._check_copied(*copied)
         stage.image = await self._batch(work, made)
 
-    async def _check_copied(self, work: "_Work", image: str, paths: list[str]) -> None:
+    async def _check_copied(self, image: str, paths: list[str]) -> None:
         """Raises PolicyRefused where there are devices, of which dockerd would make others as root of the host, or pipes, at which it would wait."""
 
-        def check(client: GuardedClient) -> None:
-            for path in paths:
-                with contextlib.suppress(docker.errors.NotFound):  # the builder says so
-                    stream, stat = client.get_archive(container, path)
-                    if stat.get("linkTarget"):
-                        stream.close()
-                        stream, stat = client.get_archive(container, stat["linkTarget"])
-                    with contextlib.closing(stream):
-                        check_plain(stream)
+        def read(client: GuardedClient) -> Contents:
+            response = client._get(client._url("/images/{0}/get", image), stream=True, timeout=None)
+            client._raise_for_status(response)
+            with contextlib.closing(response):
+                return Contents(response.raw.stream(1 << 16, decode_content=True))
 
-        container = ""
-        spec = RunSpec(image, ["true"], work.spec.caps, labels=work.spec.labels | {labelled.STEP: work.spec.build_id})
-        try:
-            made = await self._ask(lambda client: client.create_container_from_config(self._body(spec)))
-            container = str(made["Id"])
-            await self._await(check)
-        finally:
-            self._remove_later(container)
+        if image not in self._contents:
+            self._contents[image] = await self._await(read)
+        for path in paths:
+            if odd := self._contents[image].odd(path):
+                raise PolicyRefused(
+                    f"{odd[:100]!r} is a device or a pipe, which the host's engine does not copy here, as root of the host.",
+                    "Name the files that are wanted, without patterns and variables; or copy them in a RUN step.",
+                )
 
     async def _batch(self, work: "_Work", batch: Batch) -> str:
         """The image that the builder makes of it. Raises _Failed."""
@@ -197,8 +196,9 @@ class HostBuilding(DockerEngine):
         known = {name: value for name, value in stage.arguments().items() if name not in own}
         if None not in known.values():
             return {name: value for name, value in known.items() if value is not None}
-        image = await self._batch(work, stage.asking())  # which is removed with the sandbox, by its label
+        image = await self._batch(work, stage.asking())
         labels = (await self._looked_at(image))["Config"].get("Labels") or {}
+        await self._ask(lambda client: client.remove_image(image))
         return {name: labels.get(f"{ARGUMENT}{name}", "") if value is None else value for name, value in known.items()}
 
     async def _step(self, work: "_Work", stage: Stage, number: int, run: Instruction) -> None:
@@ -311,13 +311,15 @@ def _rest(run: Instruction) -> str:
 def _committed(container: str, image: Mapping[str, Any], client: GuardedClient) -> str:
     """A container as an image that is configured as the one it was made of; its id. What a container has and the image not, dockerd takes over, so
     labels of ours are blank in it."""
-    (row,) = client.containers(all=True, size=True, filters={"id": container})
-    if int(row.get("SizeRw") or 0) > _MOST:
+    found = client._result(client._get(client._url("/containers/{0}/json", container), params={"size": "1"}), True)
+    size = int(found.get("SizeRw") or 0)
+    if not 0 <= size <= _MOST:  # below where dockerd can't tell
         raise PolicyRefused(
-            f"The step leaves files of {format_bytes(row['SizeRw'])}, more than {format_bytes(_MOST)}, which dockerd would write out to the host's disk, holes too.",
+            f"The step leaves more than {format_bytes(_MOST)} of files, which dockerd would write out to the host's disk, holes too."
+            if size > 0 else "The step leaves files of which dockerd can't tell the size.",
             f"Write less, or smaller files; or {OTHERWISE}",
-        )
-    labels = row.get("Labels") or {}
+        )  # fmt: skip
+    labels = found["Config"].get("Labels") or {}
     blank = {name: "" for name in labels if name.startswith(OURS)}
     kept = {name: image["Config"][name] for name in _KEPT if image["Config"].get(name)}
     conf = kept | {"Labels": blank | (image["Config"].get("Labels") or {})}

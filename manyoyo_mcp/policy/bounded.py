@@ -65,6 +65,8 @@ class Boundary:
         if found is None:
             return path
         kind, name = found
+        if method == "DELETE" and kind == "image" and name not in self._known:
+            raise Missing(f"No such image: {name}")
         id_: str = getattr(self, f"_{kind}")(name)
         if method == "DELETE":
             self._known.discard(id_)
@@ -147,7 +149,7 @@ class Boundary:
                 raw = self._engine.inspect_container(each)
             except docker.errors.NotFound:
                 continue
-            if labelled.belongs(self.within, raw["Config"].get("Labels"), raw["Name"]):
+            if labelled.is_to_use(self.within, raw["Config"].get("Labels"), raw["Name"]):
                 self._known.add(raw["Id"])
                 return str(raw["Id"])
         raise Missing(f"No such container: {name}")

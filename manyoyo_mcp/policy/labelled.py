@@ -59,7 +59,13 @@ _OFFERED = tuple(
 )
 """What the tools ask. Whatever else an engine of its own would answer is not offered on the host's."""
 _TO_BUILD = tuple(
-    (frozenset(["POST"]), re.compile(path)) for path in (r"/build", r"/commit", rf"/images/(?P<image>{IMAGE})/tag")
+    (frozenset([method]), re.compile(path))
+    for method, path in (
+        ("POST", r"/build|/commit"),
+        ("POST", rf"/images/(?P<image>{IMAGE})/tag"),
+        ("GET", rf"/images/(?P<image>{IMAGE})/get"),
+        ("DELETE", r"/images/(?P<image>sha256:[0-9a-f]{64})"),
+    )
 )
 """The same, of a sandbox that may build."""
 _OF_CLIENTS = tuple(
@@ -92,6 +98,11 @@ def belongs(within: Within, labels: Mapping[str, str] | None, *names: str) -> bo
     return (labels or {}).get(LABEL) == within.sandbox and any(
         name.removeprefix("/").startswith(within.prefix) for name in names
     )
+
+
+def is_to_use(within: Within, labels: Mapping[str, str] | None, *names: str) -> bool:
+    """Whether it is, and no step of a build, which is the build's alone."""
+    return belongs(within, labels, *names) and not (labels or {}).get(STEP)
 
 
 def may_run(within: Within, image: Mapping[str, Any]) -> bool:
@@ -362,7 +373,7 @@ def containers(within: Within, rows: list[dict[str, Any]]) -> list[dict[str, Any
         | {"Names": [f"/{each.removeprefix('/').removeprefix(within.prefix)}" for each in row["Names"]]}
         | {"Image": (row.get("Labels") or {}).get(ASKED) or row.get("Image", "")}
         for row in rows
-        if belongs(within, row.get("Labels"), *(row.get("Names") or []))
+        if is_to_use(within, row.get("Labels"), *(row.get("Names") or []))
     ]
 
 

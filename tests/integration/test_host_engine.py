@@ -284,14 +284,17 @@ async def test_what_it_reaches(client: Client, bystander: Bystander) -> None:
     assert (await run(client, sandbox, f"ping -c 1 -W 1 {bystander.address}"))["exit_code"] != 0
 
 
+@pytest.mark.parametrize(
+    "lay",
+    ["mkfifo /etc/passwd /etc/group", "mkfifo /pipe; ln -s /pipe /etc/passwd; ln -s ../pipe /etc/group"],
+    ids=["itself", "by-a-link"],
+)
 async def test_a_pipe_of_a_containers_does_not_hold_the_hosts_engine(
-    host: docker.DockerClient, bystander: Bystander, tmp_path: Path
+    host: docker.DockerClient, bystander: Bystander, tmp_path: Path, lay: str
 ) -> None:
     """dockerd opens a container's /etc/passwd for each exec, and would wait at a pipe for ever."""
     async with boxed(tmp_path, lease_s=24) as box:
-        service = await box.service(
-            "sh", "-c", "rm /etc/passwd /etc/group; mkfifo /etc/passwd /etc/group; exec sleep 1000"
-        )
+        service = await box.service("sh", "-c", f"rm /etc/passwd /etc/group; {lay}; exec sleep 1000")
         await anyio.sleep(1)
         with anyio.fail_after(40 * SLACK), pytest.raises(InvalidArgument, match="user"):
             await box.exec(service, "echo", "there", user="somebody")
@@ -750,6 +753,9 @@ async def test_nobody_makes_devices_for_the_hosts_engine(
         f"FROM {BUSYBOX}\nARG D=d\nCOPY --from={NODES} /$D /etc/d\n",
         f"FROM {BUSYBOX} AS one\nRUN mkfifo /pipe\nFROM {BUSYBOX}\nCOPY --from=one /pipe /\n",
         f"FROM {BUSYBOX} AS one\nRUN mkfifo /pipe\nFROM {BUSYBOX}\nCOPY --from=0 /pip[e] /\n",
+        f"FROM {BUSYBOX} AS one\nRUN rm -f /.dockerenv; mkfifo /.dockerenv\nFROM {BUSYBOX}\nCOPY --from=one /.dockerenv /x\n",
+        f"FROM {BUSYBOX} AS one\nRUN mkfifo '/p\u00a0q'\nFROM {BUSYBOX}\nCOPY --from=one /p\u00a0q /x\n",
+        f"FROM {BUSYBOX} AS one\nRUN mkdir /a; mkfifo /a/p; ln -s a /b\nFROM {BUSYBOX}\nCOPY --from=one /b/./p /x\n",
     ):
         error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": dockerfile})
         assert error["code"] == "POLICY_REFUSED" and "device or a pipe" in error["message"], (dockerfile, error)

@@ -89,6 +89,9 @@ def test_a_container_is_the_sandboxs_whatever_it_says() -> None:
     assert create().query["name"].endswith(".called")
     step: Any = create(Labels={labelled.STEP: "0123456789abcdef"}).body
     assert labelled.granted(step["Labels"]) == Caps(0, 0, 0), "its build has room for it"
+    name = f"/{WITHIN.prefix}x"
+    assert not labelled.is_to_use(WITHIN, step["Labels"], name) and labelled.belongs(WITHIN, step["Labels"], name)
+    assert labelled.is_to_use(WITHIN, step["Labels"] | {labelled.STEP: ""}, name), "of an image that a step became"
     alone = Within(WITHIN.sandbox, "", WITHIN.images)
     for each in (
         create(HostConfig={"NetworkMode": "none"}),

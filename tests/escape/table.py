@@ -53,7 +53,6 @@ def total(attempts: Sequence[Attempt]) -> str:
     vectors = len({each["name"] for each in attempts})
     failed = f", {count['failed']} that could not be made" if count["failed"] else ""
     tried = len(attempts) - count["pointless"]
-    failed += f", {count['known']} that get through, as docs/security.md says" if count["known"] else ""
     pointless = f" {count['pointless']} make no sense where they are marked with a dash." if count["pointless"] else ""
     return (
         f"{vectors} vectors, {tried} attempts: {count['refused']} refused, {count['contained']} contained, "
@@ -66,8 +65,6 @@ def _cell(attempts: Iterable[Attempt]) -> str:
     said = dict.fromkeys(
         f"refused: {each['why']}"
         if each["outcome"] == "refused"
-        else f"NOT HELD BACK: {each['why']}"
-        if each["outcome"] == "known"
         else str(each["outcome"]).upper()
         if each["outcome"] in ("out", "failed")
         else f"- ({each['why']})"
@@ -95,9 +92,7 @@ def main(arguments: list[str]) -> int:
         target.write_text(before + _BEGIN + "\n" + made + "\n" + _END + rest.partition(_END)[2])
     print(made)
     print(total(attempts))
-    return int(
-        not attempts or any(each["outcome"] not in ("refused", "contained", "known", "pointless") for each in attempts)
-    )
+    return int(not attempts or any(each["outcome"] not in ("refused", "contained", "pointless") for each in attempts))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ class Out(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`refused`, with the code; `contained`, with what held it; `known`, where it gets through and docs/security.md says so; or `pointless`, with why it makes no sense there. `asked`: an engine or the
-    kernel was reached, so that it takes a look at the canaries to know."""
+    """`refused`, with the code; `contained`, with what held it; or `pointless`, with why it makes no sense there. `asked`: an
+    engine or the kernel was reached, so that it takes a look at the canaries to know."""
 
     kind: str
     why: str

@@ -90,9 +90,10 @@ class Contents:
             self._links.pop(f"{dirname(path).rstrip('/')}/{removed}", None)
             return
         self._links.pop(path, None)
-        if kind == tarfile.SYMTYPE:
-            self._links[path] = aim
-        elif kind in _ODD or (kind == tarfile.LNKTYPE and _path(aim) in self._odd):
+        same = _path(aim) if kind == tarfile.LNKTYPE else ""  # of whatever it is another name, a link too
+        if kind == tarfile.SYMTYPE or same in self._links:
+            self._links[path] = self._links.get(same, aim)
+        elif kind in _ODD or same in self._odd:
             self._odd.add(path)
 
     def odd(self, source: str) -> str:

@@ -26,7 +26,7 @@ _READ = (
 )
 """In a shell, what takes arguments from standard input, untold; one of a name that is the shell's own (UID, in bash) would end it."""
 _SIMPLE = re.compile(r"[\w@%+=:,./~ -]+", re.ASCII)
-"""A path that means no other to the builder."""
+"""A path that means no other to the builder, who takes ".." for less than the file system does."""
 
 
 def command(run: Instruction, shell: list[str], given: Mapping[str, str]) -> list[str]:
@@ -49,7 +49,8 @@ def exported(given: Mapping[str, str]) -> bytes:
     for name, value in given.items():
         if "\n" in value or not _NAME.fullmatch(name):
             raise InvalidArgument(
-                f"The build argument {name[:60]!r} can't be given to a RUN in this isolation: it is a name, and one line."
+                f"The build argument {name[:60]!r} can't be given to a RUN in this isolation: it is a name, and one line.",
+                "Write it without line breaks, or COPY a file that has it.",
             )
     return "".join(f"{name}={value}\n" for name, value in given.items()).encode()
 
@@ -62,7 +63,7 @@ def sources(copy: str) -> tuple[str, list[str]] | None:
         return None
     rest = rest[len(flags_of(rest)) :]
     words = _words(rest) or re.split(r"[\t ]+", rest.strip())
-    return found[1], ["/" + each if _SIMPLE.fullmatch(each) else "/" for each in words[:-1]]
+    return found[1], ["/" + each if _SIMPLE.fullmatch(each) and ".." not in each else "/" for each in words[:-1]]
 
 
 def unpacked(add: Instruction, archives: set[str]) -> str | None:

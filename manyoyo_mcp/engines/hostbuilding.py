@@ -7,7 +7,7 @@ import secrets
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from manyoyo_mcp.engines.base import BuildSpec, Built, RunSpec, Sink, Step
 from manyoyo_mcp.engines.building import named, posted
 from manyoyo_mcp.engines.buildlog import BuildLog, Instruction, instructions
 from manyoyo_mcp.engines.docker import DockerEngine
-from manyoyo_mcp.engines.dockerfile import command, exported, sources, unpacked
+from manyoyo_mcp.engines.dockerfile import command, exported, rest_of, sources, unpacked
 from manyoyo_mcp.engines.failures import Verdict
 from manyoyo_mcp.engines.stepwise import ARGUMENT, Batch, Numbered, Recipe, Stage
 from manyoyo_mcp.engines.streams import Streaming, Tail, since
@@ -89,7 +89,7 @@ class HostBuilding(DockerEngine):
         found = instructions(spec.dockerfile_text)
         named_ = hostbuilds.check(within, [each.raw for each in found])
         images = {image: await self._check_base(image, spec) for image in named_}
-        seen = await self._looked(spec, found)
+        seen = await self._look_through(spec, found)
         begun = time.monotonic()
         work = _Work(spec, seen, BuildLog(spec.dockerfile_text, on_step), Tail(sink))
         timed_out, image = False, ""
@@ -132,7 +132,7 @@ class HostBuilding(DockerEngine):
 
     async def _make(self, work: "_Work", stage: Stage, batch: list[Numbered]) -> None:
         """What comes next of a stage, by the builder. Raises _Failed."""
-        command = (await self._looked_at(stage.image))["Config"].get("Cmd") if stage.image else None
+        command = (await self._described(stage.image))["Config"].get("Cmd") if stage.image else None
         made = stage.batch(batch, command)
         for line in made.lines:
             if (copied := sources(line)) is not None:
@@ -191,20 +191,20 @@ class HostBuilding(DockerEngine):
 
     async def _values(self, work: "_Work", stage: Stage) -> dict[str, str]:
         """Those of the arguments that a RUN has now; what the image's environment has comes first."""
-        config = (await self._looked_at(stage.image))["Config"]
+        config = (await self._described(stage.image))["Config"]
         own = {each.partition("=")[0] for each in config.get("Env") or []}
         known = {name: value for name, value in stage.arguments().items() if name not in own}
         if None not in known.values():
             return {name: value for name, value in known.items() if value is not None}
         image = await self._batch(work, stage.asking())
-        labels = (await self._looked_at(image))["Config"].get("Labels") or {}
+        labels = (await self._described(image))["Config"].get("Labels") or {}
         await self._ask(lambda client: client.remove_image(image))
         return {name: labels.get(f"{ARGUMENT}{name}", "") if value is None else value for name, value in known.items()}
 
     async def _step(self, work: "_Work", stage: Stage, number: int, run: Instruction) -> None:
         """Run a RUN, and make an image of what it leaves. Raises _Failed."""
         spec, log = work.spec, work.log
-        image = await self._looked_at(stage.image)
+        image = await self._described(stage.image)
         config = image["Config"]
         await in_thread(work.tell, {"stream": f"Step {number}/{stage.recipe.total} : {run.raw}\n"})
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -238,21 +238,20 @@ class HostBuilding(DockerEngine):
         if ended.exit_code == 0:
             stage.bare = stage.bare or not (config.get("Cmd") or config.get("Entrypoint"))
             return
-        code, words = ended.exit_code, f"The command '{_rest(run)}' returned a non-zero code: {ended.exit_code}"
-        if ended.reason is Reason.COMMAND_NOT_FOUND:
-            code, words = None, ended.explanation
-        work.verdict = Verdict(ended.reason, ended.explanation, ended.hint, ended.evidence)
-        if ended.reason is Reason.COMMAND_NOT_FOUND:
-            work.verdict = replace(work.verdict, reason=Reason.EXIT_NONZERO)
+        reason, code = ended.reason, ended.exit_code
+        words = f"The command '{rest_of(run.raw)}' returned a non-zero code: {code}"
+        if reason is Reason.COMMAND_NOT_FOUND:  # a build's own words for that are in its causes
+            reason, code, words = Reason.EXIT_NONZERO, None, ended.explanation
+        work.verdict = Verdict(reason, ended.explanation, ended.hint, ended.evidence)
         await in_thread(work.tell, {"error": words, "errorDetail": {"code": code, "message": words}})
         raise _Failed
 
-    async def _looked_at(self, image: str) -> dict[str, Any]:
+    async def _described(self, image: str) -> dict[str, Any]:
         """An image, as the engine describes it."""
         raw = await self._ask(lambda client: client.inspect_image(image))
         return dict(raw) | {"Config": raw.get("Config") or {}}
 
-    async def _looked(self, spec: BuildSpec, found: Sequence[Instruction]) -> Seen:
+    async def _look_through(self, spec: BuildSpec, found: Sequence[Instruction]) -> Seen:
         """What there is in the context. Raises PolicyRefused for an ADD that was meant to unpack some of it: what the builder is given unpacks nothing
         (`Recipe.line`), for dockerd would do that as root of the host, whatever devices there are."""
         if not any(each.keyword in ("ADD", "COPY") for each in found):
@@ -269,12 +268,12 @@ class HostBuilding(DockerEngine):
     async def _check_base(self, image: str, spec: BuildSpec) -> str:
         """Its id. It is there before the builder begins, which would fetch it without asking; and it orders nothing done in builds. Raises NotFound, PolicyRefused."""
         try:
-            raw = await self._looked_at(image)
+            raw = await self._described(image)
             if spec.pull:
                 raise labelled.there_already(image)
         except NotFound:
             await self.pull(image, await spec.login(image))
-            raw = await self._looked_at(image)
+            raw = await self._described(image)
         if raw["Config"].get("OnBuild"):
             raise PolicyRefused(
                 f"The image {image} has instructions for builds that begin with it (ONBUILD): they can't be looked at here.",
@@ -302,10 +301,6 @@ class _Work:
 
     def tell(self, event: dict[str, Any]) -> None:
         self.out(self.log.feed(event).encode())
-
-
-def _rest(run: Instruction) -> str:
-    return run.text.partition(" ")[2]
 
 
 def _committed(container: str, image: Mapping[str, Any], client: GuardedClient) -> str:

@@ -168,9 +168,8 @@ class Stage:
         lines = ["CMD []"] if self.bare else [f"CMD {json.dumps(command)}"] if self._has_command and command else []
         lines += [self._maintainer] if self._maintainer else []
         for each in self._declared:
-            for name in values(
-                each
-            ):  # one that is given comes with the build: a line would stay in the image's history
+            for name in values(each):
+                # One that is given comes with the build: a line would stay in the image's history.
                 known = name in self.values and name not in self.recipe.given
                 lines.append(f"ARG {name}={self._quoted(self.values[name])}" if known else f"ARG {name}")
         return lines

@@ -756,6 +756,7 @@ async def test_nobody_makes_devices_for_the_hosts_engine(
         f"FROM {BUSYBOX} AS one\nRUN rm -f /.dockerenv; mkfifo /.dockerenv\nFROM {BUSYBOX}\nCOPY --from=one /.dockerenv /x\n",
         f"FROM {BUSYBOX} AS one\nRUN mkfifo '/p\u00a0q'\nFROM {BUSYBOX}\nCOPY --from=one /p\u00a0q /x\n",
         f"FROM {BUSYBOX} AS one\nRUN mkdir /a; mkfifo /a/p; ln -s a /b\nFROM {BUSYBOX}\nCOPY --from=one /b/./p /x\n",
+        f"FROM {BUSYBOX} AS one\nRUN mkdir /a; mkfifo /a/p; ln -s a /b; ln /b /c; [ -L /c ]\nFROM {BUSYBOX}\nCOPY --from=one /c/p /x\n",
     ):
         error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": dockerfile})
         assert error["code"] == "POLICY_REFUSED" and "device or a pipe" in error["message"], (dockerfile, error)

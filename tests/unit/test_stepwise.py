@@ -196,6 +196,7 @@ def test_what_a_name_means() -> None:
         ('COPY --from=a ["\\\\ud800", "c"]', ("a", ["/"])),
         ("COPY --from=a /lib/*.so $X c", ("a", ["/", "/"])),
         ("COPY --from=a 'a b' c", ("a", ["/", "/"])),
+        ("COPY --from=a /l/../a b/.. c", ("a", ["/", "/"])),
         ("COPY --from=a a\\b a?c [x] d", ("a", ["/", "/", "/"])),
     ],
 )
@@ -245,6 +246,7 @@ _DEVICE, _PIPE = tarfile.CHRTYPE, tarfile.FIFOTYPE
         ([[("a", _LINK, "safe")], [("a", _DIR, ""), ("a/p", _PIPE, "")]], ["/a/p"], ["/safe"]),
         ([[("d", _DEVICE, "")], [("h", _HARD, "d")]], ["/h"], ["/x"]),
         ([[("l", _LINK, "/dev"), ("dev/n", _DEVICE, "")], [(".wh.l", _FILE, ""), ("l/x", _FILE, "")]], ["/dev"], ["/l/n"]),
+        ([[("d/p", _PIPE, ""), ("l", _LINK, "d"), ("e/h", _HARD, "l"), ("h", _HARD, "l")]], ["/h/p", "/h"], ["/e/h/p"]),
         ([[("loop", _LINK, "loop")]], [], ["/loop", "/"]),
         ([[("a", _FILE, "")], []], [], ["/"]),
     ],

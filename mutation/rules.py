@@ -21,6 +21,8 @@ from mutation.reasons import alternatives, is_condition, unlink
 from mutation.trees import Tree, expression
 
 POLICY = Path(__file__).parent.parent / "manyoyo_mcp" / "policy"
+BUILDER = ("archives", "dockerfile", "stepwise", "hostbuilding", "host")
+"""Modules of manyoyo_mcp/engines that refuse, too, where a build is the host's engine's."""
 WIRES = frozenset({"calling", "connection", "gate", "grpc", "http2", "transport", "wire"})
 """Modules that carry requests: of these what refuses is a rule, and what is named in `OWN`; the rest is how bytes go."""
 NOT_RULES = frozenset({"__init__", "refusals", "witness", "table"})
@@ -89,8 +91,12 @@ def found(module: str) -> list[Rule]:
     return _Finder(module, _source(module)).rules()
 
 
+def file_of(module: str) -> Path:
+    return (POLICY.parent / "engines" if module in BUILDER else POLICY) / f"{module}.py"
+
+
 def _source(module: str) -> str:
-    return (POLICY / f"{module}.py").read_text()
+    return file_of(module).read_text()
 
 
 def _known() -> tuple[frozenset[str], frozenset[str]]:

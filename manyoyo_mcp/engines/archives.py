@@ -9,12 +9,16 @@ from io import BufferedReader
 from posixpath import basename, dirname, normpath
 from typing import IO, Any, cast
 
-from manyoyo_mcp.errors import EngineFailed
+from manyoyo_mcp.errors import EngineFailed, InvalidArgument
+from manyoyo_mcp.policy.contexts import FEWER, MAX_DOCKERFILE
 from manyoyo_mcp.policy.wire import Body
+from manyoyo_mcp.values import format_bytes
 
 _ODD = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 _MOST_LINKS = 255
 """Links that are followed for one path, as dockerd does."""
+_MOST_ENTRIES, _MOST_LETTERS = 500_000, 32 << 20
+"""Of what is kept in mind of one context or image: entries, and letters of their names, of which each may take four bytes."""
 _PACKED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 
 
@@ -26,9 +30,25 @@ class Seen:
     ignored: bytes | None = None
 
 
+class _Kept:
+    """Counts what is kept in mind. Raises InvalidArgument where it is too much."""
+
+    def __init__(self) -> None:
+        self._entries = self._letters = 0
+
+    def add(self, *words: str) -> None:
+        self._entries += 1
+        self._letters += sum(map(len, words))
+        if self._entries > _MOST_ENTRIES or self._letters > _MOST_LETTERS:
+            raise InvalidArgument(
+                f"It has more than {_MOST_ENTRIES:,} links, directories and archives, or {_MOST_LETTERS >> 20} Mi letters of their names, which are looked at here.",
+                "Build with fewer: .dockerignore leaves some out of a context, and `tar` makes one file of many in an image.",
+            )
+
+
 def look(context: Iterator[bytes]) -> Seen:
-    """Read a build context through."""
-    archives, ignored = set(), None
+    """Read a build context through. Raises InvalidArgument for one that is too large."""
+    archives, ignored, kept = set(), None, _Kept()
     with tarfile.open(fileobj=BufferedReader(Body(context)), mode="r|") as given:
         for member in given:
             cast(Any, given).members = []  # else it keeps all that ever was
@@ -36,11 +56,15 @@ def look(context: Iterator[bytes]) -> Seen:
             content = given.extractfile(member) if member.isreg() else None
             if content is None:
                 if not member.isdir():
+                    kept.add(name)
                     archives.add(name)
                 continue
             if name == ".dockerignore":
-                ignored = content.read()
+                ignored = content.read(MAX_DOCKERFILE + 1)
+                if len(ignored) > MAX_DOCKERFILE:
+                    raise InvalidArgument(f"{name} is larger than {format_bytes(MAX_DOCKERFILE)}.", FEWER)
             elif _is_archive(content.read(tarfile.BLOCKSIZE)):
+                kept.add(name)
                 archives.add(name)
     return Seen(archives, ignored)
 
@@ -63,6 +87,7 @@ class Contents:
         layers: dict[str, list[tuple[str, bytes, str]] | None] = {}
         same: dict[str, str] = {}
         order: list[str] | None = None
+        kept = _Kept()
         with tarfile.open(fileobj=BufferedReader(Body(archive)), mode="r|") as saved:
             for member in saved:
                 cast(Any, saved).members = []
@@ -73,7 +98,7 @@ class Contents:
                 if file is not None and member.name == "manifest.json":
                     order = json.loads(file.read())[0]["Layers"]
                 elif file is not None and (member.name.endswith("/layer.tar") or member.name.startswith("blobs/")):
-                    layers[member.name] = _entries(file)
+                    layers[member.name] = _entries(file, kept)
         self._links: dict[str, str] = {}
         self._odd: set[str] = set()
         if order is None:
@@ -112,7 +137,7 @@ class Contents:
         return min((each for each in self._odd if each == path or each.startswith(f"{path}/")), default="")
 
 
-def _entries(layer: IO[bytes]) -> list[tuple[str, bytes, str]] | None:
+def _entries(layer: IO[bytes], kept: _Kept) -> list[tuple[str, bytes, str]] | None:
     """Of a layer: paths, types and aims of what is no plain file. None of what is none: an image's configuration lies among them."""
     found = []
     if layer.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
@@ -122,6 +147,7 @@ def _entries(layer: IO[bytes]) -> list[tuple[str, bytes, str]] | None:
             for member in given:
                 cast(Any, given).members = []
                 if not member.isreg() or basename(member.name).startswith(".wh."):
+                    kept.add(member.name, member.linkname)
                     found.append((_path(member.name), member.type, member.linkname))
     except tarfile.ReadError:
         return None

@@ -42,6 +42,8 @@ _END = bytes(2 * tarfile.BLOCKSIZE)
 """An archive's."""
 _MOST = 8 << 30
 """Bytes that a step may add to its image, as `ls` counts them."""
+_CONTENTS = 4
+"""Images whose contents are kept in mind."""
 _KEPT = (
     "Cmd",
     "Entrypoint",
@@ -87,8 +89,11 @@ class HostBuilding(DockerEngine):
             )
         hostbuilds.check_tags(within, spec.tags)
         found = instructions(spec.dockerfile_text)
-        named_ = hostbuilds.check(within, [each.raw for each in found])
-        images = {image: await self._check_base(image, spec) for image in named_}
+        raws = [each.raw for each in found]
+        named_ = hostbuilds.check(within, raws)
+        bases = {image: await self._check_base(image, spec) for image in named_}
+        hostbuilds.check_lengths(raws, spec.build_args, [base["Config"] for base in bases.values()])
+        images = {image: str(base["Id"]) for image, base in bases.items()}
         seen = await self._look_through(spec, found)
         begun = time.monotonic()
         work = _Work(spec, seen, BuildLog(spec.dockerfile_text, on_step), Tail(sink))
@@ -148,10 +153,14 @@ class HostBuilding(DockerEngine):
             with contextlib.closing(response):
                 return Contents(response.raw.stream(1 << 16, decode_content=True))
 
-        if image not in self._contents:
-            self._contents[image] = await self._await(read)
+        contents = self._contents.get(image)
+        if contents is None:
+            contents = await self._await(read)
+            if len(self._contents) >= _CONTENTS:
+                self._contents.clear()
+            self._contents[image] = contents
         for path in paths:
-            if odd := self._contents[image].odd(path):
+            if odd := contents.odd(path):
                 raise PolicyRefused(
                     f"{odd[:100]!r} is a device or a pipe, which the host's engine does not copy here, as root of the host.",
                     "Name the files that are wanted, without patterns and variables; or copy them in a RUN step.",
@@ -265,8 +274,8 @@ class HostBuilding(DockerEngine):
                 )
         return seen
 
-    async def _check_base(self, image: str, spec: BuildSpec) -> str:
-        """Its id. It is there before the builder begins, which would fetch it without asking; and it orders nothing done in builds. Raises NotFound, PolicyRefused."""
+    async def _check_base(self, image: str, spec: BuildSpec) -> dict[str, Any]:
+        """As the engine describes it. It is there before the builder begins, which would fetch it without asking; and it orders nothing done in builds. Raises NotFound, PolicyRefused."""
         try:
             raw = await self._described(image)
             if spec.pull:
@@ -279,7 +288,7 @@ class HostBuilding(DockerEngine):
                 f"The image {image} has instructions for builds that begin with it (ONBUILD): they can't be looked at here.",
                 f"Begin with another; or {OTHERWISE}",
             )
-        return str(raw["Id"])
+        return raw
 
     def _build_params(self, spec: BuildSpec) -> dict[str, Any]:
         return {name: value for name, value in super()._build_params(spec).items() if name not in ("t", "target")}

@@ -5,6 +5,7 @@ and, when that ends or it is told to, what removes them: for that it has the hos
 """
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import docker
 
 from manyoyo_mcp.errors import NotSupported
-from manyoyo_mcp.policy import hostbuilds, labelled
+from manyoyo_mcp.policy import labelled
 from manyoyo_mcp.policy.base import Within
 
 SOCKET = "/run/manyoyo-host.sock"
@@ -44,11 +45,22 @@ def listens(shared: Path) -> bool:
 
 def check(client: docker.APIClient) -> None:
     """Raises NotSupported where the host's engine is none that this was made for."""
-    parts = [str(each.get("Name", "")) for each in client.version().get("Components") or []]
-    if any("Podman" in each for each in parts):
+    check_told(client.version(), client.info())
+
+
+def check_told(version: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """The same, by what an engine tells of itself."""
+    hint = "Take another isolation (hardened, privileged), which has an engine of its own on any host."
+    if any("Podman" in str(each.get("Name", "")) for each in version.get("Components") or []):
         raise NotSupported(
             "The host's engine is podman: its API differs from Docker's where this isolation relies on it.",
-            "Take another isolation (hardened, privileged), which has an engine of its own on any host.",
+            hint,
+            code="ISOLATION_UNAVAILABLE",
+        )
+    if "nvidia" in str(info.get("DefaultRuntime", "")).lower():
+        raise NotSupported(
+            "The host's engine runs containers by NVIDIA's runtime unless told otherwise: it gives the host's devices and libraries to whoever sets a variable.",
+            f"{hint} The user can take default-runtime out of the engine's daemon.json, and name it where a GPU is wanted (--runtime=nvidia).",
             code="ISOLATION_UNAVAILABLE",
         )
 
@@ -70,7 +82,7 @@ def remove_all(client: docker.APIClient, sandbox_id: str) -> None:
 
 def _remove_images(client: docker.APIClient, theirs: Within) -> None:
     """Images, but what others have named or use."""
-    label = f"{hostbuilds.OF}={theirs.sandbox}"
+    label = f"{labelled.OF}={theirs.sandbox}"
     for _ in range(2):  # an image that others stand on goes after them
         for row in sorted(client.images(all=True, filters={"label": label}), key=lambda each: -int(each["Created"])):
             names = [each for each in row.get("RepoTags") or [] if each != "<none>:<none>"]

@@ -8,6 +8,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -23,7 +24,8 @@ from manyoyo_mcp.policy.wire import Body
 from manyoyo_mcp.values import Caps
 
 _STARTS = re.compile(r"/containers/([^/]+)/(?:start|restart)")
-
+_ENTERS = re.compile(r"/containers/([^/]+)/exec")
+_INSPECTED = re.compile(r"/containers/[^/]+/json")
 _IMAGE = re.compile(r"/images/(.+)/json")
 _MOST = 1 << 30
 """Bytes that the tools lay in a container at once, at most: they have bounds of their own well below."""
@@ -41,6 +43,7 @@ class Room:
     def __init__(self) -> None:
         self.starting = threading.Lock()
         self.builds: list[Caps] = []
+        self.making = 0  # containers
 
     @classmethod
     def of(cls, sandbox: str) -> "Room":
@@ -77,8 +80,14 @@ class Boundary:
         """What is left of what was allowed. Raises Missing, PolicyRefused."""
         match request.method, request.path:
             case "POST", "/containers/create":
-                image = self._image(str((allowed.body or {}).get("Image", "")))
+                image = self._engine.inspect_image(self._image(str((allowed.body or {}).get("Image", ""))))
                 return labelled.created(allowed, self.within, image, secrets.token_hex(6))
+            case "POST", path if path.endswith("/exec"):
+                labelled.check_size(allowed)
+            case "PUT", _:  # the host's users are not the container's
+                return replace(allowed, query={k: v for k, v in allowed.query.items() if k != "copyUIDGID"})
+            case "DELETE", path if path.startswith("/containers/"):  # with its volumes, which have no label
+                return replace(allowed, query={**allowed.query, "v": "1"})
             case "GET", "/containers/json" | "/images/json":
                 return labelled.narrowed(allowed, request, self.within)
             case "POST", "/images/create":
@@ -94,13 +103,32 @@ class Boundary:
 
     @contextlib.contextmanager
     def room(self, method: str, path: str) -> Iterator[None]:
-        """Within it what starts a container may be asked. Raises BudgetExceeded, Missing."""
-        starts = _STARTS.fullmatch(path) if method == "POST" else None
-        if starts is None:
+        """Within it what makes or starts something may be asked. Raises BudgetExceeded, Missing."""
+        with contextlib.ExitStack() as until_asked:
+            if method == "POST" and path == "/containers/create":
+                until_asked.enter_context(self._making())
+            elif method == "POST" and (starts := _STARTS.fullmatch(path)):
+                until_asked.enter_context(self._starting(self._container(starts[1])))
+            elif method == "POST" and (enters := _ENTERS.fullmatch(path)):
+                there = self._engine.inspect_container(self._container(enters[1])).get("ExecIDs") or []
+                labelled.check_count("execs in this container", len(there), labelled.MOST_EXECS)
             yield
-            return
+
+    @contextlib.contextmanager
+    def _making(self) -> Iterator[None]:
+        with self._room.starting:
+            there = len(self._rows(all=True)) + self._room.making
+            labelled.check_count("containers", there, labelled.MOST_CONTAINERS)
+            self._room.making += 1
+        try:
+            yield
+        finally:
+            with self._room.starting:
+                self._room.making -= 1
+
+    @contextlib.contextmanager
+    def _starting(self, container: str) -> Iterator[None]:
         with self._room.starting:  # two at once would each find room
-            container = self._container(starts[1])
             asked = labelled.granted(self._engine.inspect_container(container)["Config"].get("Labels"))
             labelled.check_room(self._limits(), self._running(container), asked)
             yield
@@ -124,15 +152,17 @@ class Boundary:
         """What of an answer is shown."""
         if method == "POST" and (path == "/containers/create" or path.endswith("/exec")):
             self._known.add(str(content["Id"]))
-        return _SHOWN[path](self.within, content) if method == "GET" and path in _SHOWN else content
+        show = _shows(path) if method == "GET" else None
+        return show(self.within, content) if show else content
 
     def answer(self, method: str, path: str, query: Mapping[str, Any]) -> bytes | None:
         """The answer to what is about all that the engine has, less what is others'; None for any other request."""
         if method == "GET" and (image := _IMAGE.fullmatch(path)):
             raw = self._engine.inspect_image(self._image(image[1]))
             return json.dumps(labelled.images(self.within, [raw])[0]).encode()
-        if method != "GET" or path not in _SHOWN:
+        if method != "GET" or not _shows(path):
             return None
+        path = self.path(method, path)
         raw = self._engine._result(self._engine._get(self._engine._url(path), params=query), True)
         return json.dumps(self.shown(method, path, raw)).encode()
 
@@ -175,9 +205,13 @@ class Boundary:
         return str(raw["Id"])
 
     def _running(self, but: str = "") -> list[Caps]:
-        rows = self._engine.containers(filters={"label": [f"{labelled.LABEL}={self.within.sandbox}"]})
-        mine = (row for row in rows if row["Id"] != but and labelled.belongs(self.within, row["Labels"], *row["Names"]))
-        return [*(labelled.granted(row["Labels"]) for row in mine), *self._room.builds]
+        rows = (row for row in self._rows() if row["Id"] != but)
+        return [*(labelled.granted(row["Labels"]) for row in rows), *self._room.builds]
+
+    def _rows(self, **which: Any) -> list[dict[str, Any]]:
+        """The sandbox's containers, those of its builds too."""
+        rows = self._engine.containers(filters={"label": [f"{labelled.LABEL}={self.within.sandbox}"]}, **which)
+        return [row for row in rows if labelled.belongs(self.within, row["Labels"], *row["Names"])]
 
     def _check_new(self, image: str) -> None:
         try:
@@ -187,11 +221,16 @@ class Boundary:
         raise labelled.there_already(image)
 
 
-_SHOWN: dict[str, Callable[[Within, Any], Any]] = {
-    "/containers/json": labelled.containers,
-    "/images/json": labelled.images,
-    "/info": labelled.info,
-}
+def _shows(path: str) -> Callable[[Within, Any], Any] | None:
+    """What makes of an answer what is shown of it, where that is not all."""
+    match path:
+        case "/containers/json":
+            return labelled.containers
+        case "/images/json":
+            return labelled.images
+        case "/info":
+            return labelled.info
+    return labelled.inspected if _INSPECTED.fullmatch(path) else None
 
 
 class BoundedClient(GuardedClient):
@@ -208,7 +247,7 @@ class BoundedClient(GuardedClient):
                 response = super().request(method, url, *args, **kwargs)
         except Missing as missing:
             return _answer(url, 404, {"message": str(missing)})
-        if response.status_code < 400 and (path in _SHOWN or path == "/containers/create" or path.endswith("/exec")):
+        if response.status_code < 400 and (_shows(path) or path == "/containers/create" or path.endswith("/exec")):
             return _answer(url, response.status_code, self.boundary.shown(method, path, response.json()))
         return response
 

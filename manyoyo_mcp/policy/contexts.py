@@ -18,6 +18,7 @@ from manyoyo_mcp.errors import ContextRefused, InvalidArgument
 from manyoyo_mcp.values import format_bytes
 
 MAX_DOCKERFILE = 512 << 10
+FEWER = "Write fewer patterns: the name of a directory leaves out all that is below it."
 """Largest Dockerfile, in bytes: a hundred times what people write."""
 _MAX_HEADER = 64 << 10
 """Bytes of an extended header; names are 4,096 at most (PATH_MAX)."""

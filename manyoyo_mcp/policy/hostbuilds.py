@@ -4,16 +4,15 @@ Its commands (RUN) are not the builder's, who would give them what no container 
 containers of the sandbox's, and become images (`committed`)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from manyoyo_mcp.errors import PolicyRefused
 from manyoyo_mcp.policy.base import Allowed, Within
 from manyoyo_mcp.policy.fields import OURS
-from manyoyo_mcp.policy.labelled import matches
+from manyoyo_mcp.policy.labelled import OF, matches
 
-OF = f"{OURS}of"
-"""Of which sandbox an image is."""
 _INSTRUCTION = re.compile(r"([A-Za-z]+)(?:[\t\v\f\r ]+(.*))?", re.DOTALL)
 _OTHERS = frozenset(
     [
@@ -41,6 +40,18 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 """White space, for one, that ends a word for the engine and is none here."""
 _QUOTES = str.maketrans("", "", "\"'`")
 """What the engine takes away from the words of ADD before it asks whether they are a URL."""
+_MOST_INSTRUCTIONS = 500
+"""Of each the engine makes an image, which has the history of all before it."""
+_MOST_LETTERS = 128 << 10
+"""Of an instruction with what its variables stand for: what a command can be given as one word (execve(2), MAX_ARG_STRLEN)."""
+_MOST_TOGETHER = 1 << 20
+"""The same of all of them, and of what the images that they begin with are configured with."""
+_AS_WRITTEN = frozenset({"RUN", "CMD", "ENTRYPOINT", "HEALTHCHECK", "SHELL"})
+"""Instructions in which the engine replaces no variables."""
+_VARIABLE = re.compile(r"\$\{?(\w*)")
+_WORD = re.compile(r"\w+")
+_BY_VARIABLE = re.compile(r"(?:^|\s)[^\s=]*\$\S*=")
+"""What sets a variable whose name is one's value, or looks so."""
 
 
 class Judge:
@@ -122,6 +133,38 @@ def check(within: Within, instructions: Sequence[str]) -> list[str]:
     for each in instructions:
         judge.check(each)
     return judge.images
+
+
+def check_lengths(instructions: Sequence[str], given: Mapping[str, str], bases: Sequence[Mapping[str, Any]]) -> None:
+    """Raises PolicyRefused where variables could become so long that the engine, which has no bound of its own, has no memory for them. `given`: build arguments;
+    `bases`: the configurations of the images that are named."""
+    if len(instructions) > _MOST_INSTRUCTIONS:
+        raise _refused(
+            f"{len(instructions)} instructions",
+            f"there may be {_MOST_INSTRUCTIONS}; join some (RUN … && …; ENV A=1 B=2).",
+        )
+    longest = {name: len(value) for name, value in given.items()}
+    for base in bases:
+        for each in base.get("Env") or []:
+            name, _, value = str(each).partition("=")
+            longest[name] = max(longest.get(name, 0), len(value))
+    hidden, together = 0, sum(len(str(each)) for each in bases)
+    for instruction in instructions:
+        found = _INSTRUCTION.fullmatch(instruction)
+        keyword, rest = (found[1].upper(), found[2] or "") if found is not None else ("", "")
+        if keyword in _AS_WRITTEN:
+            continue
+        length = len(instruction) + sum(max(hidden, longest.get(name, 0)) for name in _VARIABLE.findall(rest))
+        together += length
+        if length > _MOST_LETTERS or together > _MOST_TOGETHER:
+            raise _refused(instruction, "with its variables, as long as they can be, it is too long.")
+        if keyword in ("ENV", "ARG"):
+            plain = rest.translate(_QUOTES).replace("\\", "")
+            hidden = max(hidden, length) if _BY_VARIABLE.search(plain) else hidden
+            for name in _WORD.findall(
+                _VARIABLE.sub(" ", plain)
+            ):  # each could be what is set: how the engine finds names is its own affair
+                longest[name] = max(longest.get(name, 0), length)
 
 
 def committed(allowed: Allowed, container: str) -> Allowed:

@@ -26,7 +26,7 @@ from manyoyo_mcp.policy.base import (
     off,
     one_of,
 )
-from manyoyo_mcp.policy.fields import OURS
+from manyoyo_mcp.policy.fields import OURS, target
 from manyoyo_mcp.values import Caps, docker_size
 
 LABEL = f"{OURS}within"
@@ -37,6 +37,19 @@ STEP = f"{OURS}step"
 """Of which build a container is a step, whose caps count once for them all."""
 ASKED = f"{OURS}image"
 """The name by which its image was asked for: it is made from the one that was looked at."""
+GIVEN = f"{OURS}given."
+"""What a client's labels begin with on the host's engine: by their own names other programs there would obey them (compose finds its services by
+labels alone)."""
+OF = f"{OURS}of"
+"""Of which sandbox an image is."""
+MOST_CONTAINERS = 64
+"""Of a sandbox at a time, whatever they do: outside their caps each costs the host a process and a place in everybody's lists."""
+MOST_EXECS = 64
+"""Of a container that have not ended; those that are never started dockerd keeps as long as the container."""
+_MOST_SAID = 128 << 10
+"""Bytes of a container or an exec that is to be made, which dockerd keeps in memory."""
+_MOST_WRITTEN = 8 << 30
+"""Bytes of one file of a step's: `engines/hostbuilding.py` counts what they all have, and so many that no sum of them overflows."""
 Kind = Literal["container", "exec", "image"]
 
 _CONTAINER = rf"/containers/(?P<container>{NAME})"
@@ -157,9 +170,31 @@ def _networks(place: str, value: Any) -> Any:
     return GONE
 
 
+def _shares(place: str, value: Any) -> Any:
+    if value > 1024:
+        raise PolicyRefused(f"{place}: {value} would be more than everybody else's.", "1024 at most; cpus caps them.")
+    return value
+
+
+def _patience(place: str, value: Any) -> Any:
+    """Seconds that the host's engine waits for a container when it is to end itself."""
+    if not 0 <= value <= 60:
+        raise PolicyRefused(f"{place}: the host's engine would wait {value} s at its own end.", "0 to 60 seconds.")
+    return value
+
+
+def _checked_health(place: str, value: Any) -> Any:
+    """How often it is looked at: each time costs the host a few processes beside its caps."""
+    for name, every in (value or {}).items():
+        if name.endswith("Interval") and 0 < every < 1e9:
+            raise PolicyRefused(f"{place}: every {every / 1e6:g} ms is too often.", "Once a second at most.")
+    return value
+
+
 HOST_CONFIG: dict[str, Check] = {
     "Binds": _NO_STORE,
     "CapAdd": list_of(_capability),
+    "CpuShares": _shares,
     "IpcMode": one_of("", "private", "none"),
     "LogConfig": off("what containers write is kept within bounds", "Leave it out.", {"Type": "", "Config": {}}),
     "Mounts": list_of(_mount),
@@ -177,7 +212,9 @@ HOST_CONFIG: dict[str, Check] = {
     "VolumesFrom": _NO_STORE,
 }
 CREATE: dict[str, Check] = {
+    "Healthcheck": _checked_health,
     "NetworkingConfig": _networks,
+    "StopTimeout": _patience,
     "Volumes": _NO_STORE,
 }
 AS_THEY_ARE = frozenset(
@@ -186,7 +223,6 @@ AS_THEY_ARE = frozenset(
         "CapDrop",
         "CpuPeriod",
         "CpuQuota",
-        "CpuShares",
         "CpusetCpus",
         "CpusetMems",
         "Dns",
@@ -214,7 +250,6 @@ AS_THEY_ARE = frozenset(
         "Entrypoint",
         "Env",
         "ExposedPorts",
-        "Healthcheck",
         "HostConfig",
         "Hostname",
         "Image",
@@ -226,7 +261,6 @@ AS_THEY_ARE = frozenset(
         "Shell",
         "StdinOnce",
         "StopSignal",
-        "StopTimeout",
         "Tty",
         "User",
         "WorkingDir",
@@ -248,8 +282,10 @@ def _tightened(place: str, given: Mapping[str, Any], table: Mapping[str, Check])
     return kept
 
 
-def created(allowed: Allowed, within: Within, image_id: str, called: str) -> Allowed:
-    """A container to be made: with what makes it the sandbox's, of an image that was looked at. `called`: its name, where it is given none."""
+def created(allowed: Allowed, within: Within, image: Mapping[str, Any], called: str) -> Allowed:
+    """A container to be made: with what makes it the sandbox's. `image`: as the engine describes the one that was looked at. `called`: its name, where
+    it is given none."""
+    check_size(allowed)
     body = _tightened("a container", allowed.body or {}, CREATE)
     host = _tightened("a container", body.get("HostConfig") or {}, HOST_CONFIG)
     alone = host.get("NetworkMode") == "none" or not within.joins
@@ -262,10 +298,56 @@ def created(allowed: Allowed, within: Within, image_id: str, called: str) -> All
         "LogConfig": _LOG,
     }
     given = body.get("Labels") or {}
-    grants = _grants(host) if STEP not in given else ""
+    grants = _grants(host)
+    if STEP in given:
+        grants = ""
+        host["Ulimits"] = [{"Name": "fsize", "Soft": _MOST_WRITTEN, "Hard": _MOST_WRITTEN}]
     labels = {LABEL: within.sandbox, f"{OURS}kind": "within", GRANTS: grants, ASKED: str(body.get("Image", ""))}
-    body |= {"HostConfig": host, "Image": image_id, "Labels": given | labels}
+    labels = _blank(image) | {_as_given(name): value for name, value in given.items()} | labels
+    body |= {"HostConfig": host, "Image": image["Id"], "Labels": labels}
     return Allowed({**allowed.query, "name": within.prefix + str(allowed.query.get("name") or called)}, body)
+
+
+def check_count(what: str, there: int, most: int) -> None:
+    """Raises BudgetExceeded where there are as many as may be at a time."""
+    if there >= most:
+        raise BudgetExceeded(
+            f"The sandbox has {there} {what} on the host's engine, as many as it may.",
+            "Remove or end some (nested_stop with action=remove; docker rm), or work in a sandbox with an engine of its own.",
+        )
+
+
+def check_size(allowed: Allowed) -> None:
+    """Raises PolicyRefused for more than is to be kept of one container or exec."""
+    if len(json.dumps(allowed.body)) > _MOST_SAID:
+        raise PolicyRefused(
+            f"Command, environment and labels are more than {_MOST_SAID >> 10} KiB together.",
+            "Bring what is long in by stdin or by files.",
+        )
+
+
+def _blank(image: Mapping[str, Any]) -> dict[str, str]:
+    """The labels that a container would have of an image, which may say as little as a client's where the image is the sandbox's."""
+    config = image.get("Config") or {}
+    labels = config.get("Labels") or {}
+    _check_image(config)
+    return dict.fromkeys(labels, "") if labels.get(OF) else {}
+
+
+def _check_image(config: Mapping[str, Any]) -> None:
+    """What an image's configuration may not ask of the engine either. dockerd makes no devices where there is a volume at /dev, and the OCI runtime then
+    covers the kernel's files by whatever lies there."""
+    for path in config.get("Volumes") or {}:
+        target("the image's VOLUME", path)
+    _checked_health("the image's HEALTHCHECK", config.get("Healthcheck"))
+
+
+def _as_given(name: str) -> str:
+    return name if name.startswith(OURS) else GIVEN + name
+
+
+def _shown_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+    return {name.removeprefix(GIVEN): value for name, value in (labels or {}).items()}
 
 
 def _grants(host: Mapping[str, Any]) -> str:
@@ -361,7 +443,7 @@ def narrowed(allowed: Allowed, request: Request, within: Within) -> Allowed:
             f"Allowed: {', '.join(sorted(_FILTERS[request.path]))}.",
         )
     if request.path == "/containers/json":
-        given["label"] = [*given.get("label", []), f"{LABEL}={within.sandbox}"]
+        given["label"] = [*map(_as_given, given.get("label", [])), f"{LABEL}={within.sandbox}"]
     return replace(allowed, query={**allowed.query, "filters": json.dumps(given)})
 
 
@@ -370,11 +452,17 @@ def containers(within: Within, rows: list[dict[str, Any]]) -> list[dict[str, Any
     return [
         row
         | _network(row)
+        | {"Labels": _shown_labels(row.get("Labels"))}
         | {"Names": [f"/{each.removeprefix('/').removeprefix(within.prefix)}" for each in row["Names"]]}
         | {"Image": (row.get("Labels") or {}).get(ASKED) or row.get("Image", "")}
         for row in rows
         if is_to_use(within, row.get("Labels"), *(row.get("Names") or []))
     ]
+
+
+def inspected(within: Within, told: dict[str, Any]) -> dict[str, Any]:
+    """One of them, as it is described."""
+    return told | {"Config": told["Config"] | {"Labels": _shown_labels(told["Config"].get("Labels"))}}
 
 
 def _network(row: Mapping[str, Any]) -> dict[str, Any]:

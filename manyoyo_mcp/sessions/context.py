@@ -17,7 +17,7 @@ import docker.utils.build as docker_build
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import ContextRefused, InvalidArgument
-from manyoyo_mcp.policy.contexts import MAX_DOCKERFILE, Links, check
+from manyoyo_mcp.policy.contexts import FEWER, MAX_DOCKERFILE, Links, check
 from manyoyo_mcp.values import format_bytes
 
 _REPEATED = re.compile(r"(?:\*\*/)+")
@@ -124,22 +124,19 @@ def _is_file(path: Path) -> bool:
 
 def _ignored(root: Path | None, extra: dict[str, bytes], dockerfile: str) -> docker_build.PatternMatcher:
     """What .dockerignore leaves out; a Dockerfile may have one of its own, NAME.dockerignore, which then counts instead."""
-    text = ""
+    raw = b""
     for name in (f"{dockerfile}.dockerignore", ".dockerignore"):
         if name in extra:
-            text = extra[name].decode(errors="replace")
-            break
-        if root is not None and _is_file(root / name):
+            raw = extra[name]
+        elif root is not None and _is_file(root / name):
             with _open_inside(root, name) as file:
                 raw = file.read(MAX_DOCKERFILE + 1)
-            if len(raw) > MAX_DOCKERFILE:
-                raise InvalidArgument(
-                    f"{name} is larger than {format_bytes(MAX_DOCKERFILE)}.",
-                    "Write fewer patterns: the name of a directory leaves out all that is below it.",
-                )
-            text = raw.decode(errors="replace")
-            break
-    lines = (line.strip() for line in text.splitlines())
+        else:
+            continue
+        if len(raw) > MAX_DOCKERFILE:
+            raise InvalidArgument(f"{name} is larger than {format_bytes(MAX_DOCKERFILE)}.", FEWER)
+        break
+    lines = (line.strip() for line in raw.decode(errors="replace").splitlines())
     patterns = [_REPEATED.sub("**/", line) for line in lines if line and not line.startswith("#")]
     for pattern in patterns:
         if pattern.count("**") > _MOST_DEEP:  # matching them takes exponentially long, and holds up everything

@@ -195,6 +195,18 @@ async def volume_instruction_proc(world: World, road: Road) -> Outcome:
     return await _poisoned(world, road, f"FROM {IMAGE}\nVOLUME /proc\n", _TRY)
 
 
+@vector("volume-instruction-dev", "OCI runtimes cover what they mask by the container's own /dev/null", roads=BUILDS)
+async def volume_instruction_dev(world: World, road: Road) -> Outcome:
+    """With a volume at /dev engines make no devices there, and what is there is the image's."""
+    dockerfile = (
+        f"FROM {IMAGE}\nRUN mkdir /d && ln -s /proc/keys /d/null\nFROM {IMAGE}\nCOPY --from=0 /d/ /dev/\nVOLUME /dev\n"
+    )
+    uncovered = (
+        'for each in keys timer_list kcore; do case "$(head -c 1 /proc/$each)" in ?) echo OUT $each ;; esac; done'
+    )
+    return await _poisoned(world, road, dockerfile, f"{uncovered}; {_TRY}")
+
+
 @vector("proc-is-a-link", "CVE-2023-28642, CVE-2019-19921", roads=BUILDS)
 async def proc_is_a_link(world: World, road: Road) -> Outcome:
     dockerfile = f"FROM {IMAGE} AS one\nRUN mkdir -p /t/fake/sys && cp -a /bin /usr /lib* /t/ && ln -s /fake /t/proc\nFROM scratch\nCOPY --from=one /t/ /\nENV PATH=/usr/bin:/bin\n"

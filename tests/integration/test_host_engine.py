@@ -666,6 +666,7 @@ async def test_what_sock_builds_is_what_the_host_would_build(
         built = await call(sock, "nested_build", sandbox_id=sandbox, files=files, tags=[name], build_args=given, **more)
         assert built["reason"] == "OK", json.dumps(built)
         await gone(host, sandbox, 20)
+        before = image_ids(host)
         same = partial(host.images.build, path=str(project), tag="localhost/manyoyo-test/same", rm=True, nocache=True)
         theirs_ = (await in_thread(partial(same, target=target, buildargs=given)))[0]
         try:
@@ -697,7 +698,10 @@ async def test_what_sock_builds_is_what_the_host_would_build(
             assert "two words" not in json.dumps(ours.history()), "what an ARG was is not in an image's history"
             assert await in_thread(files_of, host, ours) == await in_thread(files_of, host, theirs_)
         finally:
-            host.images.remove(theirs_.id, force=True)
+            for image in sorted(image_ids(host) - before):  # of its stages too
+                with contextlib.suppress(docker.errors.APIError):
+                    host.images.remove(image, force=True)
+            assert image_ids(host) == before
 
 
 def files_of(host: docker.DockerClient, image: Any) -> dict[str, tuple[Any, ...]]:
@@ -760,9 +764,13 @@ async def test_nobody_makes_devices_for_the_hosts_engine(
     ):
         error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": dockerfile})
         assert error["code"] == "POLICY_REFUSED" and "device or a pipe" in error["message"], (dockerfile, error)
-    holes = f"FROM {BUSYBOX}\nRUN truncate -s 9G /big\n"
+    holes = f"FROM {BUSYBOX}\nRUN truncate -s 5G /big; truncate -s 5G /more\n"
     error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": holes})
     assert error["code"] == "POLICY_REFUSED" and "holes" in error["message"], error
+    large = await call(
+        sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": f"FROM {BUSYBOX}\nRUN truncate -s 9G /big\n"}
+    )
+    assert large["reason"] == "BUILD_FAILED", "what a sum of sizes could overflow with"
     fine = f"FROM {BUSYBOX}\nCOPY --from={NODES} /bin /lost /bin2/\n"
     assert (await call(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": fine}))[
         "reason"
@@ -855,6 +863,22 @@ async def test_what_the_engine_reads_is_what_was_judged(
     assert {tag for each in host.images.list() for tag in each.tags} == before
 
 
+async def test_an_image_asks_no_more_of_the_engine_than_a_client(sock: Client, host: docker.DockerClient) -> None:
+    """runc covers the kernel's files by what is /dev/null in the container, which dockerd does not make where an image has a volume there."""
+    sandbox = (await start(sock, isolation="sock"))["sandbox_id"]
+    link = f"FROM {BUSYBOX}\nRUN mkdir /d && ln -s /proc/keys /d/null\nFROM {BUSYBOX}\nCOPY --from=0 /d/ /dev/\n"
+    for line, said in (("VOLUME /dev", "no place to mount"), ("VOLUME $PWD/dev/", "no place to mount"), ("HEALTHCHECK --interval=1ms CMD true", "too often")):  # fmt: skip
+        name = f"localhost/{sandbox}/odd"
+        files = {"Dockerfile": f"{link}{line}\n"}
+        built = await call(sock, "nested_build", sandbox_id=sandbox, files=files, tags=[name])
+        assert built["reason"] == "OK", built
+        error = await refused(sock, "nested_run", sandbox_id=sandbox, image=name, command=["cat", "/proc/keys"])
+        assert error["code"] == "POLICY_REFUSED" and said in error["message"], error
+    long = f"FROM {BUSYBOX}\nENV A={'x' * 60_000}\nENV B={'$A' * 30_000}\nENV C={'$B' * 30_000}\n"
+    error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": long})
+    assert error["code"] == "POLICY_REFUSED" and "too long" in error["message"], error
+
+
 async def test_a_client_of_the_users_own_is_held_to_the_sandbox(
     sock: Client, host: docker.DockerClient, bystander: Bystander
 ) -> None:
@@ -913,7 +937,12 @@ async def test_a_client_of_the_users_own_is_held_to_the_sandbox(
         assert cli("run", "--rm", BUSYBOX, "true") == (0, ""), "there is room for one more"
         code, said = cli("run", "-d", "--memory", "300m", BUSYBOX, "sleep", "1")
         assert code != 0 and "no room" in said, said
-        assert cli("rm", "-f", "svc")[0] == 0
+        project = "com.docker.compose.project=theirs"  # whose compose would take it for a service of its own
+        assert cli("run", "--name", "named", "--label", project, BUSYBOX, "true") == (0, "")
+        assert not host.containers.list(all=True, filters={"label": project})
+        assert cli("ps", "-a", "--filter", f"label={project}", "--format", "{{.Names}}") == (0, "named\n")
+        assert "theirs" in cli("inspect", "-f", '{{index .Config.Labels "com.docker.compose.project"}}', "named")[1]
+        assert cli("rm", "-f", "svc", "named")[0] == 0
         assert cli("run", "-d", "--name", "big", "--memory", "300m", BUSYBOX, "sleep", "1000")[0] == 0
         assert cli("restart", "-t", "0", "big") == (0, "big\n"), "its own room is not taken from it"
         assert cli("rm", "-f", "big")[0] == 0

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from manyoyo_mcp.config import Settings
 from manyoyo_mcp.errors import InvalidArgument, NotSupported
+from manyoyo_mcp.hosts import beside
 from manyoyo_mcp.hosts.docker import _refused
 from manyoyo_mcp.hosts.isolation import (
     TIERS,
@@ -153,3 +154,17 @@ def test_what_names_no_tier(name: str) -> None:
     with pytest.raises(ValidationError):
         Settings(isolation=name)
     assert Settings(isolation="runtime:io.containerd.kata.v2").isolation == "runtime:io.containerd.kata.v2"
+
+
+def test_on_which_engines_of_hosts_nothing_is_run() -> None:
+    docker = {"Components": [{"Name": "Engine"}, {"Name": "runc"}]}
+    for info in ({}, {"DefaultRuntime": "runc"}, {"DefaultRuntime": "runsc"}, {"Runtimes": {"nvidia": {}}}):
+        beside.check_told(docker, info)
+    for version, info in (
+        ({"Components": [{"Name": "Podman Engine"}]}, {}),
+        (docker, {"DefaultRuntime": "nvidia"}),
+        (docker, {"DefaultRuntime": "nvidia-container-runtime"}),
+    ):
+        with pytest.raises(NotSupported) as caught:
+            beside.check_told(version, info)
+        assert caught.value.instance_code == "ISOLATION_UNAVAILABLE" and "hardened" in caught.value.hint

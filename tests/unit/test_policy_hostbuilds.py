@@ -114,3 +114,43 @@ def test_a_label_of_many_variables_is_read_in_no_time() -> None:
     begun = time.process_time()
     hostbuilds.check(WITHIN, ["FROM python:3.13", "LABEL a=b " + "$" * 400_000])
     assert time.process_time() - begun < 2
+
+
+_LONG = "x" * 60_000
+
+
+@pytest.mark.parametrize(
+    "instructions",
+    [
+        [f"ENV A={_LONG}", "ENV B=" + "$A" * 3],
+        [f"ENV A={_LONG}", "LABEL b=" + "${A}" * 3],
+        [f"ENV A={_LONG}", "ARG B=" + "${X:-$A}" * 3],
+        [f"ENV A {_LONG}", "WORKDIR /$A/$A/$A"],
+        [f'ENV "A"={_LONG}', "COPY $A$A$A /"],
+        [f"ENV A\\B={_LONG}", "ENV C=$AB$AB$AB"],
+        ["ARG N=A", f"ENV $N={_LONG}", "ENV B=$A$A$A"],
+        [f"ENV É={_LONG}", "ENV B=$É$É$É"],
+        ["ENV A=$BASE$BASE$BASE"],
+        ["ARG GIVEN", "ENV A=$GIVEN$GIVEN$GIVEN"],
+        ["ENV A=0123456789", *["ENV A=$A$A"] * 14],
+        ["ENV A=0123456789", *["env A=$A$A"] * 14],
+        [f"ENV A={_LONG}", *["LABEL b=$A"] * 20],
+        ["ENV A=1"] * 501,
+    ],
+)
+def test_variables_do_not_grow_without_end(instructions: list[str]) -> None:
+    with pytest.raises(PolicyRefused, match="may not stand"):
+        hostbuilds.check_lengths(instructions, {"GIVEN": _LONG}, [{"Env": [f"BASE={_LONG}"]}])
+
+
+def test_variables_that_grow_a_little() -> None:
+    instructions = [
+        *(f"ENV PATH=$PATH:/opt/{each}/bin:$HOME/bin" for each in range(40)),
+        'ENV A="$PATH" B=${A:-x}',
+        "LABEL a=$A b=$B",
+        "RUN echo " + "$PATH" * 10_000,
+        f"ENV A={_LONG}",
+        "ENV B=$A",
+        *["ENV A=1"] * 400,
+    ]
+    hostbuilds.check_lengths(instructions, {"X": "1"}, [{"Env": ["PATH=/usr/bin", "ODD"]}, {"Env": None}])

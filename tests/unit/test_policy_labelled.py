@@ -21,10 +21,11 @@ MINE = {labelled.LABEL: WITHIN.sandbox}
 
 TABLES = {"create": labelled.CREATE, "HostConfig": labelled.HOST_CONFIG}
 EVIL: dict[str, dict[str, list[Any]]] = {
-    "create": {"Volumes": [{"/x": {}}], "NetworkingConfig": [{"EndpointsConfig": {"bridge": {}}}, {"EndpointsConfig": {"default": {"Aliases": ["x"]}}}]},
+    "create": {"Healthcheck": [{"Test": ["CMD", "x"], "Interval": 10**6}, {"StartInterval": 1}], "StopTimeout": [-1, 61], "Volumes": [{"/x": {}}], "NetworkingConfig": [{"EndpointsConfig": {"bridge": {}}}, {"EndpointsConfig": {"default": {"Aliases": ["x"]}}}]},
     "HostConfig": {
         "Binds": [["v:/x"]],
         "CapAdd": [["NET_RAW"], ["mknod"], ["CAP_NET_RAW"]],
+        "CpuShares": [1025],
         "IpcMode": ["container:abc", "shareable"],
         "LogConfig": [{"Type": "none"}, {"Type": "json-file", "Config": {"max-size": "900g"}}],
         "Mounts": [[{"Type": "volume", "Source": "v", "Target": "/x"}]],
@@ -39,11 +40,11 @@ EVIL: dict[str, dict[str, list[Any]]] = {
 """What an engine of its own would take, and the host's is not asked for."""
 
 
-def create(within: Within = WITHIN, name: str = "", **body: Any) -> Allowed:
+def create(within: Within = WITHIN, name: str = "", image: dict[str, Any] | None = None, **body: Any) -> Allowed:
     given = {"Image": "python:3.13"} | copy.deepcopy(body)
     query = {"name": name} if name else {}
     allowed = decide(Request("POST", "/containers/create", query, given, ours=True), LIMITS)
-    return labelled.created(allowed, within, "sha256:1234", "called")
+    return labelled.created(allowed, within, image or {"Id": "sha256:1234"}, "called")
 
 
 def ask(table: str, name: str, value: Any) -> Allowed:
@@ -79,15 +80,16 @@ def test_a_container_is_the_sandboxs_whatever_it_says() -> None:
     body: Any = made.body
     assert made.query["name"] == "manyoyo-sb-0123456789abcdef.svc" and body["Image"] == "sha256:1234"
     assert body["Labels"] == {
-        "mine": "kept", labelled.LABEL: WITHIN.sandbox, "org.manyoyo.kind": "within", labelled.ASKED: "python:3.13",
+        "org.manyoyo.given.mine": "kept", labelled.LABEL: WITHIN.sandbox, "org.manyoyo.kind": "within", labelled.ASKED: "python:3.13",
         labelled.GRANTS: f"{64 << 20} 1000000000 100",
     }  # fmt: skip
     assert labelled.granted(body["Labels"]) == Caps(1, 64 << 20, 100)
     host = body["HostConfig"]
     assert host["NetworkMode"] == "container:keeper" and host["CapDrop"] == ["KILL", "MKNOD", "NET_RAW"]
     assert host["SecurityOpt"] == ["no-new-privileges:true"] and host["LogConfig"]["Config"]["max-size"]
-    assert create().query["name"].endswith(".called")
+    assert create().query["name"].endswith(".called") and "Ulimits" not in host
     step: Any = create(Labels={labelled.STEP: "0123456789abcdef"}).body
+    assert [each["Hard"] for each in step["HostConfig"]["Ulimits"] if each["Name"] == "fsize"] == [8 << 30]
     assert labelled.granted(step["Labels"]) == Caps(0, 0, 0), "its build has room for it"
     name = f"/{WITHIN.prefix}x"
     assert not labelled.is_to_use(WITHIN, step["Labels"], name) and labelled.belongs(WITHIN, step["Labels"], name)
@@ -129,12 +131,75 @@ def test_what_is_the_sandboxs(labels: dict[str, str] | None, name: str, is_its_o
             assert [found["IPAddress"] for found in networks.values()] == ([address] if address else [])
 
 
+def test_labels_mean_nothing_to_other_programs_of_the_host() -> None:
+    compose = {"com.docker.compose.project": "theirs", "com.docker.compose.service": "db"}
+    body: Any = create(
+        Labels=compose, image={"Id": "x", "Config": {"Labels": {"traefik.enable": "true", "a": "b"}}}
+    ).body
+    assert (
+        not compose.keys() & body["Labels"].keys() and "traefik.enable" not in body["Labels"]
+    )  # whose image it is may say so
+    own = {"Id": "x", "Config": {"Labels": {labelled.OF: WITHIN.sandbox, "traefik.enable": "true"}}}
+    body = create(Labels=compose, image=own).body
+    assert not compose.keys() & body["Labels"].keys() and body["Labels"]["traefik.enable"] == ""
+    row = {"Names": [f"/{WITHIN.prefix}x"], "Labels": body["Labels"]}
+    for shown in (
+        labelled.containers(WITHIN, [row])[0]["Labels"],
+        labelled.inspected(WITHIN, {"Id": "1", "Config": {"Image": "x", "Labels": body["Labels"]}})["Config"]["Labels"],
+    ):
+        assert shown.items() >= compose.items() and shown[labelled.LABEL] == WITHIN.sandbox
+    assert labelled.inspected(WITHIN, {"Id": "1", "Config": {"Image": "x"}}) == {
+        "Id": "1",
+        "Config": {"Image": "x", "Labels": {}},
+    }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "Volumes": {"/dev": {}}
+        },  # where dockerd then makes no devices, and runc covers /proc/keys by what the image has as /dev/null
+        {"Volumes": {"/data": {}, "/dev/": {}}},
+        {"Volumes": {"/": {}}},
+        {"Volumes": {"/proc/x": {}}},
+        {"Volumes": {"/x/../dev": {}}},
+        {"Healthcheck": {"Test": ["CMD", "x"], "Interval": 10**6}},
+    ],
+)
+def test_what_an_image_may_not_ask(config: dict[str, Any]) -> None:
+    with pytest.raises(PolicyRefused) as caught:
+        create(image={"Id": "x", "Config": config})
+    assert "the image's" in caught.value.message and caught.value.hint
+
+
+def test_what_an_image_may_ask() -> None:
+    config = {
+        "Volumes": {"/var/lib/postgresql/data": {}, "/dev/shm/x": {}},
+        "Healthcheck": {"Test": ["NONE"], "Interval": 0},
+    }
+    assert create(image={"Id": "x", "Config": config}) and create(image={"Id": "x", "Config": None})
+
+
+def test_what_is_kept_of_a_container_is_bounded() -> None:
+    long = "A=" + "x" * (60 << 10)
+    assert create(Env=[long, long])
+    for body in ({"Env": [long] * 3}, {"Cmd": ["x"] * 40_000}, {"Labels": {"a": long, "b": long, "c": long}}):
+        with pytest.raises(PolicyRefused, match="128 KiB"):
+            create(**body)
+    labelled.check_count("containers", 63, 64)
+    with pytest.raises(BudgetExceeded, match="64 containers"):
+        labelled.check_count("containers", 64, 64)
+
+
 def test_lists_are_of_what_is_the_sandboxs() -> None:
-    request = Request("GET", "/containers/json", {"filters": json.dumps({"label": ["a=b"], "status": ["running"]})})
+    asked = {"label": ["a=b", "org.manyoyo.kind=within"], "status": ["running"]}
+    request = Request("GET", "/containers/json", {"filters": json.dumps(asked)})
     narrowed = labelled.narrowed(decide(request, LIMITS), request, WITHIN)
     assert json.loads(str(narrowed.query["filters"])) == {
-        "label": ["a=b", f"{labelled.LABEL}={WITHIN.sandbox}"], "status": ["running"],
-    }  # fmt: skip
+        "label": ["org.manyoyo.given.a=b", "org.manyoyo.kind=within", f"{labelled.LABEL}={WITHIN.sandbox}"],
+        "status": ["running"],
+    }
     asked = Request("GET", "/images/json", {"filters": json.dumps({"reference": {"python": True}})})
     assert json.loads(str(labelled.narrowed(decide(asked, LIMITS), asked, WITHIN).query["filters"])) == {
         "reference": ["python"]
@@ -229,7 +294,7 @@ def test_what_dockers_client_always_says_says_nothing() -> None:
 def test_a_field_that_nobody_has_thought_about_is_refused() -> None:
     for body in ({"HostConfig": {"Memory": 6 << 20, "Novel": 1}}, {"Novel": 1, "HostConfig": {}}):
         with pytest.raises(PolicyRefused, match="Novel"):
-            labelled.created(Allowed({}, body), WITHIN, "sha256:1234", "called")
+            labelled.created(Allowed({}, body), WITHIN, {"Id": "sha256:1234"}, "called")
 
 
 def test_caps_that_are_no_numbers_are_none() -> None:

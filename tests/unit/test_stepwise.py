@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from manyoyo_mcp.engines import archives
 from manyoyo_mcp.engines.archives import Contents, look
 from manyoyo_mcp.engines.buildlog import Instruction, instructions
 from manyoyo_mcp.engines.dockerfile import command, exported, sources, unpacked
@@ -278,6 +279,22 @@ def test_an_image_that_cant_be_read_is_not_copied_from() -> None:
     ):
         with pytest.raises(EngineFailed):
             Contents(iter([broken])).odd("/")
+
+
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_ENTRIES", 3), ("_MOST_LETTERS", 100)])
+def test_what_is_kept_in_mind_of_files_is_bounded(limit: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    links = [(f"{'x' * 30}{at}", _LINK, "y") for at in range(4)]
+    few, many = saved(links[:2]), saved(links[:2], links[2:])
+    archives_ = {f"{'a' * 30}{at}_tar": b"BZh9" for at in range(4)}
+    assert Contents(iter([many])) and look(iter([packed(**archives_)])).archives
+    monkeypatch.setattr(archives, limit, most)
+    assert Contents(iter([few]))
+    with pytest.raises(InvalidArgument, match="links"):
+        Contents(iter([many]))
+    with pytest.raises(InvalidArgument, match="links"):
+        look(iter([packed(**archives_)]))
+    with pytest.raises(InvalidArgument, match="dockerignore"):
+        look(iter([packed(_dockerignore=b"x" * (513 << 10))]))
 
 
 def test_the_command_of_a_run() -> None:

@@ -22,7 +22,7 @@ from manyoyo_mcp.sessions import trust
 _OTHER_VARIABLES = frozenset(
     {
         "CONFIG", "TRACEBACK", "CACHE", "ENGINE_DIR", "IMAGE_TARS", "QEMU_ACCEL", "APT_UPDATED", "BENCH_NOTES", "TEST_ALONE", "TEST_BESIDE", "TEST_LANE",
-        "TEST_ENGINE_DIR", "TEST_SLACK", "ESCAPE", "ESCAPE_REPORT", "ESCAPE_ENGINE_DIR", "FUZZ_ENGINE_DIR",
+        "TEST_ENGINE_DIR", "TEST_SLACK", "ESCAPE", "ESCAPE_REPORT", "ESCAPE_ENGINE_DIR", "FUZZ_ENGINE_DIR", "MUTATION_ENGINE_DIR",
     }
 )  # fmt: skip
 """MANYOYO_… that are no settings, yet read: by the command line, scripts, tests."""

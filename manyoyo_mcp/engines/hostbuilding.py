@@ -42,6 +42,8 @@ _END = bytes(2 * tarfile.BLOCKSIZE)
 """An archive's."""
 _MOST = 8 << 30
 """Bytes that a step may add to its image, as `ls` counts them."""
+_MOST_LINES, _MOST_LETTERS = 1000, 512 << 10
+"""That the builder is given in one build."""
 _CONTENTS = 4
 """Images whose contents are kept in mind."""
 _KEPT = (
@@ -92,7 +94,9 @@ class HostBuilding(DockerEngine):
         raws = [each.raw for each in found]
         named_ = hostbuilds.check(within, raws)
         bases = {image: await self._check_base(image, spec) for image in named_}
-        hostbuilds.check_lengths(raws, spec.build_args, [base["Config"] for base in bases.values()])
+        described = [await in_thread(self._bounded.described, str(base["Id"])) for base in bases.values()]
+        environments = [base["Config"].get("Env") or [] for base in bases.values()]
+        hostbuilds.check_lengths(raws, spec.build_args, environments, max(described, default=0))
         images = {image: str(base["Id"]) for image, base in bases.items()}
         seen = await self._look_through(spec, found)
         begun = time.monotonic()
@@ -169,6 +173,7 @@ class HostBuilding(DockerEngine):
     async def _batch(self, work: "_Work", batch: Batch) -> str:
         """The image that the builder makes of it. Raises _Failed."""
         spec, call = work.spec, Streaming()
+        work.count(batch)
         context = spec.context() if batch.reads_context else iter([_END])
         dockerfile = f".dockerfile.{secrets.token_hex(8)}"  # beside the one that was given, which may be copied too
 
@@ -307,6 +312,18 @@ class _Work:
     log: BuildLog
     out: Tail
     verdict: Verdict | None = None
+    lines: int = 0
+    letters: int = 0
+
+    def count(self, batch: Batch) -> None:
+        """Raises PolicyRefused where the builder would be given too much: each line is an image, and in the history of those after it."""
+        self.lines += len(batch.lines)
+        self.letters += len(batch.text)
+        if self.lines > _MOST_LINES or self.letters > _MOST_LETTERS:
+            raise PolicyRefused(
+                f"The Dockerfile is more than {_MOST_LINES} lines or {_MOST_LETTERS >> 10} KiB for the host's engine: what is declared (ARG) is said again after each RUN.",
+                f"Join RUN steps (RUN … && …), declare less; or {OTHERWISE}",
+            )
 
     def tell(self, event: dict[str, Any]) -> None:
         self.out(self.log.feed(event).encode())

@@ -133,7 +133,7 @@ class Stage:
             if each.keyword in ("FROM", "ARG", "ENV"):
                 self._valued.append(line)
             if each.keyword == "ARG":
-                self._valued += [f'LABEL {ARGUMENT}{name}="${{{name}}}"' for name in values(each)]
+                self._valued.append("LABEL " + " ".join(f'{ARGUMENT}{name}="${{{name}}}"' for name in values(each)))
             elif each.keyword == "FROM":
                 ours(recipe.mark)
                 self._valued.append(recipe.mark)
@@ -167,12 +167,11 @@ class Stage:
         made it, and ARGs."""
         lines = ["CMD []"] if self.bare else [f"CMD {json.dumps(command)}"] if self._has_command and command else []
         lines += [self._maintainer] if self._maintainer else []
-        for each in self._declared:
-            for name in values(each):
-                # One that is given comes with the build: a line would stay in the image's history.
-                known = name in self.values and name not in self.recipe.given
-                lines.append(f"ARG {name}={self._quoted(self.values[name])}" if known else f"ARG {name}")
-        return lines
+        names = dict.fromkeys(name for each in self._declared for name in values(each))
+        # One that is given comes with the build: its value would stay in the image's history.
+        known = {name: self.values[name] for name in names if name in self.values and name not in self.recipe.given}
+        words = [f"{name}={self._quoted(known[name])}" if name in known else name for name in names]
+        return [*lines, f"ARG {' '.join(words)}"] if words else lines
 
     def _quoted(self, value: str) -> str:
         escape = "`" if self.recipe.backtick else "\\"

@@ -57,7 +57,8 @@ def check_told(version: Mapping[str, Any], info: Mapping[str, Any]) -> None:
             hint,
             code="ISOLATION_UNAVAILABLE",
         )
-    if "nvidia" in str(info.get("DefaultRuntime", "")).lower():
+    runtime = str(info.get("DefaultRuntime", ""))
+    if "nvidia" in f"{runtime} {(info.get('Runtimes') or {}).get(runtime)}".lower():
         raise NotSupported(
             "The host's engine runs containers by NVIDIA's runtime unless told otherwise: it gives the host's devices and libraries to whoever sets a variable.",
             f"{hint} The user can take default-runtime out of the engine's daemon.json, and name it where a GPU is wanted (--runtime=nvidia).",

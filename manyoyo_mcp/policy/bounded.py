@@ -7,6 +7,8 @@ import json
 import re
 import secrets
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -41,9 +43,11 @@ class Room:
     _of: ClassVar[WeakValueDictionary[str, "Room"]] = WeakValueDictionary()
 
     def __init__(self) -> None:
-        self.starting = threading.Lock()
+        self.lock = threading.Lock()  # held while it is looked what there is, not while the engine works
         self.builds: list[Caps] = []
+        self.starts: dict[str, Caps] = {}  # under way, by containers
         self.making = 0  # containers
+        self.said: deque[tuple[float, int]] = deque()  # when an exec was made, of so many bytes
 
     @classmethod
     def of(cls, sandbox: str) -> "Room":
@@ -83,7 +87,10 @@ class Boundary:
                 image = self._engine.inspect_image(self._image(str((allowed.body or {}).get("Image", ""))))
                 return labelled.created(allowed, self.within, image, secrets.token_hex(6))
             case "POST", path if path.endswith("/exec"):
-                labelled.check_size(allowed)
+                with self._room.lock:
+                    labelled.check_execs(self._room.said, time.monotonic(), labelled.check_size(allowed))
+            case "POST", path if path.endswith(("/stop", "/restart")):
+                labelled.check_patience(request.query.get("t"))
             case "PUT", _:  # the host's users are not the container's
                 return replace(allowed, query={k: v for k, v in allowed.query.items() if k != "copyUIDGID"})
             case "DELETE", path if path.startswith("/containers/"):  # with its volumes, which have no label
@@ -103,46 +110,59 @@ class Boundary:
 
     @contextlib.contextmanager
     def room(self, method: str, path: str) -> Iterator[None]:
-        """Within it what makes or starts something may be asked. Raises BudgetExceeded, Missing."""
+        """Within it what makes or starts something may be asked, by `path` as it is by id. Raises BudgetExceeded, Missing."""
         with contextlib.ExitStack() as until_asked:
             if method == "POST" and path == "/containers/create":
                 until_asked.enter_context(self._making())
             elif method == "POST" and (starts := _STARTS.fullmatch(path)):
-                until_asked.enter_context(self._starting(self._container(starts[1])))
+                until_asked.enter_context(self._starting(starts[1]))
             elif method == "POST" and (enters := _ENTERS.fullmatch(path)):
-                there = self._engine.inspect_container(self._container(enters[1])).get("ExecIDs") or []
+                there = self._described(enters[1]).get("ExecIDs") or []
                 labelled.check_count("execs in this container", len(there), labelled.MOST_EXECS)
             yield
 
     @contextlib.contextmanager
     def _making(self) -> Iterator[None]:
-        with self._room.starting:
+        with self._room.lock:
             there = len(self._rows(all=True)) + self._room.making
             labelled.check_count("containers", there, labelled.MOST_CONTAINERS)
             self._room.making += 1
         try:
             yield
         finally:
-            with self._room.starting:
+            with self._room.lock:
                 self._room.making -= 1
 
     @contextlib.contextmanager
     def _starting(self, container: str) -> Iterator[None]:
-        with self._room.starting:  # two at once would each find room
-            asked = labelled.granted(self._engine.inspect_container(container)["Config"].get("Labels"))
+        asked = labelled.granted(self._described(container)["Config"].get("Labels"))
+        with self._room.lock:  # two at once would each find room
             labelled.check_room(self._limits(), self._running(container), asked)
+            self._room.starts[container] = asked
+        try:
             yield
+        finally:
+            with self._room.lock:
+                self._room.starts.pop(container, None)
 
     @contextlib.contextmanager
     def building(self, caps: Caps) -> Iterator[None]:
         """Within it a build with these caps counts among what runs. Raises BudgetExceeded."""
-        with self._room.starting:
+        filters = {"label": [f"{labelled.OF}={self.within.sandbox}"]}
+        labelled.check_count(
+            "images", len(self._engine.images(all=True, quiet=True, filters=filters)), labelled.MOST_IMAGES
+        )
+        with self._room.lock:
             labelled.check_room(self._limits(), self._running(), caps)
             self._room.builds.append(caps)
         try:
             yield
         finally:
             self._room.builds.remove(caps)
+
+    def described(self, image: str) -> int:
+        """How many letters an image's configuration and history have."""
+        return len(json.dumps([self._engine.inspect_image(image)["Config"], self._engine.history(image)]))
 
     def made(self, image: str) -> None:
         """An image, by its id, is the sandbox's without a name yet."""
@@ -163,7 +183,10 @@ class Boundary:
         if method != "GET" or not _shows(path):
             return None
         path = self.path(method, path)
-        raw = self._engine._result(self._engine._get(self._engine._url(path), params=query), True)
+        try:
+            raw = self._engine._result(self._engine._get(self._engine._url(path), params=query), True)
+        except docker.errors.NotFound as error:
+            raise Missing(str(error.explanation)) from None
         return json.dumps(self.shown(method, path, raw)).encode()
 
     def close(self) -> None:
@@ -204,9 +227,18 @@ class Boundary:
             raise Missing(f"No such image: {name}")
         return str(raw["Id"])
 
+    def _described(self, container: str) -> dict[str, Any]:
+        try:
+            return dict(self._engine.inspect_container(container))
+        except docker.errors.NotFound:
+            self._known.discard(container)
+            raise Missing(f"No such container: {container}") from None
+
     def _running(self, but: str = "") -> list[Caps]:
-        rows = (row for row in self._rows() if row["Id"] != but)
-        return [*(labelled.granted(row["Labels"]) for row in rows), *self._room.builds]
+        starts = self._room.starts
+        rows = (row for row in self._rows() if row["Id"] != but and row["Id"] not in starts)
+        begun = (caps for container, caps in starts.items() if container != but)
+        return [*(labelled.granted(row["Labels"]) for row in rows), *begun, *self._room.builds]
 
     def _rows(self, **which: Any) -> list[dict[str, Any]]:
         """The sandbox's containers, those of its builds too."""
@@ -243,6 +275,9 @@ class BoundedClient(GuardedClient):
     def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> requests.Response:
         path = url.removeprefix(str(self.base_url)).removeprefix(VERSION_PREFIX)
         try:
+            if method == "POST":  # by the id that is looked at here
+                url, path = url.removesuffix(path), self.boundary.path(method, path)
+                url += path
             with self.boundary.room(method, path):
                 response = super().request(method, url, *args, **kwargs)
         except Missing as missing:

@@ -201,7 +201,7 @@ class Connection:
         with contextlib.ExitStack() as until_answered:
             until_answered.callback(self._drop_context)
             if boundary is not None:
-                until_answered.enter_context(boundary.room(method, path))
+                until_answered.enter_context(boundary.room(method, way))
             if builds or (boundary is not None and asked.takes == "archive"):
                 length = self._receive_context(str(allowed.query["dockerfile"]) if builds else None)
             elif asked.takes != "archive":

@@ -6,7 +6,6 @@ containers of the sandbox's, and become images (`committed`)."""
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from manyoyo_mcp.errors import PolicyRefused
 from manyoyo_mcp.policy.base import Allowed, Within
@@ -41,17 +40,69 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _QUOTES = str.maketrans("", "", "\"'`")
 """What the engine takes away from the words of ADD before it asks whether they are a URL."""
 _MOST_INSTRUCTIONS = 500
-"""Of each the engine makes an image, which has the history of all before it."""
+"""Of each the engine makes an image, whose description has that of all before it; it reads all of these at once where anyone lists images."""
 _MOST_LETTERS = 128 << 10
 """Of an instruction with what its variables stand for: what a command can be given as one word (execve(2), MAX_ARG_STRLEN)."""
-_MOST_TOGETHER = 1 << 20
-"""The same of all of them, and of what the images that they begin with are configured with."""
+_MOST_DESCRIBED = 256 << 10
+"""Letters of an image's configuration and history."""
+_MOST_PORTS = 1000
 _AS_WRITTEN = frozenset({"RUN", "CMD", "ENTRYPOINT", "HEALTHCHECK", "SHELL"})
 """Instructions in which the engine replaces no variables."""
-_VARIABLE = re.compile(r"\$\{?(\w*)")
-_WORD = re.compile(r"\w+")
-_BY_VARIABLE = re.compile(r"(?:^|\s)[^\s=]*\$\S*=")
-"""What sets a variable whose name is one's value, or looks so."""
+_VARIABLE = re.compile(r"\$(\{?)([A-Za-z_]\w*)?(?=(.?))", re.ASCII | re.DOTALL)
+_SPECIAL = tuple("@*#?-!$0123456789")
+_KEY = r"[A-Za-z_][A-Za-z0-9_.-]*"
+_VALUE = r"""(?:[^\s"'\\`]|"[^"\\`]*"|'[^'\\`]*')*"""
+_PAIR = re.compile(rf"({_KEY})(?:=({_VALUE}))?(?:\s+|\Z)")
+_PAIRS = {
+    "ENV": re.compile(rf"(?:{_KEY}={_VALUE}(?:\s+|\Z))+"),
+    "ARG": re.compile(rf"(?:{_KEY}(?:={_VALUE})?(?:\s+|\Z))+"),
+}
+_ONE = re.compile(rf"({_KEY})\s+([^=\s].*)", re.DOTALL)
+"""ENV as it was first written."""
+
+
+def _variables(instruction: str, words: str) -> list[str]:
+    """The variables in it, as the engine finds them; "" for one that no instruction can set. Raises PolicyRefused for what it could read in another way."""
+    names = []
+    for brace, name, after in _VARIABLE.findall(words):
+        if not after.isascii() or (brace and (not name or after not in ("}", ":"))):
+            raise _refused(instruction, "a variable is $NAME, ${NAME}, ${NAME:-…} or ${NAME:+…} in this isolation.")
+        if name or after in _SPECIAL:
+            names.append(name)
+    return names
+
+
+class _Lengths:
+    """How long variables can become, by their names: the engine has no bound of its own. `hidden`: those whose names are not known."""
+
+    def __init__(self, given: Mapping[str, str], environments: Sequence[Sequence[str]]) -> None:
+        self._longest, self._hidden = {name: len(value) for name, value in given.items()}, 0
+        for name, _, value in (each.partition("=") for environment in environments for each in environment):
+            if re.fullmatch(_KEY, name):
+                self._set(name, len(value))
+            else:
+                self._hidden = max(self._hidden, len(value))
+
+    def of(self, instruction: str, words: str) -> int:
+        named = _variables(instruction, words)
+        return len(words) + sum(max(self._hidden, self._longest.get(name, 0)) for name in named)
+
+    def sets(self, keyword: str, instruction: str, rest: str) -> None:
+        """An ENV or an ARG."""
+        if one := _ONE.fullmatch(rest) if keyword == "ENV" else None:
+            self._set(one[1], self.of(instruction, one[2]))
+        elif _PAIRS[keyword].fullmatch(rest):
+            for name, value in [(name, self.of(instruction, value)) for name, value in _PAIR.findall(rest)]:
+                self._set(name, value)
+        elif _variables(instruction, rest):
+            raise _refused(
+                instruction, 'with variables it is NAME=value or NAME="value", without other quotes and escapes.'
+            )
+        else:
+            self._hidden = max(self._hidden, len(rest))
+
+    def _set(self, name: str, length: int) -> None:
+        self._longest[name] = max(self._longest.get(name, 0), length)
 
 
 class Judge:
@@ -135,36 +186,39 @@ def check(within: Within, instructions: Sequence[str]) -> list[str]:
     return judge.images
 
 
-def check_lengths(instructions: Sequence[str], given: Mapping[str, str], bases: Sequence[Mapping[str, Any]]) -> None:
-    """Raises PolicyRefused where variables could become so long that the engine, which has no bound of its own, has no memory for them. `given`: build arguments;
-    `bases`: the configurations of the images that are named."""
+def check_lengths(
+    instructions: Sequence[str], given: Mapping[str, str], environments: Sequence[Sequence[str]], described: int
+) -> None:
+    """Raises PolicyRefused where images could be described by more than the engine is to hold. `given`: build arguments; `environments`, `described`: of the
+    images that are named their variables, and the letters of the longest description."""
     if len(instructions) > _MOST_INSTRUCTIONS:
         raise _refused(
             f"{len(instructions)} instructions",
             f"there may be {_MOST_INSTRUCTIONS}; join some (RUN … && …; ENV A=1 B=2).",
         )
-    longest = {name: len(value) for name, value in given.items()}
-    for base in bases:
-        for each in base.get("Env") or []:
-            name, _, value = str(each).partition("=")
-            longest[name] = max(longest.get(name, 0), len(value))
-    hidden, together = 0, sum(len(str(each)) for each in bases)
+    lengths, shell, ports = _Lengths(given, environments), 0, 0
     for instruction in instructions:
         found = _INSTRUCTION.fullmatch(instruction)
-        keyword, rest = (found[1].upper(), found[2] or "") if found is not None else ("", "")
-        if keyword in _AS_WRITTEN:
-            continue
-        length = len(instruction) + sum(max(hidden, longest.get(name, 0)) for name in _VARIABLE.findall(rest))
-        together += length
-        if length > _MOST_LETTERS or together > _MOST_TOGETHER:
-            raise _refused(instruction, "with its variables, as long as they can be, it is too long.")
-        if keyword in ("ENV", "ARG"):
-            plain = rest.translate(_QUOTES).replace("\\", "")
-            hidden = max(hidden, length) if _BY_VARIABLE.search(plain) else hidden
-            for name in _WORD.findall(
-                _VARIABLE.sub(" ", plain)
-            ):  # each could be what is set: how the engine finds names is its own affair
-                longest[name] = max(longest.get(name, 0), length)
+        keyword, rest = (found[1].upper(), (found[2] or "").strip()) if found is not None else ("", "")
+        length = len(rest) if keyword in _AS_WRITTEN else lengths.of(instruction, rest)
+        if keyword in _PAIRS:
+            lengths.sets(keyword, instruction, rest)
+        elif keyword == "EXPOSE":
+            ports += _ports(instruction, rest)
+        elif keyword == "SHELL":  # stands in the history of whatever follows
+            shell = max(shell, length)
+        described += length + shell
+        if length > _MOST_LETTERS or described > _MOST_DESCRIBED or ports > _MOST_PORTS:
+            raise _refused(
+                instruction, "with its variables, as long as they can be, the image has too long a description."
+            )
+
+
+def _ports(instruction: str, rest: str) -> int:
+    if "$" in rest:
+        raise _refused(instruction, "ports are numbers in this isolation.")
+    ranges = re.findall(r"([0-9]{1,9})-([0-9]{1,9})", rest)
+    return len(rest.split()) + sum(int(last) - int(first) for first, last in ranges)
 
 
 def committed(allowed: Allowed, container: str) -> Allowed:

@@ -6,6 +6,7 @@ do not find to be the sandbox's is answered as if it were not there.
 
 import json
 import re
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -46,8 +47,12 @@ MOST_CONTAINERS = 64
 """Of a sandbox at a time, whatever they do: outside their caps each costs the host a process and a place in everybody's lists."""
 MOST_EXECS = 64
 """Of a container that have not ended; those that are never started dockerd keeps as long as the container."""
+MOST_IMAGES = 5000
+"""With those between a build's instructions."""
 _MOST_SAID = 128 << 10
 """Bytes of a container or an exec that is to be made, which dockerd keeps in memory."""
+_MOST_KEPT, _KEPT_FOR = 64 << 20, 600
+"""Bytes of execs within so many seconds: dockerd forgets one that has ended after five to ten minutes."""
 _MOST_WRITTEN = 8 << 30
 """Bytes of one file of a step's: `engines/hostbuilding.py` counts what they all have, and so many that no sum of them overflows."""
 Kind = Literal["container", "exec", "image"]
@@ -317,13 +322,33 @@ def check_count(what: str, there: int, most: int) -> None:
         )
 
 
-def check_size(allowed: Allowed) -> None:
-    """Raises PolicyRefused for more than is to be kept of one container or exec."""
-    if len(json.dumps(allowed.body)) > _MOST_SAID:
+def check_size(allowed: Allowed) -> int:
+    """The bytes of it. Raises PolicyRefused for more than is to be kept of one container or exec."""
+    size = len(json.dumps(allowed.body, ensure_ascii=False).encode())
+    if size > _MOST_SAID:
         raise PolicyRefused(
             f"Command, environment and labels are more than {_MOST_SAID >> 10} KiB together.",
             "Bring what is long in by stdin or by files.",
         )
+    return size
+
+
+def check_execs(said: deque[tuple[float, int]], now: float, size: int) -> None:
+    """Takes an exec of `size` bytes to those that were made before. Raises BudgetExceeded where it is too much, for dockerd keeps them for some minutes."""
+    while said and said[0][0] < now - _KEPT_FOR:
+        said.popleft()
+    if sum(each for _, each in said) + size > _MOST_KEPT:
+        raise BudgetExceeded(
+            f"The execs of the last {_KEPT_FOR // 60} minutes were given {_MOST_KEPT >> 20} MiB of commands and environment, which the host's engine keeps.",
+            "Wait a while, or bring what is long in by stdin or by files.",
+        )
+    said.append((now, size))
+
+
+def check_patience(seconds: Any) -> None:
+    """Raises PolicyRefused for a stop that waits without end, in the engine and here."""
+    if seconds and not re.fullmatch(r"[0-9]{1,2}|[1-5][0-9]{2}|600", str(seconds)):
+        raise PolicyRefused(f"t={str(seconds)[:20]}: the engine would wait too long.", "0 to 600 seconds.")
 
 
 def _blank(image: Mapping[str, Any]) -> dict[str, str]:
@@ -347,7 +372,8 @@ def _as_given(name: str) -> str:
 
 
 def _shown_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
-    return {name.removeprefix(GIVEN): value for name, value in (labels or {}).items()}
+    given = {name.removeprefix(GIVEN): value for name, value in (labels or {}).items() if name.startswith(GIVEN)}
+    return {name: value for name, value in (labels or {}).items() if not name.startswith(GIVEN)} | given
 
 
 def _grants(host: Mapping[str, Any]) -> str:
@@ -443,7 +469,7 @@ def narrowed(allowed: Allowed, request: Request, within: Within) -> Allowed:
             f"Allowed: {', '.join(sorted(_FILTERS[request.path]))}.",
         )
     if request.path == "/containers/json":
-        given["label"] = [*map(_as_given, given.get("label", [])), f"{LABEL}={within.sandbox}"]
+        given["label"] = [*(_as_given(str(each)) for each in given.get("label", [])), f"{LABEL}={within.sandbox}"]
     return replace(allowed, query={**allowed.query, "filters": json.dumps(given)})
 
 

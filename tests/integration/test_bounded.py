@@ -6,6 +6,7 @@ import os
 import secrets
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from manyoyo_mcp.hosts.beside import remove_all, socket_of, within
 from manyoyo_mcp.hosts.sharing import connect
 from manyoyo_mcp.policy import labelled
 from manyoyo_mcp.policy.base import Limits, Request
-from manyoyo_mcp.policy.bounded import BoundedClient
+from manyoyo_mcp.policy.bounded import BoundedClient, Missing
 from manyoyo_mcp.policy.rules import decide
 from manyoyo_mcp.values import Caps
 from tests.support import BUSYBOX, SLACK, on_host
@@ -135,8 +136,43 @@ def test_what_it_costs_the_engine_is_bounded(client: BoundedClient, monkeypatch:
     client.exec_start(one)
     monkeypatch.setattr(labelled, "MOST_EXECS", 64)
     client.exec_create(there[0], ["true"])
+    monkeypatch.setattr(labelled, "_MOST_KEPT", 8000)
+    client.exec_create(there[0], ["echo", "x" * 6000])
+    with pytest.raises(BudgetExceeded, match="last 10 minutes"):
+        client.exec_create(there[0], ["echo", "x" * 6000])
+    client.exec_create(there[0], ["true"])
     with pytest.raises(PolicyRefused, match="128 KiB"):
         client.exec_create(there[0], ["true"], environment=[f"A{at}={'x' * 50_000}" for at in range(3)])
+
+
+def test_containers_that_are_made_at_once_are_counted(client: BoundedClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled, "MOST_CONTAINERS", 3)
+
+    def attempt(_: int) -> bool:
+        try:
+            return bool(made(client))
+        except BudgetExceeded:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(8))) == 3
+    assert len(client.containers(all=True)) == 3
+
+
+def test_what_is_gone_is_not_there(host: docker.DockerClient, client: BoundedClient) -> None:
+    """Whoever removed it."""
+    for ask in (client.inspect_container, client.start, partial(client.exec_create, cmd=["true"])):
+        container = made(client)
+        host.api.remove_container(container)
+        with pytest.raises(docker.errors.NotFound):
+            ask(container)
+        assert client.boundary.answer("GET", "/images/json", {}) is not None
+    container = made(client)
+    host.api.remove_container(container)
+    with pytest.raises(Missing):
+        client.boundary.answer("GET", f"/containers/{container}/json", {})
+    with pytest.raises(PolicyRefused, match="600"):
+        client.stop(made(client), timeout=-1)
 
 
 def test_volumes_go_with_their_container(host: docker.DockerClient, client: BoundedClient) -> None:

@@ -164,6 +164,7 @@ def test_on_which_engines_of_hosts_nothing_is_run() -> None:
         ({"Components": [{"Name": "Podman Engine"}]}, {}),
         (docker, {"DefaultRuntime": "nvidia"}),
         (docker, {"DefaultRuntime": "nvidia-container-runtime"}),
+        (docker, {"DefaultRuntime": "gpu", "Runtimes": {"gpu": {"path": "/usr/bin/nvidia-container-runtime"}}}),
     ):
         with pytest.raises(NotSupported) as caught:
             beside.check_told(version, info)

@@ -128,29 +128,50 @@ _LONG = "x" * 60_000
         [f"ENV A {_LONG}", "WORKDIR /$A/$A/$A"],
         [f'ENV "A"={_LONG}', "COPY $A$A$A /"],
         [f"ENV A\\B={_LONG}", "ENV C=$AB$AB$AB"],
-        ["ARG N=A", f"ENV $N={_LONG}", "ENV B=$A$A$A"],
-        [f"ENV É={_LONG}", "ENV B=$É$É$É"],
+        ["ARG N=A", f"ENV $N={_LONG}"],
+        ["ARG N=A", f"ENV $N {_LONG}"],
+        ['ARG N="A"', f'ENV "$N${{E:+ }}"={_LONG}'],
+        [f"ENV 1={_LONG}", "ENV B=" + "$1a" * 3],
+        [f"ENV A={_LONG}", "ENV B=$A\u00b2"],
+        [f"ENV \u00c9={_LONG}", "ENV B=$\u00c9"],
+        [f"ENV A={_LONG}", "ENV B=${A//x/y}"],
+        ["ENV @=0123456789", "ENV @=" + "$@" * 14_000],
+        ["ENV A=${@}"],
         ["ENV A=$BASE$BASE$BASE"],
+        ["ENV A=$1$1$1"],  # an image's, by whoever made it
         ["ARG GIVEN", "ENV A=$GIVEN$GIVEN$GIVEN"],
         ["ENV A=0123456789", *["ENV A=$A$A"] * 14],
         ["ENV A=0123456789", *["env A=$A$A"] * 14],
-        [f"ENV A={_LONG}", *["LABEL b=$A"] * 20],
+        ['ENV A="$X" B=\\"$X'],
+        [f"ENV A={_LONG}", *["LABEL b=$A"] * 4],
+        [f'SHELL ["{_LONG}"]', *["ENV A=1"] * 4],
         ["ENV A=1"] * 501,
+        ["EXPOSE 1-65535/tcp"],
+        ["EXPOSE 80", "EXPOSE 100-600 1000-1600/udp"],
+        ["ENV P=1-65535", "EXPOSE $P"],
     ],
 )
-def test_variables_do_not_grow_without_end(instructions: list[str]) -> None:
+def test_what_describes_an_image_does_not_grow_without_end(instructions: list[str]) -> None:
     with pytest.raises(PolicyRefused, match="may not stand"):
-        hostbuilds.check_lengths(instructions, {"GIVEN": _LONG}, [{"Env": [f"BASE={_LONG}"]}])
+        hostbuilds.check_lengths(instructions, {"GIVEN": _LONG}, [[f"BASE={_LONG}", f"1={_LONG}"]], 0)
 
 
-def test_variables_that_grow_a_little() -> None:
+def test_what_describes_an_image_may_grow_a_little() -> None:
+    parts = ("CPATH", "LD_LIBRARY_PATH", "LIBRARY_PATH", "PATH")
     instructions = [
-        *(f"ENV PATH=$PATH:/opt/{each}/bin:$HOME/bin" for each in range(40)),
-        'ENV A="$PATH" B=${A:-x}',
+        *(f"ENV PATH=$PATH:/opt/{each}/bin:$HOME/bin" for each in range(20)),
+        *("ENV " + " ".join(f"{name}=/opt/{each}/lib:${name}" for name in parts) for each in range(20)),
+        'ENV A="$PATH" B=${A:-x} C=\'it "is"\' D="it\'s $B"  E=',
+        "ENV WORDS a b $A",
+        'ENV QUOTED=\\"x\\" PS1=\\$',
+        "ARG ONE TWO=2 THREE=$ONE",
         "LABEL a=$A b=$B",
         "RUN echo " + "$PATH" * 10_000,
+        "EXPOSE 80 443/tcp 3000-3010",
         f"ENV A={_LONG}",
         "ENV B=$A",
         *["ENV A=1"] * 400,
     ]
-    hostbuilds.check_lengths(instructions, {"X": "1"}, [{"Env": ["PATH=/usr/bin", "ODD"]}, {"Env": None}])
+    hostbuilds.check_lengths(instructions, {"X": "1"}, [["PATH=/usr/bin", "ODD"], []], 20_000)
+    with pytest.raises(PolicyRefused):
+        hostbuilds.check_lengths(instructions, {}, [[]], 200_000)

@@ -137,6 +137,8 @@ _LONG = "x" * 60_000
         [f"ENV A={_LONG}", "ENV B=${A//x/y}"],
         ["ENV @=0123456789", "ENV @=" + "$@" * 14_000],
         ["ENV A=${@}"],
+        ["ENV A=${}"],
+        ["ENV A=${:-x}"],
         ["ENV A=$BASE$BASE$BASE"],
         ["ENV A=$1$1$1"],  # an image's, by whoever made it
         ["ARG GIVEN", "ENV A=$GIVEN$GIVEN$GIVEN"],

@@ -3,6 +3,7 @@ and what it refused must then pass."""
 
 import copy
 import json
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,6 +149,9 @@ def test_labels_mean_nothing_to_other_programs_of_the_host() -> None:
         labelled.inspected(WITHIN, {"Id": "1", "Config": {"Image": "x", "Labels": body["Labels"]}})["Config"]["Labels"],
     ):
         assert shown.items() >= compose.items() and shown[labelled.LABEL] == WITHIN.sandbox
+        assert not any(name.startswith(labelled.GIVEN) for name in shown)
+    for labels in ({f"{labelled.GIVEN}a": "given", "a": ""}, {"a": "", f"{labelled.GIVEN}a": "given"}):
+        assert labelled._shown_labels(labels) == {"a": "given"}, "over an image's"
     assert labelled.inspected(WITHIN, {"Id": "1", "Config": {"Image": "x"}}) == {
         "Id": "1",
         "Config": {"Image": "x", "Labels": {}},
@@ -187,6 +191,17 @@ def test_what_is_kept_of_a_container_is_bounded() -> None:
     for body in ({"Env": [long] * 3}, {"Cmd": ["x"] * 40_000}, {"Labels": {"a": long, "b": long, "c": long}}):
         with pytest.raises(PolicyRefused, match="128 KiB"):
             create(**body)
+    said: deque[tuple[float, int]] = deque()
+    for at in range(1024):
+        labelled.check_execs(said, float(at) / 10, 64 << 10)
+    with pytest.raises(BudgetExceeded, match="64 MiB"):
+        labelled.check_execs(said, 103.0, 64 << 10)
+    labelled.check_execs(said, 601.0, 64 << 10)
+    for seconds in (None, "", "0", 0, "10", "600", 599):
+        labelled.check_patience(seconds)
+    for seconds in ("-1", -1, "601", "1000", "1e9", "x"):
+        with pytest.raises(PolicyRefused, match="too long"):
+            labelled.check_patience(seconds)
     labelled.check_count("containers", 63, 64)
     with pytest.raises(BudgetExceeded, match="64 containers"):
         labelled.check_count("containers", 64, 64)

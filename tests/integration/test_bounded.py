@@ -75,14 +75,14 @@ def test_what_is_others_is_not_there(host: docker.DockerClient, client: BoundedC
     for ask in (client.inspect_container, client.start, client.kill, client.logs, partial(client.remove_container, force=True),
                 partial(client.exec_create, cmd=["true"])):  # fmt: skip
         for name in (theirs.id, theirs.id[:12], theirs.name):
-            with pytest.raises(docker.errors.NotFound, match="No such container"):
+            with pytest.raises(docker.errors.NotFound, match=f"No such container: {name}"):
                 ask(name)
     entered = host.api.exec_create(theirs.id, ["true"])["Id"]
     for ask in (client.exec_inspect, client.exec_start, partial(client.exec_resize, height=1, width=1)):
-        with pytest.raises(docker.errors.NotFound, match="No such exec"):
+        with pytest.raises(docker.errors.NotFound, match=f"No such exec instance: {entered}"):
             ask(entered)
     for ask in (client.inspect_image, partial(client.create_container, command=["true"])):
-        with pytest.raises(docker.errors.NotFound, match="No such image"):
+        with pytest.raises(docker.errors.NotFound, match=f"No such image: {THEIRS}"):
             ask(THEIRS)
     assert not client.containers(all=True)
     assert not {tag for each in client.images() for tag in each["RepoTags"]} & {THEIRS}

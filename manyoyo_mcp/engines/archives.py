@@ -41,7 +41,7 @@ class _Kept:
         self._letters += sum(map(len, words))
         if self._entries > _MOST_ENTRIES or self._letters > _MOST_LETTERS:
             raise InvalidArgument(
-                f"It has more than {_MOST_ENTRIES:,} links, directories and archives, or {_MOST_LETTERS >> 20} Mi letters of their names, which are looked at here.",
+                f"The context or image has more than {_MOST_ENTRIES:,} links, directories and archives, or {_MOST_LETTERS >> 20} Mi letters of their names, which are looked at here.",
                 "Build with fewer: .dockerignore leaves some out of a context, and `tar` makes one file of many in an image.",
             )
 

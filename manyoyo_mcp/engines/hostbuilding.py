@@ -94,7 +94,7 @@ class HostBuilding(DockerEngine):
         raws = [each.raw for each in found]
         named_ = hostbuilds.check(within, raws)
         bases = {image: await self._check_base(image, spec) for image in named_}
-        described = [await in_thread(self._bounded.described, str(base["Id"])) for base in bases.values()]
+        described = [await in_thread(self._bounded.letters_of, str(base["Id"])) for base in bases.values()]
         environments = [base["Config"].get("Env") or [] for base in bases.values()]
         hostbuilds.check_lengths(raws, spec.build_args, environments, max(described, default=0))
         images = {image: str(base["Id"]) for image, base in bases.items()}

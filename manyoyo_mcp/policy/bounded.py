@@ -19,7 +19,7 @@ import requests
 from requests.structures import CaseInsensitiveDict
 
 from manyoyo_mcp.dialled import Dial, DialledClient
-from manyoyo_mcp.policy import contexts, hostbuilds, labelled
+from manyoyo_mcp.policy import contexts, hostbuilds, hostroom, hostruns, labelled
 from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
 from manyoyo_mcp.policy.transport import API_VERSION, VERSION_PREFIX, GuardedClient
 from manyoyo_mcp.policy.wire import Body
@@ -85,12 +85,12 @@ class Boundary:
         match request.method, request.path:
             case "POST", "/containers/create":
                 image = self._engine.inspect_image(self._image(str((allowed.body or {}).get("Image", ""))))
-                return labelled.created(allowed, self.within, image, secrets.token_hex(6))
+                return hostruns.created(allowed, self.within, image, secrets.token_hex(6))
             case "POST", path if path.endswith("/exec"):
                 with self._room.lock:
-                    labelled.check_execs(self._room.said, time.monotonic(), labelled.check_size(allowed))
+                    hostroom.check_execs(self._room.said, time.monotonic(), hostroom.check_size(allowed))
             case "POST", path if path.endswith(("/stop", "/restart")):
-                labelled.check_patience(request.query.get("t"))
+                hostroom.check_patience(request.query.get("t"))
             case "PUT", _:  # the host's users are not the container's
                 return replace(allowed, query={k: v for k, v in allowed.query.items() if k != "copyUIDGID"})
             case "DELETE", path if path.startswith("/containers/"):  # with its volumes, which have no label
@@ -118,14 +118,14 @@ class Boundary:
                 until_asked.enter_context(self._starting(starts[1]))
             elif method == "POST" and (enters := _ENTERS.fullmatch(path)):
                 there = self._described(enters[1]).get("ExecIDs") or []
-                labelled.check_count("execs in this container", len(there), labelled.MOST_EXECS)
+                hostroom.check_count("execs in this container", len(there), hostroom.MOST_EXECS)
             yield
 
     @contextlib.contextmanager
     def _making(self) -> Iterator[None]:
         with self._room.lock:
             there = len(self._rows(all=True)) + self._room.making
-            labelled.check_count("containers", there, labelled.MOST_CONTAINERS)
+            hostroom.check_count("containers", there, hostroom.MOST_CONTAINERS)
             self._room.making += 1
         try:
             yield
@@ -135,9 +135,9 @@ class Boundary:
 
     @contextlib.contextmanager
     def _starting(self, container: str) -> Iterator[None]:
-        asked = labelled.granted(self._described(container)["Config"].get("Labels"))
+        asked = hostroom.granted(self._described(container)["Config"].get("Labels"))
         with self._room.lock:  # two at once would each find room
-            labelled.check_room(self._limits(), self._running(container), asked)
+            hostroom.check_room(self._limits(), self._running(container), asked)
             self._room.starts[container] = asked
         try:
             yield
@@ -149,18 +149,18 @@ class Boundary:
     def building(self, caps: Caps) -> Iterator[None]:
         """Within it a build with these caps counts among what runs. Raises BudgetExceeded."""
         filters = {"label": [f"{labelled.OF}={self.within.sandbox}"]}
-        labelled.check_count(
-            "images", len(self._engine.images(all=True, quiet=True, filters=filters)), labelled.MOST_IMAGES
+        hostroom.check_count(
+            "images", len(self._engine.images(all=True, quiet=True, filters=filters)), hostroom.MOST_IMAGES
         )
         with self._room.lock:
-            labelled.check_room(self._limits(), self._running(), caps)
+            hostroom.check_room(self._limits(), self._running(), caps)
             self._room.builds.append(caps)
         try:
             yield
         finally:
             self._room.builds.remove(caps)
 
-    def described(self, image: str) -> int:
+    def letters_of(self, image: str) -> int:
         """How many letters an image's configuration and history have."""
         return len(json.dumps([self._engine.inspect_image(image)["Config"], self._engine.history(image)]))
 
@@ -238,7 +238,7 @@ class Boundary:
         starts = self._room.starts
         rows = (row for row in self._rows() if row["Id"] != but and row["Id"] not in starts)
         begun = (caps for container, caps in starts.items() if container != but)
-        return [*(labelled.granted(row["Labels"]) for row in rows), *begun, *self._room.builds]
+        return [*(hostroom.granted(row["Labels"]) for row in rows), *begun, *self._room.builds]
 
     def _rows(self, **which: Any) -> list[dict[str, Any]]:
         """The sandbox's containers, those of its builds too."""

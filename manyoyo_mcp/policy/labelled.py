@@ -6,29 +6,20 @@ do not find to be the sandbox's is answered as if it were not there.
 
 import json
 import re
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from manyoyo_mcp.errors import BudgetExceeded, PolicyRefused
+from manyoyo_mcp.errors import PolicyRefused
 from manyoyo_mcp.policy.base import (
-    GONE,
     IMAGE,
     NAME,
     Allowed,
-    Check,
-    Limits,
     Request,
     Within,
-    a,
-    list_of,
-    off,
-    one_of,
 )
-from manyoyo_mcp.policy.fields import OURS, target
-from manyoyo_mcp.values import Caps, docker_size
+from manyoyo_mcp.policy.fields import OURS
 
 LABEL = f"{OURS}within"
 """Whose a container is. Its name says so too, for a label can be an image's, and with it that of whoever runs the image."""
@@ -43,18 +34,6 @@ GIVEN = f"{OURS}given."
 labels alone)."""
 OF = f"{OURS}of"
 """Of which sandbox an image is."""
-MOST_CONTAINERS = 64
-"""Of a sandbox at a time, whatever they do: outside their caps each costs the host a process and a place in everybody's lists."""
-MOST_EXECS = 64
-"""Of a container that have not ended; those that are never started dockerd keeps as long as the container."""
-MOST_IMAGES = 5000
-"""With those between a build's instructions."""
-_MOST_SAID = 128 << 10
-"""Bytes of a container or an exec that is to be made, which dockerd keeps in memory."""
-_MOST_KEPT, _KEPT_FOR = 64 << 20, 600
-"""Bytes of execs within so many seconds: dockerd forgets one that has ended after five to ten minutes."""
-_MOST_WRITTEN = 8 << 30
-"""Bytes of one file of a step's: `engines/hostbuilding.py` counts what they all have, and so many that no sum of them overflows."""
 Kind = Literal["container", "exec", "image"]
 
 _CONTAINER = rf"/containers/(?P<container>{NAME})"
@@ -144,269 +123,13 @@ def matches(within: Within, name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in within.images)
 
 
-# -- what a container may have here, which is less than in an engine of its own
-
-_NO_STORE = off(
-    "it would lie on the host, beside everybody else's", "files and outputs of nested_run bring files in and out."
-)
-_WITHHELD = frozenset({"NET_RAW", "MKNOD"})
-"""Capabilities that Docker gives by default: one speaks for other addresses on the host's bridge."""
-
-
-def _mount(place: str, value: Any) -> Any:
-    if a(dict)(place, value).get("Type") != "tmpfs":
-        raise PolicyRefused(
-            f"{place}: of mounts there are tmpfs alone in this isolation.", "Say type=tmpfs, or leave it out."
-        )
-    return value
-
-
-def _capability(place: str, value: Any) -> Any:
-    if str(value).upper().removeprefix("CAP_") in _WITHHELD:
-        raise PolicyRefused(f"{place}: {value} is not given in this isolation.", "Leave it out.")
-    return value
-
-
-def _networks(place: str, value: Any) -> Any:
-    """What a client says of the network that it takes for the default."""
-    settings = a(dict)(place, value).get("EndpointsConfig") or {}
-    if value.keys() - {"EndpointsConfig"} or settings.keys() - {"default"} or any(settings.get("default", {}).values()):
-        raise PolicyRefused(f"{place} may not be set: the sandbox has one network.", "Leave it out.")
-    return GONE
-
-
-def _shares(place: str, value: Any) -> Any:
-    if value > 1024:
-        raise PolicyRefused(f"{place}: {value} would be more than everybody else's.", "1024 at most; cpus caps them.")
-    return value
-
-
-def _patience(place: str, value: Any) -> Any:
-    """Seconds that the host's engine waits for a container when it is to end itself."""
-    if not 0 <= value <= 60:
-        raise PolicyRefused(f"{place}: the host's engine would wait {value} s at its own end.", "0 to 60 seconds.")
-    return value
-
-
-def _checked_health(place: str, value: Any) -> Any:
-    """How often it is looked at: each time costs the host a few processes beside its caps."""
-    for name, every in (value or {}).items():
-        if name.endswith("Interval") and 0 < every < 1e9:
-            raise PolicyRefused(f"{place}: every {every / 1e6:g} ms is too often.", "Once a second at most.")
-    return value
-
-
-HOST_CONFIG: dict[str, Check] = {
-    "Binds": _NO_STORE,
-    "CapAdd": list_of(_capability),
-    "CpuShares": _shares,
-    "IpcMode": one_of("", "private", "none"),
-    "LogConfig": off("what containers write is kept within bounds", "Leave it out.", {"Type": "", "Config": {}}),
-    "Mounts": list_of(_mount),
-    "NetworkMode": one_of("", "default", "none"),
-    "PidMode": one_of("", "private"),
-    "RestartPolicy": off(
-        "nothing is to start again on the host by itself",
-        "Leave it out.",
-        {"Name": ""},
-        {"Name": "no"},
-        {"Name": "no", "MaximumRetryCount": 0},
-    ),
-    "Sysctls": off("its network is that of all containers of its sandbox", "Leave it out."),
-    "VolumeDriver": _NO_STORE,
-    "VolumesFrom": _NO_STORE,
-}
-CREATE: dict[str, Check] = {
-    "Healthcheck": _checked_health,
-    "NetworkingConfig": _networks,
-    "StopTimeout": _patience,
-    "Volumes": _NO_STORE,
-}
-AS_THEY_ARE = frozenset(
-    [
-        "AutoRemove",
-        "CapDrop",
-        "CpuPeriod",
-        "CpuQuota",
-        "CpusetCpus",
-        "CpusetMems",
-        "Dns",
-        "DnsOptions",
-        "DnsSearch",
-        "ExtraHosts",
-        "GroupAdd",
-        "Init",
-        "Memory",
-        "MemoryReservation",
-        "MemorySwap",
-        "NanoCpus",
-        "PidsLimit",
-        "ReadonlyRootfs",
-        "SecurityOpt",
-        "ShmSize",
-        "Tmpfs",
-        "Ulimits",
-        "ArgsEscaped",
-        "AttachStderr",
-        "AttachStdin",
-        "AttachStdout",
-        "Cmd",
-        "Domainname",
-        "Entrypoint",
-        "Env",
-        "ExposedPorts",
-        "HostConfig",
-        "Hostname",
-        "Image",
-        "Labels",
-        "MacAddress",
-        "NetworkDisabled",
-        "OnBuild",
-        "OpenStdin",
-        "Shell",
-        "StdinOnce",
-        "StopSignal",
-        "Tty",
-        "User",
-        "WorkingDir",
-    ]
-)
-"""Fields that mean no more on the host's engine than in one of the sandbox's own: within the container, or within its caps."""
-_LOG = {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "1"}}
-
-
-def _tightened(place: str, given: Mapping[str, Any], table: Mapping[str, Check]) -> dict[str, Any]:
-    """What the checks of `table` leave of `given`, whose other fields are among those that may stay."""
-    kept = {}
-    for name, value in given.items():
-        if name not in table and name not in AS_THEY_ARE:
-            raise PolicyRefused(f"{place}'s {name} is not given in this isolation.", "Leave it out.")
-        value = table[name](f"{place}'s {name}", value) if name in table else value
-        if value is not GONE:
-            kept[name] = value
-    return kept
-
-
-def created(allowed: Allowed, within: Within, image: Mapping[str, Any], called: str) -> Allowed:
-    """A container to be made: with what makes it the sandbox's. `image`: as the engine describes the one that was looked at. `called`: its name, where
-    it is given none."""
-    check_size(allowed)
-    body = _tightened("a container", allowed.body or {}, CREATE)
-    host = _tightened("a container", body.get("HostConfig") or {}, HOST_CONFIG)
-    alone = host.get("NetworkMode") == "none" or not within.joins
-    host |= {
-        "NetworkMode": "none" if alone else f"container:{within.joins}",
-        "CapDrop": sorted({*(host.get("CapDrop") or []), *_WITHHELD}),
-        "SecurityOpt": [
-            "no-new-privileges:true"
-        ],  # root here is the host's: nothing is to give it more than it begins with
-        "LogConfig": _LOG,
-    }
-    given = body.get("Labels") or {}
-    grants = _grants(host)
-    if STEP in given:
-        grants = ""
-        host["Ulimits"] = [{"Name": "fsize", "Soft": _MOST_WRITTEN, "Hard": _MOST_WRITTEN}]
-    labels = {LABEL: within.sandbox, f"{OURS}kind": "within", GRANTS: grants, ASKED: str(body.get("Image", ""))}
-    labels = _blank(image) | {_as_given(name): value for name, value in given.items()} | labels
-    body |= {"HostConfig": host, "Image": image["Id"], "Labels": labels}
-    return Allowed({**allowed.query, "name": within.prefix + str(allowed.query.get("name") or called)}, body)
-
-
-def check_count(what: str, there: int, most: int) -> None:
-    """Raises BudgetExceeded where there are as many as may be at a time."""
-    if there >= most:
-        raise BudgetExceeded(
-            f"The sandbox has {there} {what} on the host's engine, as many as it may.",
-            "Remove or end some (nested_stop with action=remove; docker rm), or work in a sandbox with an engine of its own.",
-        )
-
-
-def check_size(allowed: Allowed) -> int:
-    """The bytes of it. Raises PolicyRefused for more than is to be kept of one container or exec."""
-    size = len(json.dumps(allowed.body, ensure_ascii=False).encode())
-    if size > _MOST_SAID:
-        raise PolicyRefused(
-            f"Command, environment and labels are more than {_MOST_SAID >> 10} KiB together.",
-            "Bring what is long in by stdin or by files.",
-        )
-    return size
-
-
-def check_execs(said: deque[tuple[float, int]], now: float, size: int) -> None:
-    """Takes an exec of `size` bytes to those that were made before. Raises BudgetExceeded where it is too much, for dockerd keeps them for some minutes."""
-    while said and said[0][0] < now - _KEPT_FOR:
-        said.popleft()
-    if sum(each for _, each in said) + size > _MOST_KEPT:
-        raise BudgetExceeded(
-            f"The execs of the last {_KEPT_FOR // 60} minutes were given {_MOST_KEPT >> 20} MiB of commands and environment, which the host's engine keeps.",
-            "Wait a while, or bring what is long in by stdin or by files.",
-        )
-    said.append((now, size))
-
-
-def check_patience(seconds: Any) -> None:
-    """Raises PolicyRefused for a stop that waits without end, in the engine and here."""
-    if seconds and not re.fullmatch(r"[0-9]{1,2}|[1-5][0-9]{2}|600", str(seconds)):
-        raise PolicyRefused(f"t={str(seconds)[:20]}: the engine would wait too long.", "0 to 600 seconds.")
-
-
-def _blank(image: Mapping[str, Any]) -> dict[str, str]:
-    """The labels that a container would have of an image, which may say as little as a client's where the image is the sandbox's."""
-    config = image.get("Config") or {}
-    labels = config.get("Labels") or {}
-    _check_image(config)
-    return dict.fromkeys(labels, "") if labels.get(OF) else {}
-
-
-def _check_image(config: Mapping[str, Any]) -> None:
-    """What an image's configuration may not ask of the engine either. dockerd makes no devices where there is a volume at /dev, and the OCI runtime then
-    covers the kernel's files by whatever lies there."""
-    for path in config.get("Volumes") or {}:
-        target("the image's VOLUME", path)
-    _checked_health("the image's HEALTHCHECK", config.get("Healthcheck"))
-
-
-def _as_given(name: str) -> str:
+def as_given(name: str) -> str:
     return name if name.startswith(OURS) else GIVEN + name
 
 
 def _shown_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
     given = {name.removeprefix(GIVEN): value for name, value in (labels or {}).items() if name.startswith(GIVEN)}
     return {name: value for name, value in (labels or {}).items() if not name.startswith(GIVEN)} | given
-
-
-def _grants(host: Mapping[str, Any]) -> str:
-    return f"{host['Memory']} {host['NanoCpus']} {host['PidsLimit']}"
-
-
-def granted(labels: Mapping[str, str] | None) -> Caps:
-    """A container's caps, by its label; none where it says nothing."""
-    memory, nano, pids = (
-        [int(each) for each in (labels or {}).get(GRANTS, "").split() if each.isdecimal()] + [0, 0, 0]
-    )[:3]
-    return Caps(nano / 1e9, memory, pids)
-
-
-def check_room(limits: Limits, running: list[Caps], asked: Caps) -> None:
-    """What runs at a time has no more than the sandbox, for no cgroup of the host's holds them together. Raises BudgetExceeded."""
-    largest = limits.largest
-    for name, most, parts, shown in (
-        (
-            "memory",
-            largest.memory,
-            [asked.memory, *(each.memory for each in running)],
-            lambda size: docker_size(int(size)),
-        ),
-        ("cpus", largest.cpus, [asked.cpus, *(each.cpus for each in running)], "{:g}".format),
-        ("pids_limit", largest.pids, [asked.pids, *(each.pids for each in running)], str),
-    ):
-        if round(sum(parts), 6) > most:
-            taken = sum(parts) - parts[0]
-            raise BudgetExceeded(
-                f"The sandbox has {name} {shown(most)}, of which what runs in it has {shown(taken)}: there is no room for {shown(parts[0])} more.",
-                f"Ask for less {name}, wait for what runs (nested_list) or stop it, or grow the sandbox: start_sandbox with its sandbox_id.",
-            )
 
 
 _PULLED = re.compile(r"(?:([a-z0-9.-]+(?::[0-9]+)?)/)?[a-z0-9._/-]+", re.ASCII)
@@ -469,7 +192,7 @@ def narrowed(allowed: Allowed, request: Request, within: Within) -> Allowed:
             f"Allowed: {', '.join(sorted(_FILTERS[request.path]))}.",
         )
     if request.path == "/containers/json":
-        given["label"] = [*(_as_given(str(each)) for each in given.get("label", [])), f"{LABEL}={within.sandbox}"]
+        given["label"] = [*(as_given(str(each)) for each in given.get("label", [])), f"{LABEL}={within.sandbox}"]
     return replace(allowed, query={**allowed.query, "filters": json.dumps(given)})
 
 

@@ -18,7 +18,7 @@ import pytest
 from manyoyo_mcp.errors import BudgetExceeded, ContextRefused, PolicyRefused
 from manyoyo_mcp.hosts.beside import remove_all, socket_of, within
 from manyoyo_mcp.hosts.sharing import connect
-from manyoyo_mcp.policy import labelled
+from manyoyo_mcp.policy import hostroom, labelled
 from manyoyo_mcp.policy.base import Limits, Request
 from manyoyo_mcp.policy.bounded import BoundedClient, Missing
 from manyoyo_mcp.policy.rules import decide
@@ -122,21 +122,21 @@ def test_what_runs_has_no_more_together_than_the_sandbox(client: BoundedClient, 
 
 
 def test_what_it_costs_the_engine_is_bounded(client: BoundedClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelled, "MOST_CONTAINERS", 2)
+    monkeypatch.setattr(hostroom, "MOST_CONTAINERS", 2)
     there = [made(client), made(client)]
     with pytest.raises(BudgetExceeded, match="2 containers"):
         made(client)
     client.remove_container(there.pop(), force=True)
     there.append(made(client))
     client.start(there[0])
-    monkeypatch.setattr(labelled, "MOST_EXECS", 1)
+    monkeypatch.setattr(hostroom, "MOST_EXECS", 1)
     one = client.exec_create(there[0], ["true"])["Id"]
     with pytest.raises(BudgetExceeded, match="1 execs"):
         client.exec_create(there[0], ["true"])
     client.exec_start(one)
-    monkeypatch.setattr(labelled, "MOST_EXECS", 64)
+    monkeypatch.setattr(hostroom, "MOST_EXECS", 64)
     client.exec_create(there[0], ["true"])
-    monkeypatch.setattr(labelled, "_MOST_KEPT", 8000)
+    monkeypatch.setattr(hostroom, "_MOST_KEPT", 8000)
     client.exec_create(there[0], ["echo", "x" * 6000])
     with pytest.raises(BudgetExceeded, match="last 10 minutes"):
         client.exec_create(there[0], ["echo", "x" * 6000])
@@ -146,7 +146,7 @@ def test_what_it_costs_the_engine_is_bounded(client: BoundedClient, monkeypatch:
 
 
 def test_containers_that_are_made_at_once_are_counted(client: BoundedClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelled, "MOST_CONTAINERS", 3)
+    monkeypatch.setattr(hostroom, "MOST_CONTAINERS", 3)
 
     def attempt(_: int) -> bool:
         try:

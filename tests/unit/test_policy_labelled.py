@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from manyoyo_mcp.errors import BudgetExceeded, CapExceeded, InvalidArgument, PolicyRefused
-from manyoyo_mcp.policy import labelled, rules
+from manyoyo_mcp.policy import hostroom, hostruns, labelled, rules
 from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
 from manyoyo_mcp.policy.rules import decide
 from manyoyo_mcp.values import Caps
@@ -20,7 +20,7 @@ LIMITS = Limits(default=Caps(1, 512 << 20, 100), largest=Caps(2, 1 << 30, 200))
 REFUSED = (PolicyRefused, CapExceeded, InvalidArgument)
 MINE = {labelled.LABEL: WITHIN.sandbox}
 
-TABLES = {"create": labelled.CREATE, "HostConfig": labelled.HOST_CONFIG}
+TABLES = {"create": hostruns.CREATE, "HostConfig": hostruns.HOST_CONFIG}
 EVIL: dict[str, dict[str, list[Any]]] = {
     "create": {"Healthcheck": [{"Test": ["CMD", "x"], "Interval": 10**6}, {"StartInterval": 1}], "StopTimeout": [-1, 61], "Volumes": [{"/x": {}}], "NetworkingConfig": [{"EndpointsConfig": {"bridge": {}}}, {"EndpointsConfig": {"default": {"Aliases": ["x"]}}}]},
     "HostConfig": {
@@ -45,7 +45,7 @@ def create(within: Within = WITHIN, name: str = "", image: dict[str, Any] | None
     given = {"Image": "python:3.13"} | copy.deepcopy(body)
     query = {"name": name} if name else {}
     allowed = decide(Request("POST", "/containers/create", query, given, ours=True), LIMITS)
-    return labelled.created(allowed, within, image or {"Id": "sha256:1234"}, "called")
+    return hostruns.created(allowed, within, image or {"Id": "sha256:1234"}, "called")
 
 
 def ask(table: str, name: str, value: Any) -> Allowed:
@@ -84,14 +84,14 @@ def test_a_container_is_the_sandboxs_whatever_it_says() -> None:
         "org.manyoyo.given.mine": "kept", labelled.LABEL: WITHIN.sandbox, "org.manyoyo.kind": "within", labelled.ASKED: "python:3.13",
         labelled.GRANTS: f"{64 << 20} 1000000000 100",
     }  # fmt: skip
-    assert labelled.granted(body["Labels"]) == Caps(1, 64 << 20, 100)
+    assert hostroom.granted(body["Labels"]) == Caps(1, 64 << 20, 100)
     host = body["HostConfig"]
     assert host["NetworkMode"] == "container:keeper" and host["CapDrop"] == ["KILL", "MKNOD", "NET_RAW"]
     assert host["SecurityOpt"] == ["no-new-privileges:true"] and host["LogConfig"]["Config"]["max-size"]
     assert create().query["name"].endswith(".called") and "Ulimits" not in host
     step: Any = create(Labels={labelled.STEP: "0123456789abcdef"}).body
     assert [each["Hard"] for each in step["HostConfig"]["Ulimits"] if each["Name"] == "fsize"] == [8 << 30]
-    assert labelled.granted(step["Labels"]) == Caps(0, 0, 0), "its build has room for it"
+    assert hostroom.granted(step["Labels"]) == Caps(0, 0, 0), "its build has room for it"
     name = f"/{WITHIN.prefix}x"
     assert not labelled.is_to_use(WITHIN, step["Labels"], name) and labelled.belongs(WITHIN, step["Labels"], name)
     assert labelled.is_to_use(WITHIN, step["Labels"] | {labelled.STEP: ""}, name), "of an image that a step became"
@@ -193,18 +193,18 @@ def test_what_is_kept_of_a_container_is_bounded() -> None:
             create(**body)
     said: deque[tuple[float, int]] = deque()
     for at in range(1024):
-        labelled.check_execs(said, float(at) / 10, 64 << 10)
+        hostroom.check_execs(said, float(at) / 10, 64 << 10)
     with pytest.raises(BudgetExceeded, match="64 MiB"):
-        labelled.check_execs(said, 103.0, 64 << 10)
-    labelled.check_execs(said, 601.0, 64 << 10)
+        hostroom.check_execs(said, 103.0, 64 << 10)
+    hostroom.check_execs(said, 601.0, 64 << 10)
     for seconds in (None, "", "0", 0, "10", "600", 599):
-        labelled.check_patience(seconds)
+        hostroom.check_patience(seconds)
     for seconds in ("-1", -1, "601", "1000", "1e9", "x"):
         with pytest.raises(PolicyRefused, match="too long"):
-            labelled.check_patience(seconds)
-    labelled.check_count("containers", 63, 64)
+            hostroom.check_patience(seconds)
+    hostroom.check_count("containers", 63, 64)
     with pytest.raises(BudgetExceeded, match="64 containers"):
-        labelled.check_count("containers", 64, 64)
+        hostroom.check_count("containers", 64, 64)
 
 
 def test_lists_are_of_what_is_the_sandboxs() -> None:
@@ -303,24 +303,24 @@ def test_what_dockers_client_always_says_says_nothing() -> None:
     default = {"IPAMConfig": None, "Aliases": None, "MacAddress": "", "DriverOpts": None}
     for networks in ({}, {"default": default}, {"default": None}):
         body = create(HostConfig=host, NetworkingConfig={"EndpointsConfig": networks}, Volumes={}).body or {}
-        assert "NetworkingConfig" not in body and body["HostConfig"]["LogConfig"] == labelled._LOG
+        assert "NetworkingConfig" not in body and body["HostConfig"]["LogConfig"] == hostruns._LOG
 
 
 def test_a_field_that_nobody_has_thought_about_is_refused() -> None:
     for body in ({"HostConfig": {"Memory": 6 << 20, "Novel": 1}}, {"Novel": 1, "HostConfig": {}}):
         with pytest.raises(PolicyRefused, match="Novel"):
-            labelled.created(Allowed({}, body), WITHIN, {"Id": "sha256:1234"}, "called")
+            hostruns.created(Allowed({}, body), WITHIN, {"Id": "sha256:1234"}, "called")
 
 
 def test_caps_that_are_no_numbers_are_none() -> None:
     for said in ("", "-1000 -5 -7", "x"):
-        assert labelled.granted({labelled.GRANTS: said}) == Caps(0, 0, 0)
+        assert hostroom.granted({labelled.GRANTS: said}) == Caps(0, 0, 0)
 
 
 def test_what_runs_at_a_time_is_no_more_than_the_sandbox() -> None:
     half = Caps(1, 512 << 20, 100)
-    labelled.check_room(LIMITS, [], LIMITS.largest)
-    labelled.check_room(LIMITS, [half], half)
+    hostroom.check_room(LIMITS, [], LIMITS.largest)
+    hostroom.check_room(LIMITS, [half], half)
     for running, asked, cap in (
         ([half, half], Caps(0.1, 6 << 20, 1), "memory"),
         ([half], Caps(0.1, 513 << 20, 1), "memory"),
@@ -328,8 +328,8 @@ def test_what_runs_at_a_time_is_no_more_than_the_sandbox() -> None:
         ([Caps(0.1, 6 << 20, 200)], Caps(0.1, 6 << 20, 1), "pids_limit"),
     ):
         with pytest.raises(BudgetExceeded, match=cap):
-            labelled.check_room(LIMITS, running, asked)
-    labelled.check_room(LIMITS, [Caps(0.1, 6 << 20, 1)] * 19, Caps(0.1, 6 << 20, 1))  # 20 tenths are 2
+            hostroom.check_room(LIMITS, running, asked)
+    hostroom.check_room(LIMITS, [Caps(0.1, 6 << 20, 1)] * 19, Caps(0.1, 6 << 20, 1))  # 20 tenths are 2
 
 
 def test_what_is_not_named_is_not_offered() -> None:
@@ -378,14 +378,14 @@ def _example(pattern: str) -> str:
 def test_what_is_no_object_is_refused_as_that() -> None:
     """Also where the rules before these ones should come to let it pass."""
     for check, value in (
-        (labelled.HOST_CONFIG["Mounts"], ["x"]),
-        (labelled.CREATE["NetworkingConfig"], "x"),
-        (labelled.CREATE["NetworkingConfig"], ["x"]),
+        (hostruns.HOST_CONFIG["Mounts"], ["x"]),
+        (hostruns.CREATE["NetworkingConfig"], "x"),
+        (hostruns.CREATE["NetworkingConfig"], ["x"]),
     ):
         with pytest.raises(REFUSED):
             check("a container's", value)
     with pytest.raises(PolicyRefused):
-        labelled.CREATE["NetworkingConfig"]("a container's", {"EndpointsConfig": {}, "Another": {}})
+        hostruns.CREATE["NetworkingConfig"]("a container's", {"EndpointsConfig": {}, "Another": {}})
 
 
 def test_what_is_shown_says_what_was_asked_for_and_no_name_that_is_not_the_sandboxs() -> None:

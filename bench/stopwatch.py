@@ -1,5 +1,6 @@
 """The server with a stopwatch: it notes, in the file that NOTES names, when a request came in, when an answer went out, and
-how long it waited for its engine's answers in between."""
+how long it waited for its engine's answers in between. What is written is with the other side before the call that writes it
+returns: a kernel often lets whom that wakes go first, on the same processor. That is the other side's time, and counts as such."""
 
 import os
 import socket
@@ -41,7 +42,9 @@ _notes: list[str] = []
 
 
 def _write(descriptor: int, data: Any) -> int:
-    written = int(_timed("out", os.write, descriptor, data))
+    began, used = time.perf_counter(), time.thread_time()
+    written = os.write(descriptor, data)
+    _notes.append(f"out {began} {began + time.thread_time() - used}\n")
     notes, _notes[:] = "".join(_notes), []
     with Path(os.environ[NOTES]).open("a") as file:
         file.write(notes)
@@ -56,9 +59,21 @@ def _timed(kind: str, function: Any, *arguments: Any) -> Any:
         _notes.append(f"{kind} {began} {time.perf_counter()}\n")
 
 
+def _send(self: socket.socket, data: Any) -> None:
+    began, used = time.perf_counter(), time.thread_time()
+    try:
+        _sendall(self, data)
+    finally:
+        _notes.append(f"wait {began + time.thread_time() - used} {time.perf_counter()}\n")
+
+
+_sendall = socket.socket.sendall
+
+
 def install() -> None:
     """Take the time of this process's reads and writes from here on."""
     readinto = socket.SocketIO.readinto
+    socket.socket.sendall = _send  # type: ignore[method-assign,assignment]
     socket.SocketIO.readinto = lambda *arguments: _timed("wait", readinto, *arguments)  # type: ignore[method-assign]
     stdio.read, stdio.write = (lambda *arguments: _timed("in", os.read, *arguments)), _write
 

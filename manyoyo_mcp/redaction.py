@@ -152,6 +152,10 @@ class Redactor:
         return value
 
 
+_NOTHING = Redactor()
+"""Of no secrets."""
+
+
 class _Places:
     """Where in a text its characters lie that are no line ends; asked for in rising order."""
 
@@ -180,7 +184,7 @@ class Redacted:
         self._current = current
         self._held: list[bytes] = []
         self._size = 0
-        self._by = Redactor()
+        self._by = _NOTHING
         self._value = b""
         """One that what is held back begins, and how much of it that is: what goes on with it tells nothing new."""
         self._known = 0

@@ -1,16 +1,18 @@
-"""MCP over standard input and output without a change of threads for every line, which takes as long as a small call's own
-work. Where these are no pipes or sockets, the SDK's own way does."""
+"""MCP over standard input and output without a change of threads for every line, nor of tasks, which take as long as a small
+call's own work. Where these are no pipes or sockets, the SDK's own way does."""
 
 import fcntl
 import os
 import select
 import stat
 from os import read, write  # by names of this module's, which the bench replaces by ones that take the time
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self
 
 import anyio
 from mcp.server import MCPServer
-from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
+from mcp_types import jsonrpc_message_adapter
 
 _LONGEST = 256 << 20
 """Bytes of a line, which is one message; nobody has a reason for more, and it is held in memory."""
@@ -79,8 +81,63 @@ class Output:
             except (BrokenPipeError, ConnectionResetError):
                 return
 
-    async def flush(self) -> None:
-        """There is nothing to flush."""
+
+class _Ended:
+    """A stream's end, as the SDK has it."""
+
+    ended = False
+
+    async def aclose(self) -> None:
+        self.ended = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Requests(_Ended):
+    """What comes in, as messages: the SDK's `ReadStream`. What is no message comes as the error that says so."""
+
+    def __init__(self, lines: Input) -> None:
+        self._lines = lines
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        line = await anext(self._lines)
+        try:
+            return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
+        except ValueError as error:
+            return error
+
+    async def receive(self) -> SessionMessage | Exception:
+        """The next one. Raises anyio.EndOfStream."""
+        try:
+            return await anext(self)
+        except StopAsyncIteration:
+            raise anyio.EndOfStream from None
+
+
+class Answers(_Ended):
+    """What goes out: the SDK's `WriteStream`. One goes after the other and as a whole, whoever is cancelled meanwhile."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._one = anyio.Lock(fast_acquire=True)
+
+    async def send(self, item: SessionMessage, /) -> None:
+        """Raises anyio.ClosedResourceError."""
+        if self.ended:
+            raise anyio.ClosedResourceError
+        line = item.message.model_dump_json(by_alias=True, exclude_unset=True) + "\n"
+        async with self._one:
+            with anyio.CancelScope(shield=True):
+                await self._output.write(line)
 
 
 async def run(server: MCPServer[Any]) -> None:
@@ -90,10 +147,9 @@ async def run(server: MCPServer[Any]) -> None:
         return
     with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123 - once, at the start
         incoming = Input(_taken(0, nothing.fileno()))
-        streams = cast(Any, incoming), cast(Any, Output(_taken(1, 2), incoming.over))
+        outgoing = Output(_taken(1, 2), incoming.over)
     lowlevel = server._lowlevel_server  # as its run_stdio_async does; there is no other way to it
-    async with stdio_server(*streams) as (read_stream, write_stream):
-        await lowlevel.run(read_stream, write_stream, lowlevel.create_initialization_options())
+    await lowlevel.run(Requests(incoming), Answers(outgoing), lowlevel.create_initialization_options())
 
 
 def _taken(descriptor: int, instead: int) -> int:

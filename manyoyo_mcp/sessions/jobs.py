@@ -26,6 +26,8 @@ MOST_RUNNING = 100
 """Jobs of a session that run at once; each waits in a thread or two."""
 KEPT_LOGS = 4
 """Ended jobs' logs together take at most so many times what one may; the oldest jobs are forgotten then."""
+_RESULT_FIRST = 0.005
+"""Seconds after which an ended job is tidied up behind: its result is with the caller by then."""
 
 
 @dataclass(slots=True)
@@ -133,7 +135,7 @@ class Jobs:
             job._done.set()
             job._changed.set()
         await self._tell(job)
-        await anyio.lowlevel.cancel_shielded_checkpoint()  # whoever waits for it goes first
+        await anyio.sleep(_RESULT_FIRST)
         await self._forget_oldest()
 
     async def outlive(self, job: Job, call: str) -> None:

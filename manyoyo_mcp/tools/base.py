@@ -49,6 +49,10 @@ _NOT_OFFERED = {
 """Docker arguments that callers try, with the reason why they are not offered."""
 
 
+_MAY_BE_JSON = "[{tfn"
+"""What a text begins with that some clients send in place of a list, an object, true, false or null."""
+
+
 class ToolInput(ArgModelBase):
     """Arguments of a tool; unknown ones are refused by name."""
 
@@ -197,7 +201,9 @@ class ManyoyoTool(Tool):
                 raise NotSupported(f"{self.name} has no argument {name!r}.", _NOT_OFFERED[name], argument=name)
         try:
             model = self.fn_metadata.arg_model
-            return model.model_validate(self.fn_metadata.pre_parse_json(arguments))  # type: ignore[return-value]
+            if any(isinstance(value, str) and value.lstrip()[:1] in _MAY_BE_JSON for value in arguments.values()):
+                arguments = self.fn_metadata.pre_parse_json(arguments)
+            return model.model_validate(arguments)  # type: ignore[return-value]
         except ValidationError as error:
             raise _invalid(self.name, self.fn_metadata.arg_model, error) from error
 

@@ -55,16 +55,30 @@ class Recorded:
             "tool": tool.name,
             "client": _client(context),
         }
-        self._arguments: dict[str, Any] = {name[:60]: type(value).__name__ for name, value in list(given.items())[:40]}
-        self._secrets = secrets_of(given)
+        self._given = given
+        self._parsed: tuple[dict[str, Any], list[str]] | None = None
         self._asked = False
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        """As they go on record; before they are parsed their types alone."""
+        return (
+            self._parsed[0]
+            if self._parsed
+            else {name[:60]: type(value).__name__ for name, value in list(self._given.items())[:40]}
+        )
+
+    @property
+    def _secrets(self) -> list[str]:
+        return self._parsed[1] if self._parsed else secrets_of(self._given)
 
     async def asked(self, parsed: BaseModel) -> None:
         """Raises AuditUnavailable, where the call is not to be done then."""
-        given = {name: getattr(parsed, name) for name in type(parsed).model_fields if name in parsed.model_fields_set}
+        told = parsed.model_fields_set
+        given = {name: getattr(parsed, name) for name in type(parsed).model_fields if name in told}
         if given.get(PLACES):
             given[PLACES] = self._declared(given[PLACES])
-        self._arguments, self._secrets = arguments(given)
+        self._parsed = arguments(given)
         if self._hints is not None and self._hints.read_only_hint:
             return
         record = self._kept({**self._record, "phase": "asked", "arguments": self._arguments})

@@ -29,9 +29,9 @@ async def test_the_oldest_are_forgotten_by_number(tmp_path: Path) -> None:
     async with anyio.create_task_group() as group:
         jobs = Jobs(group, tmp_path, 1 << 20)
         ran = await _run(jobs, KEPT + 5, b"x" * LONG)
-        with pytest.raises(NotFound):
-            jobs.get(ran[0].job_id)
-        assert jobs.get(ran[-KEPT].job_id)
+    with pytest.raises(NotFound):
+        jobs.get(ran[0].job_id)
+    assert jobs.get(ran[-KEPT].job_id)
     assert len(list(tmp_path.iterdir())) == KEPT
 
 

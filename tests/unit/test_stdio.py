@@ -5,9 +5,11 @@ from collections.abc import Iterator
 
 import anyio
 import pytest
+from mcp.shared.message import SessionMessage
+from mcp_types import JSONRPCNotification
 
 from manyoyo_mcp import stdio
-from manyoyo_mcp.stdio import Input, Output
+from manyoyo_mcp.stdio import Answers, Input, Output, Requests
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +78,6 @@ async def test_nobody_reads_any_more(pipe: tuple[int, int]) -> None:
     os.close(reading)
     output = Output(writing, anyio.Event())
     await output.write("lost\n")
-    await output.flush()
 
 
 async def test_a_line_without_an_end_is_the_last(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,3 +104,48 @@ async def test_who_has_gone_without_reading_is_not_waited_for(
     with anyio.fail_after(5):
         for _ in range(100):
             await output.write("x" * 300_000)
+
+
+async def test_what_is_no_message_is_an_error_and_not_the_end(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    os.write(writing, b'{"jsonrpc": "2.0", "method": "one"}\nno json\n{"jsonrpc": "2.0", "id": 2, "method": "two"}\n')
+    os.close(writing)
+    async with Requests(Input(reading)) as requests:
+        first, second, third = [each async for each in requests]
+        with pytest.raises(anyio.EndOfStream):
+            await requests.receive()
+    assert isinstance(first, SessionMessage) and first.message.method == "one"  # type: ignore[union-attr]
+    assert isinstance(second, ValueError)
+    assert isinstance(third, SessionMessage) and third.message.method == "two"  # type: ignore[union-attr]
+
+
+async def test_answers_stay_whole_whoever_is_cancelled(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    answers = Answers(Output(writing, anyio.Event()))
+    long = "x" * 150_000
+    got = bytearray()
+
+    async def send(method: str) -> None:
+        await answers.send(SessionMessage(JSONRPCNotification(jsonrpc="2.0", method=method)))
+
+    async def read() -> None:
+        await anyio.wait_readable(reading)
+        while data := os.read(reading, 1 << 16):
+            got.extend(data)
+            await anyio.wait_readable(reading)
+
+    async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as senders:
+            senders.start_soon(send, long)
+            await anyio.sleep(0.05)  # it fills the pipe; the other waits for it
+            senders.start_soon(send, "not begun")
+            await anyio.sleep(0.01)
+            group.start_soon(read)
+            senders.cancel_scope.cancel()
+        await send("next")
+        os.close(writing)
+    told = [stdio.jsonrpc_message_adapter.validate_json(line) for line in got.splitlines()]
+    assert [each.method for each in told] == [long, "next"]  # type: ignore[union-attr]
+    await answers.aclose()
+    with pytest.raises(anyio.ClosedResourceError):
+        await send("late")

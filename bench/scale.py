@@ -302,7 +302,7 @@ async def _llm_sandbox(bench: Bench, runs: int, tick: Tick) -> Measured:
 
 SCALE = [
     Figure("start_warm", "start_sandbox, warm", "docker run -d", 0.2, 9, _warm),
-    Figure("start_shared", "start_sandbox with 1 GB of images", "start_sandbox, cold", 1.1, 21, _from_big),
+    Figure("start_shared", "start_sandbox with 1 GB of images", "start_sandbox, cold", 1.1, 41, _from_big),
     Figure("start_shared_disk", "its disk", "", 1, 3, _disk("start_sandbox"), "MiB"),
     Figure("fork_big", "fork_sandbox of one with 1 GB of images", "start_sandbox, cold", 1.2, 21, _fork_big),
     Figure("fork_big_disk", "its disk", "", 5, 3, _disk("fork_sandbox"), "MiB"),

@@ -33,7 +33,7 @@ TESTS = (
     "test_gate_rules", "test_gate",
 )  # fmt: skip
 _FIRST = {
-    "labelled": "test_policy_labelled", "hostruns": "test_policy_labelled", "hostroom": "test_policy_labelled", "hostbuilds": "test_policy_hostbuilds", "base": "test_policy_checks", "fields": "test_policy_checks", "containers": "test_policy_checks", "libpod": "test_policy_checks",
+    "labelled": "test_policy_labelled", "hostruns": "test_policy_labelled", "hostroom": "test_policy_labelled", "hostbuilds": "test_policy_hostbuilds", "hostlengths": "test_policy_hostbuilds", "base": "test_policy_checks", "fields": "test_policy_checks", "containers": "test_policy_checks", "libpod": "test_policy_checks",
     "libpod_things": "test_policy_checks", "things": "test_policy_checks", "buildkit": "test_policy_checks", "contexts": "test_contexts",
     "egress": "test_egress", "ports": "test_ports", "protobuf": "test_protobuf", "wire": "test_gate_rules", "connection": "test_gate_rules",
     "gate": "test_gate_rules", "http2": "test_gate_rules", "grpc": "test_gate_rules", "calling": "test_buildkit",

@@ -74,9 +74,10 @@ def unpacked(add: Instruction, archives: set[str]) -> str | None:
         words = _words(rest) or shlex.split(rest)
     except ValueError:
         words = rest.split()
+    named = sorted(archives)
     for source in words[:-1]:
         pattern = normpath("/" + source).lstrip("/")
-        for each in sorted(archives):
+        for each in named:
             if fnmatchcase(each, pattern.replace("[^", "[!")):
                 return each
     return None

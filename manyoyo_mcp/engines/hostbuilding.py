@@ -30,7 +30,7 @@ from manyoyo_mcp.errors import (
     PolicyRefused,
     Reason,
 )
-from manyoyo_mcp.policy import hostbuilds, labelled
+from manyoyo_mcp.policy import hostbuilds, hostlengths, labelled
 from manyoyo_mcp.policy.bounded import Boundary, BoundedClient
 from manyoyo_mcp.policy.fields import OURS
 from manyoyo_mcp.policy.transport import GuardedClient
@@ -95,8 +95,7 @@ class HostBuilding(DockerEngine):
         named_ = hostbuilds.check(within, raws)
         bases = {image: await self._check_base(image, spec) for image in named_}
         described = [await in_thread(self._bounded.letters_of, str(base["Id"])) for base in bases.values()]
-        environments = [base["Config"].get("Env") or [] for base in bases.values()]
-        hostbuilds.check_lengths(raws, spec.build_args, environments, max(described, default=0))
+        hostlengths.check(raws, spec.build_args, list(bases.values()), max(described, default=0))
         images = {image: str(base["Id"]) for image, base in bases.items()}
         seen = await self._look_through(spec, found)
         begun = time.monotonic()
@@ -163,12 +162,12 @@ class HostBuilding(DockerEngine):
             if len(self._contents) >= _CONTENTS:
                 self._contents.clear()
             self._contents[image] = contents
-        for path in paths:
-            if odd := contents.odd(path):
-                raise PolicyRefused(
-                    f"{odd[:100]!r} is a device or a pipe, which the host's engine does not copy here, as root of the host.",
-                    "Name the files that are wanted, without patterns and variables; or copy them in a RUN step.",
-                )
+        odd = await in_thread(lambda: next(filter(None, map(contents.odd, paths)), ""))
+        if odd:
+            raise PolicyRefused(
+                f"{odd[:100]!r} is a device or a pipe, which the host's engine does not copy here, as root of the host.",
+                "Name the files that are wanted, without patterns and variables; or copy them in a RUN step.",
+            )
 
     async def _batch(self, work: "_Work", batch: Batch) -> str:
         """The image that the builder makes of it. Raises _Failed."""
@@ -272,7 +271,7 @@ class HostBuilding(DockerEngine):
             return Seen()
         seen = await in_thread(lambda: look(spec.context()))
         for each in found:
-            if each.keyword == "ADD" and (archive := unpacked(each, seen.archives)) is not None:
+            if each.keyword == "ADD" and (archive := await in_thread(unpacked, each, seen.archives)) is not None:
                 raise PolicyRefused(
                     f"{each.text[:100]} may not stand in a Dockerfile in this isolation: {archive[:100]} would be unpacked by the host's engine, as root of the host.",
                     f"COPY it, and unpack it in a RUN step (tar -xf); or {OTHERWISE}",

@@ -2,6 +2,7 @@
 `transport`, and it reaches what is the sandbox's alone."""
 
 import contextlib
+import http
 import io
 import json
 import re
@@ -19,7 +20,7 @@ import requests
 from requests.structures import CaseInsensitiveDict
 
 from manyoyo_mcp.dialled import Dial, DialledClient
-from manyoyo_mcp.policy import contexts, hostbuilds, hostroom, hostruns, labelled
+from manyoyo_mcp.policy import contexts, hostbuilds, hostlengths, hostroom, hostruns, labelled
 from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
 from manyoyo_mcp.policy.transport import API_VERSION, VERSION_PREFIX, GuardedClient
 from manyoyo_mcp.policy.wire import Body
@@ -87,6 +88,9 @@ class Boundary:
                 image = self._engine.inspect_image(self._image(str((allowed.body or {}).get("Image", ""))))
                 return hostruns.created(allowed, self.within, image, secrets.token_hex(6))
             case "POST", path if path.endswith("/exec"):
+                container = self._container(request.path.split("/")[2])
+                if (allowed.body or {}).get("User") or self._described(container)["Config"].get("User"):
+                    self._check_users(container)
                 with self._room.lock:
                     hostroom.check_execs(self._room.said, time.monotonic(), hostroom.check_size(allowed))
             case "POST", path if path.endswith(("/stop", "/restart")):
@@ -103,7 +107,9 @@ class Boundary:
             case "POST", "/build":
                 return hostbuilds.built(allowed, self.within)
             case "POST", "/commit":
-                return hostbuilds.committed(allowed, self._container(str(request.query.get("container"))))
+                container = self._container(str(request.query.get("container")))
+                self._check_users(container)
+                return hostbuilds.committed(allowed, container)
             case "POST", path if path.startswith("/images/") and path.endswith("/tag"):
                 hostbuilds.check_tags(self.within, [str(request.query.get("repo") or "")])
         return allowed
@@ -136,6 +142,7 @@ class Boundary:
     @contextlib.contextmanager
     def _starting(self, container: str) -> Iterator[None]:
         asked = hostroom.granted(self._described(container)["Config"].get("Labels"))
+        self._check_users(container)
         with self._room.lock:  # two at once would each find room
             hostroom.check_room(self._limits(), self._running(container), asked)
             self._room.starts[container] = asked
@@ -149,10 +156,10 @@ class Boundary:
     def building(self, caps: Caps) -> Iterator[None]:
         """Within it a build with these caps counts among what runs. Raises BudgetExceeded."""
         filters = {"label": [f"{labelled.OF}={self.within.sandbox}"]}
-        hostroom.check_count(
-            "images", len(self._engine.images(all=True, quiet=True, filters=filters)), hostroom.MOST_IMAGES
-        )
         with self._room.lock:
+            there = len(self._engine.images(all=True, quiet=True, filters=filters))
+            there += hostroom.IMAGES_OF_A_BUILD * len(self._room.builds)
+            hostroom.check_count("images, with those of builds under way,", there, hostroom.MOST_IMAGES)
             hostroom.check_room(self._limits(), self._running(), caps)
             self._room.builds.append(caps)
         try:
@@ -161,8 +168,8 @@ class Boundary:
             self._room.builds.remove(caps)
 
     def letters_of(self, image: str) -> int:
-        """How many letters an image's configuration and history have."""
-        return len(json.dumps([self._engine.inspect_image(image)["Config"], self._engine.history(image)]))
+        """How many bytes an image's configuration and history have."""
+        return hostlengths.described(self._engine.inspect_image(image), self._engine.history(image))
 
     def made(self, image: str) -> None:
         """An image, by its id, is the sandbox's without a name yet."""
@@ -233,6 +240,23 @@ class Boundary:
         except docker.errors.NotFound:
             self._known.discard(container)
             raise Missing(f"No such container: {container}") from None
+
+    def _check_users(self, container: str) -> None:
+        """Raises PolicyRefused where the engine would read more than there can be users; it keeps each line of them."""
+        for path in ("/etc/passwd", "/etc/group"):
+            found = self._stat(container, path)
+            if target := found.get("linkTarget"):
+                found = self._stat(container, target)
+            hostruns.check_users(path, int(found.get("size") or 0))
+
+    def _stat(self, container: str, path: str) -> dict[str, Any]:
+        """A file of a container's, which is not opened; nothing where there is none."""
+        url = self._engine._url("/containers/{0}/archive", container)
+        answer = self._engine.head(url, params={"path": path})
+        if answer.status_code == http.HTTPStatus.NOT_FOUND:
+            return {}
+        self._engine._raise_for_status(answer)
+        return dict(docker.utils.decode_json_header(answer.headers.get("x-docker-container-path-stat")) or {})
 
     def _running(self, but: str = "") -> list[Caps]:
         starts = self._room.starts

@@ -4,7 +4,7 @@ Its commands (RUN) are not the builder's, who would give them what no container 
 containers of the sandbox's, and become images (`committed`)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from manyoyo_mcp.errors import PolicyRefused
@@ -32,77 +32,15 @@ _OTHERS = frozenset(
 """Instructions that read nothing but the image that they are in."""
 _NAME = r"[A-Za-z0-9][\w./:@-]*"
 _FROM = re.compile(rf"({_NAME})(?:[\t ]+AS[\t ]+([A-Za-z][\w.-]*))?[\t ]*", re.IGNORECASE | re.ASCII)
-_COPY = re.compile(r"((?:--(?:from|chown|chmod)=[\w./:@-]+[\t ]+)*)(?!\s*--).*", re.ASCII | re.DOTALL)
+_COPY = re.compile(r"((?:--(?:from|chown|chmod)=[\w./:@-]++[\t ]++)*+)(?!\s*--).*", re.ASCII | re.DOTALL)
 COPIED = re.compile(r"--from=(\S+)", re.ASCII)
 """Of the flags of a COPY, what it copies from."""
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 """White space, for one, that ends a word for the engine and is none here."""
+_LONGEST = 128 << 10
+"""Letters of an instruction: what a command can be given as one word (execve(2), MAX_ARG_STRLEN)."""
 _QUOTES = str.maketrans("", "", "\"'`")
 """What the engine takes away from the words of ADD before it asks whether they are a URL."""
-_MOST_INSTRUCTIONS = 500
-"""Of each the engine makes an image, whose description has that of all before it; it reads all of these at once where anyone lists images."""
-_MOST_LETTERS = 128 << 10
-"""Of an instruction with what its variables stand for: what a command can be given as one word (execve(2), MAX_ARG_STRLEN)."""
-_MOST_DESCRIBED = 256 << 10
-"""Letters of an image's configuration and history."""
-_MOST_PORTS = 1000
-_AS_WRITTEN = frozenset({"RUN", "CMD", "ENTRYPOINT", "HEALTHCHECK", "SHELL"})
-"""Instructions in which the engine replaces no variables."""
-_VARIABLE = re.compile(r"\$(\{?)([A-Za-z_]\w*)?(?=(.?))", re.ASCII | re.DOTALL)
-_SPECIAL = tuple("@*#?-!$0123456789")
-_KEY = r"[A-Za-z_][A-Za-z0-9_.-]*"
-_VALUE = r"""(?:[^\s"'\\`]|"[^"\\`]*"|'[^'\\`]*')*"""
-_PAIR = re.compile(rf"({_KEY})(?:=({_VALUE}))?(?:\s+|\Z)")
-_PAIRS = {
-    "ENV": re.compile(rf"(?:{_KEY}={_VALUE}(?:\s+|\Z))+"),
-    "ARG": re.compile(rf"(?:{_KEY}(?:={_VALUE})?(?:\s+|\Z))+"),
-}
-_ONE = re.compile(rf"({_KEY})\s+([^=\s].*)", re.DOTALL)
-"""ENV as it was first written."""
-
-
-def _variables(instruction: str, words: str) -> list[str]:
-    """The variables in it, as the engine finds them; "" for one that no instruction can set. Raises PolicyRefused for what it could read in another way."""
-    names = []
-    for brace, name, after in _VARIABLE.findall(words):
-        if not after.isascii() or (brace and (not name or after not in ("}", ":"))):
-            raise _refused(instruction, "a variable is $NAME, ${NAME}, ${NAME:-…} or ${NAME:+…} in this isolation.")
-        if name or after in _SPECIAL:
-            names.append(name)
-    return names
-
-
-class _Lengths:
-    """How long variables can become, by their names: the engine has no bound of its own. `hidden`: those whose names are not known."""
-
-    def __init__(self, given: Mapping[str, str], environments: Sequence[Sequence[str]]) -> None:
-        self._longest, self._hidden = {name: len(value) for name, value in given.items()}, 0
-        for name, _, value in (each.partition("=") for environment in environments for each in environment):
-            if re.fullmatch(_KEY, name):
-                self._set(name, len(value))
-            else:
-                self._hidden = max(self._hidden, len(value))
-
-    def of(self, instruction: str, words: str) -> int:
-        named = _variables(instruction, words)
-        return len(words) + sum(max(self._hidden, self._longest.get(name, 0)) for name in named)
-
-    def sets(self, keyword: str, instruction: str, rest: str) -> None:
-        """An ENV or an ARG."""
-        if one := _ONE.fullmatch(rest) if keyword == "ENV" else None:
-            self._set(one[1], self.of(instruction, one[2]))
-        elif _PAIRS[keyword].fullmatch(rest):
-            for name, value in [(name, self.of(instruction, value)) for name, value in _PAIR.findall(rest)]:
-                self._set(name, value)
-        elif _variables(instruction, rest):
-            raise _refused(
-                instruction, 'with variables it is NAME=value or NAME="value", without other quotes and escapes.'
-            )
-        else:
-            self._hidden = max(self._hidden, len(rest))
-
-    def _set(self, name: str, length: int) -> None:
-        self._longest[name] = max(self._longest.get(name, 0), length)
 
 
 class Judge:
@@ -117,15 +55,20 @@ class Judge:
 
     def check(self, instruction: str) -> None:
         """Raises PolicyRefused for one that would read an image that the sandbox may not have, or what the host's engine reaches."""
-        found = _INSTRUCTION.fullmatch(instruction)
-        keyword, rest = (found[1].upper(), (found[2] or "").lstrip()) if found is not None else ("", "")
+        if len(instruction) > _LONGEST:
+            raise refused(instruction, f"it is longer than {_LONGEST >> 10} KiB.")
+        keyword, rest = parts(instruction)
         if keyword != "RUN" and _CONTROL.search(instruction):
-            raise _refused(instruction, "it has control characters.")
+            raise refused(instruction, "it has control characters.")
+        if keyword in ("ADD", "COPY", "VOLUME") and "\\" in rest and re.search(r"(?:\A|\s)\[", rest):
+            raise refused(
+                instruction, "a list in JSON has no escapes in this isolation."
+            )  # which could write a variable
         match keyword:
             case "FROM":
                 named = _FROM.fullmatch(rest)
                 if named is None:
-                    raise _refused(
+                    raise refused(
                         instruction, "FROM names an image or a stage in this isolation, without flags and variables."
                     )
                 self._stages.append(self._stage)
@@ -136,33 +79,33 @@ class Judge:
                 self._check_copy(instruction, rest)
             case "ADD":
                 if re.search(r"//|[$\\]", rest.translate(_QUOTES)) or "--from" in rest.lower():
-                    raise _refused(instruction, "the host's engine would fetch it, from where the host is.")
+                    raise refused(instruction, "the host's engine would fetch it, from where the host is.")
                 self._check_copy(instruction, rest)
             case "LABEL":
                 self._check_labels(instruction, rest)
             case "RUN":
                 if rest.startswith("--"):
-                    raise _refused(instruction, "RUN has no flags in this isolation.")
+                    raise refused(instruction, "RUN has no flags in this isolation.")
             case "ONBUILD":
-                raise _refused(instruction, "what it says would be done in other builds.")
+                raise refused(instruction, "what it says would be done in other builds.")
             case _ if keyword not in _OTHERS:
-                raise _refused(instruction, "it is no instruction that is known here.")
+                raise refused(instruction, "it is no instruction that is known here.")
 
     def _check_copy(self, instruction: str, rest: str) -> None:
         flags = _COPY.fullmatch(rest)
         if flags is None:
-            raise _refused(instruction, "of flags COPY has --from, --chown and --chmod here, written plainly.")
+            raise refused(instruction, "of flags COPY has --from, --chown and --chmod here, written plainly.")
         for each in COPIED.findall(flags[1]):
             if not each.isdigit():
                 self._check_image(each)
             elif each not in map(str, range(len(self._stages) - 1)):  # which the engine would take for an image's name
-                raise _refused(instruction, f"there is no stage {each[:20]} before it.")
+                raise refused(instruction, f"there is no stage {each[:20]} before it.")
 
     def _check_image(self, name: str) -> None:
         if name.lower() in filter(None, self._stages):
             return
         if not matches(self._within, name):
-            raise _refused(name, f"it is not among the images that may be used here: {', '.join(self._within.images)}.")
+            raise refused(name, f"it is not among the images that may be used here: {', '.join(self._within.images)}.")
         self.images.append(name)
 
     def _check_labels(self, instruction: str, rest: str) -> None:
@@ -170,7 +113,13 @@ class Judge:
             return
         plain = rest.translate(_QUOTES).replace("\\", "")
         if OURS.rstrip(".") in plain.lower() or re.match(r"[^\s=]*\$", plain) or "$" in plain.rpartition("=")[0]:
-            raise _refused(instruction, f"labels of {OURS}* are not to be given, nor such whose name is a variable.")
+            raise refused(instruction, f"labels of {OURS}* are not to be given, nor such whose name is a variable.")
+
+
+def parts(instruction: str) -> tuple[str, str]:
+    """An instruction's keyword, in capitals, and the rest; nothing where it is none."""
+    found = _INSTRUCTION.fullmatch(instruction)
+    return (found[1].upper(), (found[2] or "").lstrip()) if found is not None else ("", "")
 
 
 def ours(within: Within) -> str:
@@ -186,48 +135,13 @@ def check(within: Within, instructions: Sequence[str]) -> list[str]:
     return judge.images
 
 
-def check_lengths(
-    instructions: Sequence[str], given: Mapping[str, str], environments: Sequence[Sequence[str]], described: int
-) -> None:
-    """Raises PolicyRefused where images could be described by more than the engine is to hold. `given`: build arguments; `environments`, `described`: of the
-    images that are named their variables, and the letters of the longest description."""
-    if len(instructions) > _MOST_INSTRUCTIONS:
-        raise _refused(
-            f"{len(instructions)} instructions",
-            f"there may be {_MOST_INSTRUCTIONS}; join some (RUN … && …; ENV A=1 B=2).",
-        )
-    lengths, shell, ports = _Lengths(given, environments), 0, 0
-    for instruction in instructions:
-        found = _INSTRUCTION.fullmatch(instruction)
-        keyword, rest = (found[1].upper(), (found[2] or "").strip()) if found is not None else ("", "")
-        length = len(rest) if keyword in _AS_WRITTEN else lengths.of(instruction, rest)
-        if keyword in _PAIRS:
-            lengths.sets(keyword, instruction, rest)
-        elif keyword == "EXPOSE":
-            ports += _ports(instruction, rest)
-        elif keyword == "SHELL":  # stands in the history of whatever follows
-            shell = max(shell, length)
-        described += length + shell
-        if length > _MOST_LETTERS or described > _MOST_DESCRIBED or ports > _MOST_PORTS:
-            raise _refused(
-                instruction, "with its variables, as long as they can be, the image has too long a description."
-            )
-
-
-def _ports(instruction: str, rest: str) -> int:
-    if "$" in rest:
-        raise _refused(instruction, "ports are numbers in this isolation.")
-    ranges = re.findall(r"([0-9]{1,9})-([0-9]{1,9})", rest)
-    return len(rest.split()) + sum(int(last) - int(first) for first, last in ranges)
-
-
 def committed(allowed: Allowed, container: str) -> Allowed:
     """A container of the sandbox's as an image that has no name yet."""
     query = {"container": container, "pause": "0", "author": allowed.query.get("author", "")}
     return replace(allowed, query={name: value for name, value in query.items() if value})
 
 
-def _refused(what: str, why: str) -> PolicyRefused:
+def refused(what: str, why: str) -> PolicyRefused:
     return PolicyRefused(
         f"{what[:100]} may not stand in a Dockerfile in this isolation: {why}",
         "Build in a sandbox with an engine of its own: start_sandbox with another isolation.",
@@ -249,7 +163,7 @@ def built(allowed: Allowed, within: Within) -> Allowed:
     query = allowed.query
     check_tags(within, [given] if isinstance(given := query.get("t", []), str) else given)
     if query.get("platform"):
-        raise _refused(
+        raise refused(
             "A platform", "where it is not that of the image which is there, the engine fetches another by its name."
         )
     told = {

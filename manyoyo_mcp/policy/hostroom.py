@@ -18,6 +18,8 @@ MOST_EXECS = 64
 """Of a container that have not ended; those that are never started dockerd keeps as long as the container."""
 MOST_IMAGES = 5000
 """With those between a build's instructions."""
+IMAGES_OF_A_BUILD = 1000
+"""As many as one makes at most, or nearly."""
 _MOST_SAID = 128 << 10
 """Bytes of a container or an exec that is to be made, which dockerd keeps in memory."""
 _MOST_KEPT, _KEPT_FOR = 64 << 20, 600

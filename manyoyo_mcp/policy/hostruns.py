@@ -8,9 +8,14 @@ from manyoyo_mcp.policy.base import GONE, Allowed, Check, Within, a, list_of, of
 from manyoyo_mcp.policy.fields import OURS, target
 from manyoyo_mcp.policy.hostroom import check_size
 from manyoyo_mcp.policy.labelled import ASKED, GRANTS, LABEL, OF, STEP, as_given
+from manyoyo_mcp.values import format_bytes
 
 _MOST_WRITTEN = 8 << 30
 """Bytes of one file of a step's: `engines/hostbuilding.py` counts what they all have, and so many that no sum of them overflows."""
+_MOST_USERS = 1 << 20
+"""Bytes of /etc/passwd and of /etc/group."""
+MOST_VOLUMES, MOST_PORTS = 50, 1000
+"""Of an image: each volume that it declares is made for each of its containers."""
 _NO_STORE = off(
     "it would lie on the host, beside everybody else's", "files and outputs of nested_run bring files in and out."
 )
@@ -189,9 +194,21 @@ def _blank(image: Mapping[str, Any]) -> dict[str, str]:
 def _check_image(config: Mapping[str, Any]) -> None:
     """What an image's configuration may not ask of the engine either. dockerd makes no devices where there is a volume at /dev, and the OCI runtime then
     covers the kernel's files by whatever lies there."""
+    for what, there, most in (("Volumes", "volumes", MOST_VOLUMES), ("ExposedPorts", "ports", MOST_PORTS)):
+        if len(config.get(what) or {}) > most:
+            raise PolicyRefused(f"The image declares more than {most} {there}.", "Run another image.")
     for path in config.get("Volumes") or {}:
         target("the image's VOLUME", path)
     _checked_health("the image's HEALTHCHECK", config.get("Healthcheck"))
+
+
+def check_users(path: str, size: int) -> None:
+    """Raises PolicyRefused for a list of users, of so many bytes, that is none."""
+    if size > _MOST_USERS:
+        raise PolicyRefused(
+            f"{path} is larger than {format_bytes(_MOST_USERS)}: the host's engine would read all of it into its memory.",
+            "Make it shorter.",
+        )
 
 
 def _grants(host: Mapping[str, Any]) -> str:

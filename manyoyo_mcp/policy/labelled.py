@@ -119,8 +119,18 @@ def matches(within: Within, name: str) -> bool:
     if at and ":" in repository.rsplit("/", 1)[-1]:  # the engine takes the digest, and looks at no tag
         return False
     name = name.replace("@", ":").removeprefix("docker.io/").removeprefix("library/")
-    name = name if ":" in name.rsplit("/", 1)[-1] or ":sha256:" in name else f"{name}:latest"
-    return any(fnmatchcase(name, pattern) for pattern in within.images)
+    return any(all(map(fnmatchcase, _halves(name), _halves(pattern))) for pattern in within.images)
+
+
+def _halves(name: str) -> tuple[str, str]:
+    """Repository and tag, or digest: else `name:*` would mean a registry's port too. What ends with * has any."""
+    repository, digest, of = name.partition(":sha256:")
+    if digest:
+        return repository, digest + of
+    if ":" in name.rsplit("/", 1)[-1]:
+        repository, _, tag = name.rpartition(":")
+        return repository, tag
+    return name, "*" if name.endswith("*") else "latest"
 
 
 def as_given(name: str) -> str:

@@ -145,6 +145,33 @@ def test_what_it_costs_the_engine_is_bounded(client: BoundedClient, monkeypatch:
         client.exec_create(there[0], ["true"], environment=[f"A{at}={'x' * 50_000}" for at in range(3)])
 
 
+@pytest.mark.parametrize("name", ["passwd", "group"])
+def test_a_list_of_users_without_end_is_not_read(client: BoundedClient, name: str) -> None:
+    """dockerd would keep a hundred bytes for each two of it."""
+    container = made(client)
+    client.start(container)
+    script = f"mkdir -p /etc; rm -f /etc/{name}; yes a | head -c 1048577 > /etc/long; ln -s long /etc/{name}"
+    client.exec_start(client.exec_create(container, ["sh", "-c", script])["Id"])
+    client.exec_create(container, ["true"])  # for which it is not read
+    for ask in (partial(client.exec_create, container, ["true"], user="0"), partial(client.commit, container),
+                partial(client.restart, container, timeout=0)):  # fmt: skip
+        with pytest.raises(PolicyRefused, match=f"/etc/{name} is larger"):
+            ask()
+    client.kill(container)
+    client.wait(container)
+    with pytest.raises(PolicyRefused, match=f"/etc/{name} is larger"):
+        client.start(container)
+
+
+def test_builds_under_way_count_with_what_they_may_make(client: BoundedClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostroom, "MOST_IMAGES", hostroom.IMAGES_OF_A_BUILD)
+    caps = Caps(1, 16 * _MIB, 16)
+    with client.boundary.building(caps), pytest.raises(BudgetExceeded, match="images"), client.boundary.building(caps):
+        pass
+    with client.boundary.building(caps):
+        pass
+
+
 def test_containers_that_are_made_at_once_are_counted(client: BoundedClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostroom, "MOST_CONTAINERS", 3)
 

@@ -1,7 +1,9 @@
 """A build's context as a client may have spoilt it: each wall by itself, for several of them hold the same thing back."""
 
+import binascii
 import gzip
 import io
+import lzma
 import tarfile
 
 import pytest
@@ -208,3 +210,28 @@ def test_what_is_unpacked_in_a_container_of_the_hosts() -> None:
         passed(good, 1024)
     with pytest.raises(InvalidArgument):
         passed(b"x" * 2000)
+
+
+def hungry(packed: bytes) -> bytes:
+    """The same xz file, which asks for 1.5 GiB to be unpacked (the .xz file format, 3.1 and 5.3.1)."""
+    header = bytearray(packed[12 : 12 + (packed[12] + 1) * 4])
+    assert header[2:4] == b"\x21\x01", "its one filter is LZMA2"
+    header[4] = 37
+    header[-4:] = binascii.crc32(header[:-4]).to_bytes(4, "little")
+    return packed[:12] + bytes(header) + packed[12 + len(header) :]
+
+
+def test_what_xz_packed_takes_no_more_memory_than_it_needs() -> None:
+    plain = archive(lambda out: add(out, "Dockerfile", b"abc" * 20_000)).getvalue()
+    packed = lzma.compress(plain)
+    expected = copied(io.BytesIO(plain))
+    half = len(plain) // 2
+    for whole in (packed, packed + bytes(8), lzma.compress(plain[:half]) + bytes(4) + lzma.compress(plain[half:])):
+        assert copied(io.BytesIO(whole)) == expected
+    for broken, why in (
+        (packed[:40], "ended early"),
+        (packed[:60] + b"\xff" + packed[61:], "Corrupt"),
+        (hungry(packed), "Memory usage limit"),
+    ):
+        with pytest.raises(InvalidArgument, match=why):
+            copied(io.BytesIO(broken))

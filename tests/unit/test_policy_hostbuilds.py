@@ -2,11 +2,12 @@
 
 import json
 import time
+from typing import Any
 
 import pytest
 
 from manyoyo_mcp.errors import PolicyRefused
-from manyoyo_mcp.policy import hostbuilds
+from manyoyo_mcp.policy import hostbuilds, hostlengths
 from manyoyo_mcp.policy.base import Limits, Request, Within
 from manyoyo_mcp.policy.rules import decide
 from manyoyo_mcp.values import Caps
@@ -112,7 +113,7 @@ def test_what_is_committed_is_a_container_without_a_name() -> None:
 
 def test_a_label_of_many_variables_is_read_in_no_time() -> None:
     begun = time.process_time()
-    hostbuilds.check(WITHIN, ["FROM python:3.13", "LABEL a=b " + "$" * 400_000])
+    hostbuilds.check(WITHIN, ["FROM python:3.13", "LABEL a=b " + "$" * 130_000])
     assert time.process_time() - begun < 2
 
 
@@ -151,11 +152,41 @@ _LONG = "x" * 60_000
         ["EXPOSE 1-65535/tcp"],
         ["EXPOSE 80", "EXPOSE 100-600 1000-1600/udp"],
         ["ENV P=1-65535", "EXPOSE $P"],
+        ["EXPOSE " + "9-0000000000065535 " * 100],
+        ['EXPOSE 1-"65535"'],
+        ["EXPOSE 90-80"],
+        ["EXPOSE 80/icmp"],
+        ["EXPOSE 1-1001"],
+        [f"MAINTAINER {_LONG}", *["ENV A=1"] * 4],
+        [f"WORKDIR /{'x' * 4000}", *["WORKDIR ."] * 100],
+        [f"WORKDIR {'x' * 2000}", *["WORKDIR y"] * 100, *["ENV A=1"] * 40],
+        ["ENV A=" + "<" * 30_000],
+        ["ENV A=" + "&" * 20_000, "ENV B=$A$A"],
+        ["ENV A=" + '\\"' * 50_000],
+        ["ENV A=" + "\u4e2d" * 50_000],
+        [f"ENV A={_LONG}", *["ENV B=1"] * 300],
+        ["LABEL a=" + "${X:-" * 3 + "}" * 3],
+        ["LABEL a=${X:-${X}}"],
+        ["LABEL a=${X:-\\}}"],
+        ["LABEL a=${X:-"],
+        ["LABEL a=${X:#*}"],
+        ["LABEL a=${X:%*}"],
+        ["COPY " + "* " * 21 + "/d/"],
+        ["COPY " + "$A " * 21 + "/d/"],
+        ["COPY " + "a " * 100 + "/d/"],
+        ["COPY [" + '"a",' * 100 + '"/d/"]'],
+        ["ADD " + "a " * 100 + "/d/"],
+        ["VOLUME " + " ".join(f"/{each}" for each in range(51))],
+        ["VOLUME [" + ",".join(f'"/{each}"' for each in range(51)) + "]"],
+        [f"VOLUME /{each}" for each in range(51)],
+        ["ENV " + " ".join(f"A{each}=1" for each in range(1001))],
+        *[[f"{keyword} " + " ".join(f"A{each}=1" for each in range(100))] * 11 for keyword in ("ENV", "LABEL", "ARG")],
+        ["ARG " + " ".join(f"A{each}" for each in range(1001))],
     ],
 )
 def test_what_describes_an_image_does_not_grow_without_end(instructions: list[str]) -> None:
     with pytest.raises(PolicyRefused, match="may not stand"):
-        hostbuilds.check_lengths(instructions, {"GIVEN": _LONG}, [[f"BASE={_LONG}", f"1={_LONG}"]], 0)
+        hostlengths.check(instructions, {"GIVEN": _LONG}, [{"Config": {"Env": [f"BASE={_LONG}", f"1={_LONG}"]}}], 0)
 
 
 def test_what_describes_an_image_may_grow_a_little() -> None:
@@ -172,8 +203,71 @@ def test_what_describes_an_image_may_grow_a_little() -> None:
         "EXPOSE 80 443/tcp 3000-3010",
         f"ENV A={_LONG}",
         "ENV B=$A",
-        *["ENV A=1"] * 400,
+        *["ENV A=1"] * 40,
     ]
-    hostbuilds.check_lengths(instructions, {"X": "1"}, [["PATH=/usr/bin", "ODD"], []], 20_000)
+    base = {"Config": {"Env": ["PATH=/usr/bin", "ODD"], "Shell": None}, "Author": "somebody"}
+    hostlengths.check(instructions, {"X": "1"}, [base, {"Config": {}}], 20_000)
     with pytest.raises(PolicyRefused):
-        hostbuilds.check_lengths(instructions, {}, [[]], 200_000)
+        hostlengths.check(instructions, {}, [base], 200_000)
+    hostlengths.check(["ENV A=1"] * 400, {}, [base], 20_000)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"Config": {"Shell": ["/bin/sh", "x" * 6000]}},
+        {"Config": {"Shell": None}, "Author": "x" * 6000},
+        {"Config": {"WorkingDir": "/" + "x" * 4000}, "Author": "x" * 2000},
+    ],
+)
+def test_what_a_base_says_stands_in_all_that_is_made_of_it(base: dict[str, Any]) -> None:
+    plain: dict[str, Any] = {"Config": {}}
+    instructions = ["ENV A=1"] * 50
+    hostlengths.check(instructions, {}, [plain], 0)
+    with pytest.raises(PolicyRefused, match="too long"):
+        hostlengths.check(instructions, {}, [plain, base], 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "instruction"),
+    [
+        ({"Volumes": {f"/{each}": {} for each in range(50)}}, "VOLUME /x"),
+        ({"ExposedPorts": {f"{each}/tcp": {} for each in range(1000)}}, "EXPOSE 2000"),
+    ],
+)
+def test_what_a_base_declares_counts_too(config: dict[str, Any], instruction: str) -> None:
+    hostlengths.check(["ENV A=1"], {}, [{"Config": config}], 0)
+    with pytest.raises(PolicyRefused, match="there may be"):
+        hostlengths.check([instruction], {}, [{"Config": config}], 0)
+
+
+def test_what_is_written_is_counted_as_go_writes_it() -> None:
+    assert hostlengths.written("a<&>") == 1 + 3 * 6
+    assert hostlengths.written('"\\') == 4
+    assert hostlengths.written("\u4e2d") == 3
+    described = hostlengths.described({"Config": {}, "Author": "me"}, [{"CreatedBy": "x"}] * 3)
+    assert described >= 3 * len("CreatedByxme")
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        'VOLUME ["\\u0024A"]',
+        'COPY ["a", "/\\u0024A"]',
+        'COPY --chown=1 ["a", "/\\u0024A"]',
+        'ADD ["\\u0024A", "/"]',
+        "COPY " + "x" * (1 << 17) + " /",
+        "RUN " + "x" * (1 << 17),
+    ],
+)
+def test_what_is_not_as_it_reads(instruction: str) -> None:
+    hostbuilds.check(WITHIN, ["FROM python:3.13", 'VOLUME ["/a"]', "COPY a\\ b /", 'COPY --chown=1 ["a", "/"]'])
+    with pytest.raises(PolicyRefused, match="may not stand"):
+        hostbuilds.check(WITHIN, ["FROM python:3.13", instruction])
+
+
+def test_flags_far_apart_are_read_in_no_time() -> None:
+    begun = time.process_time()
+    with pytest.raises(PolicyRefused):
+        hostbuilds.check(WITHIN, ["FROM python:3.13", "COPY --chown=a" + " " * 100_000 + "--x b"])
+    assert time.process_time() - begun < 1

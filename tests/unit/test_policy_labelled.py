@@ -273,6 +273,8 @@ def test_which_images_are_seen(image: dict[str, Any], seen: list[str]) -> None:
         ({"fromImage": "0.0.0.0/any", "tag": "1"}, False),
         ({"fromImage": "Any:5000/x", "tag": "1"}, False),
         ({"fromImage": "private/python", "tag": "3.13"}, False),
+        ({"fromImage": "python:3.0/evil", "tag": "1"}, False),  # a registry called python
+        ({"fromImage": "x/any:5000/evil", "tag": "1"}, False),
         ({"fromSrc": "-", "repo": "python", "tag": "3.13"}, False),
         ({"fromImage": "python", "tag": "3.13", "fromSrc": "-"}, False),
         ({}, False),
@@ -393,3 +395,22 @@ def test_what_is_shown_says_what_was_asked_for_and_no_name_that_is_not_the_sandb
     assert labelled.containers(WITHIN, [row])[0]["Image"] == "python:3.13"
     image = {"RepoTags": ["python:3.13"], "RepoDigests": ["private/app@sha256:12"]}
     assert labelled.images(WITHIN, [image])[0]["RepoDigests"] == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"Volumes": {f"/{each}": {} for each in range(51)}},
+        {"ExposedPorts": {f"{each}/tcp": {} for each in range(1001)}},
+    ],
+)
+def test_what_an_image_declares_has_an_end(config: dict[str, Any]) -> None:
+    hostruns._check_image({name: dict(list(there.items())[1:]) for name, there in config.items()})
+    with pytest.raises(PolicyRefused, match="declares more than"):
+        hostruns._check_image(config)
+
+
+def test_how_many_users_there_may_be() -> None:
+    hostruns.check_users("/etc/passwd", 1 << 20)
+    with pytest.raises(PolicyRefused, match="/etc/passwd is larger than 1 MiB"):
+        hostruns.check_users("/etc/passwd", (1 << 20) + 1)

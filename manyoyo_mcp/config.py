@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import warnings
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,7 +151,7 @@ class Settings(BaseSettings):
 
     roots: Annotated[list[Path], NoDecode] = Field(
         default_factory=list,
-        description="Directories under which context_dir may lie, as in PATH; default: the server's working directory.",
+        description="Directories under which context_dir may lie, as in PATH; default: the server's working directory; none where that is / or the home directory.",
     )
     context_max_bytes: Memory = Field(2 << 30, description="Largest build context.")
     ca_bundle: Literal["auto", "off"] | Path = Field(
@@ -173,7 +175,7 @@ class Settings(BaseSettings):
     )
     http_tokens: Path = Field(
         default_factory=lambda: CONFIG_FILE.with_name("tokens.json"),
-        description="Bearer tokens of `serve --http`, hashed; where the file is, they are asked for.",
+        description="Bearer tokens of `serve --http`, hashed; where the file is, they are asked for. Default: tokens.json beside config.toml.",
     )
     http_hosts: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -221,9 +223,13 @@ class Settings(BaseSettings):
     audit_max_bytes: Memory = Field(16 << 20, description="Largest file of the audit log; then a new one is begun.")
     audit_files: int = Field(8, ge=1, le=9999, description="Older files of the audit log that are kept.")
     state_dir: Path = Field(
-        default_factory=lambda: DIRS.user_state_path, description="Logs, the audit log, and the probe's memory."
+        default_factory=lambda: DIRS.user_state_path,
+        description="Logs, the audit log, and the probe's memory; default: the user's, ~/.local/state/manyoyo-mcp.",
     )
-    runtime_dir: Path = Field(default_factory=lambda: _runtime_dir(), description="Sockets of the sandboxes' engines.")
+    runtime_dir: Path = Field(
+        default_factory=lambda: _runtime_dir(),
+        description="Sockets of the sandboxes' engines; default: manyoyo-mcp in the user's runtime directory, /run/user/ID.",
+    )
 
     @property
     def lock_dir(self) -> Path:
@@ -285,3 +291,20 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+_OTHER_VARIABLES = frozenset(
+    {
+        "CONFIG", "TRACEBACK", "CACHE", "ENGINE_DIR", "IMAGE_TARS", "QEMU_ACCEL", "APT_UPDATED", "BENCH_NOTES", "TEST_ALONE", "TEST_BESIDE", "TEST_LANE",
+        "TEST_ENGINE_DIR", "TEST_SLACK", "ESCAPE", "ESCAPE_REPORT", "ESCAPE_ENGINE_DIR", "FUZZ_ENGINE_DIR", "MUTATION_ENGINE_DIR",
+    }
+)  # fmt: skip
+"""MANYOYO_… that are no settings, yet read: by the command line, scripts, tests."""
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str]:
+    """The MANYOYO_… among `names` that nobody reads, each with the one that may be meant, or ""."""
+    known = {field.upper() for field in Settings.model_fields} | _OTHER_VARIABLES
+    words = {name: name.upper().removeprefix("MANYOYO_") for name in names if name.upper().startswith("MANYOYO_")}
+    close = {name: get_close_matches(word, known, 1) for name, word in words.items() if word not in known}
+    return {name: f"MANYOYO_{found[0]}" if found else "" for name, found in close.items()}

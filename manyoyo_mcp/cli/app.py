@@ -235,7 +235,8 @@ def rm(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="SANDBOX…", help="Names, ids or the beginnings of those; checkpoint:NAME for a checkpoint."
+            metavar="SANDBOX…",
+            help="Names, ids or the beginnings of those; checkpoint:NAME or sandbox:NAME where both have a name.",
         ),
     ],
     as_json: Json = False,

@@ -1,6 +1,7 @@
 """`manyoyo-mcp serve`, which loads nothing of the command line."""
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ def serve(warm: int | None = None, http: str | None = None) -> None:
     settings say by default."""
     with _loading():
         from manyoyo_mcp.cli.connect import load_settings
+        from manyoyo_mcp.config import unknown_variables
 
         settings = load_settings(
             **({"warm": warm} if warm is not None else {})
@@ -25,6 +27,11 @@ def serve(warm: int | None = None, http: str | None = None) -> None:
                     file=sys.stderr,
                 )
             from manyoyo_mcp.server import serve as run
+    for name, meant in unknown_variables(os.environ).items():
+        print(
+            f"manyoyo-mcp: no setting has the name {name}{f': did you mean {meant}?' if meant else '.'}",
+            file=sys.stderr,
+        )
     if http is not None:
         run_http(settings, http)
     else:

@@ -1,6 +1,9 @@
 """doctor's judgements, each a pure function of what was found."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from manyoyo_mcp.cli.doctor import host, machine
 from manyoyo_mcp.cli.doctor.check import Check, State
 from manyoyo_mcp.cli.doctor.walls import proof
-from manyoyo_mcp.config import Settings
+from manyoyo_mcp.config import Settings, unknown_variables
 from manyoyo_mcp.errors import EngineFailed
 from manyoyo_mcp.hosts.base import Completed
 
@@ -45,6 +48,23 @@ def test_variables_that_no_setting_has() -> None:
     assert "did you mean MANYOYO_SANDBOX_MEMORY?" in check.mend
 
 
+def test_a_server_names_them_at_its_start(tmp_path: Path) -> None:
+    names = {
+        "MANYOYO_ISOLATON": "hardened",
+        "MANYOYO_STATE_DIR": str(tmp_path / "state"),
+        "MANYOYO_RUNTIME_DIR": str(tmp_path / "run"),
+    }
+    ran = subprocess.run(
+        [sys.executable, "-m", "manyoyo_mcp", "serve"],
+        input="",
+        env={**os.environ, **names},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.stderr == "manyoyo-mcp: no setting has the name MANYOYO_ISOLATON: did you mean MANYOYO_ISOLATION?\n", ran
+
+
 def test_every_variable_is_known() -> None:
     """What scripts, tests and the program read from the environment is no mistake there."""
     root = Path(__file__).parents[2]
@@ -52,7 +72,7 @@ def test_every_variable_is_known() -> None:
              *root.glob("tests/conftest.py"), *root.glob("tests/support.py")]  # fmt: skip
     text = "".join(path.read_text() for path in files if path.is_file())
     names = set(re.findall(r"(?:\$\{|environ\.get\(\"|environ\[\"|export )(MANYOYO_[A-Z_]+)", text))
-    assert len(names) > 8 and machine.unknown_variables(names) == {}
+    assert len(names) > 8 and unknown_variables(names) == {}
 
 
 def test_runtime_directory(tmp_path: Path) -> None:

@@ -7,25 +7,17 @@ import pwd
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from manyoyo_mcp.cli.doctor.check import Check, fail, ok, warn
-from manyoyo_mcp.config import CONFIG_FILE, Settings
+from manyoyo_mcp.config import CONFIG_FILE, Settings, unknown_variables
 from manyoyo_mcp.errors import InvalidArgument
 from manyoyo_mcp.references import Reference
 from manyoyo_mcp.sessions import trust
 
-_OTHER_VARIABLES = frozenset(
-    {
-        "CONFIG", "TRACEBACK", "CACHE", "ENGINE_DIR", "IMAGE_TARS", "QEMU_ACCEL", "APT_UPDATED", "BENCH_NOTES", "TEST_ALONE", "TEST_BESIDE", "TEST_LANE",
-        "TEST_ENGINE_DIR", "TEST_SLACK", "ESCAPE", "ESCAPE_REPORT", "ESCAPE_ENGINE_DIR", "FUZZ_ENGINE_DIR", "MUTATION_ENGINE_DIR",
-    }
-)  # fmt: skip
-"""MANYOYO_… that are no settings, yet read: by the command line, scripts, tests."""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -64,14 +56,6 @@ def configuration(settings: Settings, environ: Mapping[str, str]) -> Check:
     changed = sorted(settings.model_fields_set)
     where = f" ({CONFIG_FILE})" if CONFIG_FILE.exists() else ""
     return ok("configuration", f"set: {', '.join(changed)}{where}" if changed else f"all defaults{where}")
-
-
-def unknown_variables(names: Iterable[str]) -> dict[str, str]:
-    """The MANYOYO_… among `names` that nobody reads, each with the one that may be meant, or ""."""
-    known = {field.upper() for field in Settings.model_fields} | _OTHER_VARIABLES
-    words = {name: name.upper().removeprefix("MANYOYO_") for name in names if name.upper().startswith("MANYOYO_")}
-    close = {name: get_close_matches(word, known, 1) for name, word in words.items() if word not in known}
-    return {name: f"MANYOYO_{found[0]}" if found else "" for name, found in close.items()}
 
 
 def access(endpoint: str) -> Check | None:

@@ -15,6 +15,8 @@ from manyoyo_mcp.policy.wire import Body
 from manyoyo_mcp.values import format_bytes
 
 _ODD = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+_MOST_PATTERNS = 2000
+"""Lines of a .dockerignore, each of which the engine keeps as an expression."""
 _MOST_LINKS = 255
 """Links that are followed for one path, as dockerd does."""
 _MOST_ENTRIES, _MOST_LETTERS = 500_000, 32 << 20
@@ -61,8 +63,11 @@ def look(context: Iterator[bytes]) -> Seen:
                 continue
             if name == ".dockerignore":
                 ignored = content.read(MAX_DOCKERFILE + 1)
-                if len(ignored) > MAX_DOCKERFILE:
-                    raise InvalidArgument(f"{name} is larger than {format_bytes(MAX_DOCKERFILE)}.", FEWER)
+                if len(ignored) > MAX_DOCKERFILE or ignored.count(b"\n") > _MOST_PATTERNS:
+                    raise InvalidArgument(
+                        f"{name} is larger than {format_bytes(MAX_DOCKERFILE)}, or has more than {_MOST_PATTERNS} lines.",
+                        FEWER,
+                    )
             elif _is_archive(content.read(tarfile.BLOCKSIZE)):
                 kept.add(name)
                 archives.add(name)

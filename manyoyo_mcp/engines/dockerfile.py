@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from posixpath import normpath
 
@@ -15,6 +15,7 @@ _REST = re.compile(r"[A-Za-z]+[\t\v\f\r ]*(.*)", re.DOTALL)
 _FLAGS = re.compile(r"(?:--\S+[\t ]+)*")
 _DECLARED = re.compile(r"(?:^|(?<=[\t ]))([A-Za-z_]\w*)(?:=((?:\"[^\"]*\"|'[^']*'|\S)*))?")
 _PLAIN = re.compile(r"[\w@%+:,./-]*", re.ASCII)
+_OWNER = re.compile(r"--chown=(\S+)")
 _SHELLS = frozenset({"sh", "ash", "bash", "dash", "ksh", "zsh"})
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 UNSET = "\0"
@@ -64,6 +65,25 @@ def sources(copy: str) -> tuple[str, list[str]] | None:
     rest = rest[len(flags_of(rest)) :]
     words = _words(rest) or re.split(r"[\t ]+", rest.strip())
     return found[1], ["/" + each if _SIMPLE.fullmatch(each) and ".." not in each else "/" for each in words[:-1]]
+
+
+def owner_of(copy: str) -> str:
+    """The names, of --chown, of a COPY or ADD; nothing for numbers. The builder looks names up in the image that there is by then."""
+    rest = rest_of(copy)
+    found = _OWNER.search(flags_of(rest)) if re.match(r"(?:COPY|ADD)\b", copy, re.IGNORECASE) else None
+    return "" if found is None or all(map(str.isdecimal, found[1].split(":"))) else found[1]
+
+
+def by_owners(batch: Sequence[tuple[int, Instruction]]) -> Iterator[list[tuple[int, Instruction]]]:
+    """The same in parts, each of which begins with the first of instructions that look a name up."""
+    part: list[tuple[int, Instruction]] = []
+    for each in batch:
+        if part and owner_of(each[1].raw):
+            yield part
+            part = []
+        part.append(each)
+    if part or not batch:
+        yield part
 
 
 def unpacked(add: Instruction, archives: set[str]) -> str | None:

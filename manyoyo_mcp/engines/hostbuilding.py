@@ -18,7 +18,7 @@ from manyoyo_mcp.engines.base import BuildSpec, Built, RunSpec, Sink, Step
 from manyoyo_mcp.engines.building import named, posted
 from manyoyo_mcp.engines.buildlog import BuildLog, Instruction, instructions
 from manyoyo_mcp.engines.docker import DockerEngine
-from manyoyo_mcp.engines.dockerfile import command, exported, rest_of, sources, unpacked
+from manyoyo_mcp.engines.dockerfile import by_owners, command, exported, owner_of, rest_of, sources, unpacked
 from manyoyo_mcp.engines.failures import Verdict
 from manyoyo_mcp.engines.stepwise import ARGUMENT, Batch, Numbered, Recipe, Stage
 from manyoyo_mcp.engines.streams import Streaming, Tail, since
@@ -44,6 +44,8 @@ _MOST = 8 << 30
 """Bytes that a step may add to its image, as `ls` counts them."""
 _MOST_LINES, _MOST_LETTERS = 1000, 512 << 10
 """That the builder is given in one build."""
+_MOST_MADE = 32 << 20
+"""Bytes of these lines in the descriptions of all that it makes."""
 _CONTENTS = 4
 """Images whose contents are kept in mind."""
 _KEPT = (
@@ -140,12 +142,15 @@ class HostBuilding(DockerEngine):
 
     async def _make(self, work: "_Work", stage: Stage, batch: list[Numbered]) -> None:
         """What comes next of a stage, by the builder. Raises _Failed."""
-        command = (await self._described(stage.image))["Config"].get("Cmd") if stage.image else None
-        made = stage.batch(batch, command)
-        for line in made.lines:
-            if (copied := sources(line)) is not None:
-                await self._check_copied(*copied)
-        stage.image = await self._batch(work, made)
+        for part in by_owners(batch):
+            command = (await self._described(stage.image))["Config"].get("Cmd") if stage.image else None
+            made = stage.batch(part, command)
+            for line in made.lines:
+                if (copied := sources(line)) is not None:
+                    await self._check_copied(*copied)
+            if stage.image and any(owner_of(line) for line in made.lines):
+                await in_thread(self._bounded.check_users_of, stage.image)
+            stage.image = await self._batch(work, made)
 
     async def _check_copied(self, image: str, paths: list[str]) -> None:
         """Raises PolicyRefused where there are devices, of which dockerd would make others as root of the host, or pipes, at which it would wait."""
@@ -313,14 +318,18 @@ class _Work:
     verdict: Verdict | None = None
     lines: int = 0
     letters: int = 0
+    made: int = 0
+    """Bytes of what describes all images so far, by these lines."""
 
     def count(self, batch: Batch) -> None:
         """Raises PolicyRefused where the builder would be given too much: each line is an image, and in the history of those after it."""
-        self.lines += len(batch.lines)
-        self.letters += len(batch.text)
-        if self.lines > _MOST_LINES or self.letters > _MOST_LETTERS:
+        for line in batch.lines:
+            self.lines += 1
+            self.letters += hostlengths.written(line)
+            self.made += self.letters
+        if self.lines > _MOST_LINES or self.letters > _MOST_LETTERS or self.made > _MOST_MADE:
             raise PolicyRefused(
-                f"The Dockerfile is more than {_MOST_LINES} lines or {_MOST_LETTERS >> 10} KiB for the host's engine: what is declared (ARG) is said again after each RUN.",
+                f"The Dockerfile is more than {_MOST_LINES} lines or {_MOST_LETTERS >> 10} KiB for the host's engine, or too much in the descriptions of all images: what is declared (ARG) is said again after each RUN.",
                 f"Join RUN steps (RUN … && …), declare less; or {OTHERWISE}",
             )
 

@@ -20,6 +20,7 @@ import requests
 from requests.structures import CaseInsensitiveDict
 
 from manyoyo_mcp.dialled import Dial, DialledClient
+from manyoyo_mcp.errors import PolicyRefused
 from manyoyo_mcp.policy import contexts, hostbuilds, hostlengths, hostroom, hostruns, labelled
 from manyoyo_mcp.policy.base import Allowed, Limits, Request, Within
 from manyoyo_mcp.policy.transport import API_VERSION, VERSION_PREFIX, GuardedClient
@@ -28,6 +29,7 @@ from manyoyo_mcp.values import Caps
 
 _STARTS = re.compile(r"/containers/([^/]+)/(?:start|restart)")
 _ENTERS = re.compile(r"/containers/([^/]+)/exec")
+_BEGINS = re.compile(r"/exec/([^/]+)/start")
 _INSPECTED = re.compile(r"/containers/[^/]+/json")
 _IMAGE = re.compile(r"/images/(.+)/json")
 _MOST = 1 << 30
@@ -88,13 +90,12 @@ class Boundary:
                 image = self._engine.inspect_image(self._image(str((allowed.body or {}).get("Image", ""))))
                 return hostruns.created(allowed, self.within, image, secrets.token_hex(6))
             case "POST", path if path.endswith("/exec"):
-                container = self._container(request.path.split("/")[2])
-                if (allowed.body or {}).get("User") or self._described(container)["Config"].get("User"):
-                    self._check_users(container)
                 with self._room.lock:
                     hostroom.check_execs(self._room.said, time.monotonic(), hostroom.check_size(allowed))
             case "POST", path if path.endswith(("/stop", "/restart")):
                 hostroom.check_patience(request.query.get("t"))
+                if path.endswith("/restart"):
+                    self._stop(self._container(path.split("/")[2]), request.query.get("t"))
             case "PUT", _:  # the host's users are not the container's
                 return replace(allowed, query={k: v for k, v in allowed.query.items() if k != "copyUIDGID"})
             case "DELETE", path if path.startswith("/containers/"):  # with its volumes, which have no label
@@ -125,6 +126,11 @@ class Boundary:
             elif method == "POST" and (enters := _ENTERS.fullmatch(path)):
                 there = self._described(enters[1]).get("ExecIDs") or []
                 hostroom.check_count("execs in this container", len(there), hostroom.MOST_EXECS)
+            elif method == "POST" and (begins := _BEGINS.fullmatch(path)):
+                entered = self._engine.exec_inspect(begins[1])
+                container = str(entered["ContainerID"])
+                if entered["ProcessConfig"].get("user") or self._described(container)["Config"].get("User"):
+                    self._check_users(container)
             yield
 
     @contextlib.contextmanager
@@ -166,6 +172,22 @@ class Boundary:
             yield
         finally:
             self._room.builds.remove(caps)
+
+    def check_users_of(self, image: str) -> None:
+        """Raises PolicyRefused where an image of the sandbox's has a list of users that the engine is not to read."""
+        body = {
+            "Image": image,
+            "Cmd": ["true"],
+            "NetworkDisabled": True,
+            "Labels": {labelled.LABEL: self.within.sandbox, labelled.STEP: "looked-at"},
+        }
+        with self._making():
+            name = f"{self.within.prefix}look-{secrets.token_hex(6)}"
+            container = str(self._engine.create_container_from_config(body, name)["Id"])
+        try:
+            self._check_users(container)
+        finally:
+            self._engine.remove_container(container, force=True, v=True)
 
     def letters_of(self, image: str) -> int:
         """How many bytes an image's configuration and history have."""
@@ -241,13 +263,22 @@ class Boundary:
             self._known.discard(container)
             raise Missing(f"No such container: {container}") from None
 
+    def _stop(self, container: str, seconds: Any) -> None:
+        """Before it is started again: what it does at its end is done when it is looked at. Raises PolicyRefused for one that would be gone then."""
+        if self._described(container)["HostConfig"].get("AutoRemove"):
+            raise PolicyRefused(
+                "A container that is removed at its end (--rm) is not restarted in this isolation.", "Run it anew."
+            )
+        self._engine.stop(container, **({"timeout": int(seconds)} if seconds else {}))
+        self._check_users(container)
+
     def _check_users(self, container: str) -> None:
         """Raises PolicyRefused where the engine would read more than there can be users; it keeps each line of them."""
+        volumes = bool(self._described(container).get("Mounts"))
         for path in ("/etc/passwd", "/etc/group"):
             found = self._stat(container, path)
-            if target := found.get("linkTarget"):
-                found = self._stat(container, target)
-            hostruns.check_users(path, int(found.get("size") or 0))
+            target = self._stat(container, found["linkTarget"]) if found.get("linkTarget") else {}
+            hostruns.check_users(path, found, target, volumes=volumes)
 
     def _stat(self, container: str, path: str) -> dict[str, Any]:
         """A file of a container's, which is not opened; nothing where there is none."""

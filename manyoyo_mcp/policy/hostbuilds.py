@@ -37,6 +37,10 @@ COPIED = re.compile(r"--from=(\S+)", re.ASCII)
 """Of the flags of a COPY, what it copies from."""
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 """White space, for one, that ends a word for the engine and is none here."""
+KEY = r"[A-Za-z_][A-Za-z0-9_.-]*"
+VALUE = r"""(?:[^\s"'\\`]|"[^"\\`]*"|'[^'\\`]*')*"""
+PAIRS = re.compile(rf"(?:{KEY}={VALUE}(?:\s+|\Z))+")
+"""NAME=value of an ENV or a LABEL, written in no way that the engine could read differently."""
 _LONGEST = 128 << 10
 """Letters of an instruction: what a command can be given as one word (execve(2), MAX_ARG_STRLEN)."""
 _QUOTES = str.maketrans("", "", "\"'`")
@@ -112,7 +116,8 @@ class Judge:
         if instruction == ours(self._within):
             return
         plain = rest.translate(_QUOTES).replace("\\", "")
-        if OURS.rstrip(".") in plain.lower() or re.match(r"[^\s=]*\$", plain) or "$" in plain.rpartition("=")[0]:
+        named = re.match(r"[^\s=]*\$", plain) or "$" in plain.rpartition("=")[0]
+        if OURS.rstrip(".") in plain.lower() or (named and not PAIRS.fullmatch(rest)):
             raise refused(instruction, f"labels of {OURS}* are not to be given, nor such whose name is a variable.")
 
 

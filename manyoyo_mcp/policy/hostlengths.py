@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manyoyo_mcp.policy.hostbuilds import parts, refused
+from manyoyo_mcp.policy.hostbuilds import KEY, PAIRS, VALUE, parts, refused
 from manyoyo_mcp.policy.hostruns import MOST_PORTS, MOST_VOLUMES
 
 _MOST_INSTRUCTIONS = 500
@@ -21,20 +21,20 @@ _MOST_PAIRS = 1000
 """Variables and labels that a Dockerfile sets: for each word the engine goes through all variables."""
 _MOST_WORDS, _MOST_PATTERNS = 100, 20
 """Of a COPY: for each pattern the engine goes through the whole context."""
+_LONGEST_PATTERN = 4096
+"""Bytes of a COPY that has any."""
 _AS_WRITTEN = frozenset({"RUN", "CMD", "ENTRYPOINT", "HEALTHCHECK", "SHELL"})
 """Instructions in which the engine replaces no variables."""
 _VARIABLE = re.compile(r"\$(\{?)([A-Za-z_]\w*)?(?=(.?))", re.ASCII | re.DOTALL)
-_OTHERWISE = re.compile(r"\$\{[A-Za-z_]\w*:[-+][^{}\\]*\}", re.ASCII)
-"""What stands in a variable's place: without another such in it, for the engine copies what is within once more for each, letter by letter."""
+_OTHERWISE = re.compile(r"""\$\{[A-Za-z_]\w*:[-+](?:[^{}\\`'"]|"[^{}"\\`]*"|'[^{}'\\`]*')*\}""", re.ASCII)
+"""What stands in a variable's place: without another such in it, quoted or not, for the engine copies what is within once more for each, letter by letter."""
 _SPECIAL = tuple("@*#?-!$0123456789")
-_KEY = r"[A-Za-z_][A-Za-z0-9_.-]*"
-_VALUE = r"""(?:[^\s"'\\`]|"[^"\\`]*"|'[^'\\`]*')*"""
-_PAIR = re.compile(rf"({_KEY})(?:=({_VALUE}))?(?:\s+|\Z)")
+_PAIR = re.compile(rf"({KEY})(?:=({VALUE}))?(?:\s+|\Z)")
 _PAIRS = {
-    "ENV": re.compile(rf"(?:{_KEY}={_VALUE}(?:\s+|\Z))+"),
-    "ARG": re.compile(rf"(?:{_KEY}(?:={_VALUE})?(?:\s+|\Z))+"),
+    "ENV": PAIRS,
+    "ARG": re.compile(rf"(?:{KEY}(?:={VALUE})?(?:\s+|\Z))+"),
 }
-_ONE = re.compile(rf"({_KEY})\s+([^=\s].*)", re.DOTALL)
+_ONE = re.compile(rf"({KEY})\s+([^=\s].*)", re.DOTALL)
 """ENV as it was first written."""
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(?:tcp|udp|sctp))?", re.IGNORECASE | re.ASCII)
 
@@ -46,7 +46,9 @@ def written(text: str) -> int:
 
 def described(image: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> int:
     """The bytes of an image's configuration and history, whose author stands in each part of it."""
-    return written(json.dumps([image["Config"], history], ensure_ascii=False)) + len(history) * written(_author(image))
+    return written(json.dumps([image.get("Config") or {}, history], ensure_ascii=False)) + len(history) * written(
+        _author(image)
+    )
 
 
 def check(
@@ -67,7 +69,7 @@ def check(
         length = written(rest) if keyword in _AS_WRITTEN else lengths.of(instruction, rest)
         if keyword in _PAIRS:
             lengths.sets(keyword, instruction, rest)
-        counts.take(keyword, instruction, rest)
+        counts.take(keyword, instruction, rest, length)
         standing.take(keyword, rest, length)
         begun += length + standing.bytes
         made += begun
@@ -86,7 +88,7 @@ class _Lengths:
         self._hidden = 0
         named = [each.partition("=") for environment in environments for each in environment]
         for name, value in [*given.items(), *((name, value) for name, _, value in named)]:
-            if re.fullmatch(_KEY, name):
+            if re.fullmatch(KEY, name):
                 self._set(name, written(value))
             else:
                 self._hidden = max(self._hidden, written(value))
@@ -157,9 +159,12 @@ class _Counts:
     def __init__(self, bases: Sequence[Mapping[str, Any]]) -> None:
         self._ports = max((len(base["Config"].get("ExposedPorts") or {}) for base in bases), default=0)
         self._volumes = max((len(base["Config"].get("Volumes") or {}) for base in bases), default=0)
-        self._pairs = 0
+        self._pairs = max(
+            (len(base["Config"].get("Env") or []) + len(base["Config"].get("Labels") or {}) for base in bases),
+            default=0,
+        )
 
-    def take(self, keyword: str, instruction: str, rest: str) -> None:
+    def take(self, keyword: str, instruction: str, rest: str, length: int) -> None:
         """Raises PolicyRefused where it is too many."""
         words = [each for each in re.split(r"[\s,]+", rest) if each]
         match keyword:
@@ -173,10 +178,13 @@ class _Counts:
                 self._pairs += len(rest.split())
             case "ADD" | "COPY":
                 patterns = sum(1 for each in words if re.search(r"[*?[$\\]", each))
-                if len(words) > _MOST_WORDS or patterns > _MOST_PATTERNS:
+                if len(words) > _MOST_WORDS or patterns > _MOST_PATTERNS or (patterns and length > _LONGEST_PATTERN):
                     raise refused(
-                        instruction, f"it may name {_MOST_WORDS} files and {_MOST_PATTERNS} patterns: name directories."
+                        instruction,
+                        f"it may name {_MOST_WORDS} files, and {_MOST_PATTERNS} patterns in {_LONGEST_PATTERN} letters: name directories.",
                     )
+                if len(words[:-1]) > len(set(words[:-1])):
+                    raise refused(instruction, "it names one file twice.")
         if self._ports > MOST_PORTS or self._volumes > MOST_VOLUMES or self._pairs > _MOST_PAIRS:
             raise refused(
                 instruction,

@@ -37,7 +37,7 @@ def check_count(what: str, there: int, most: int) -> None:
 
 def check_size(allowed: Allowed) -> int:
     """The bytes of it. Raises PolicyRefused for more than is to be kept of one container or exec."""
-    size = len(json.dumps(allowed.body, ensure_ascii=False).encode())
+    size = len(json.dumps(allowed.body, ensure_ascii=False).encode("utf-8", "replace"))
     if size > _MOST_SAID:
         raise PolicyRefused(
             f"Command, environment and labels are more than {_MOST_SAID >> 10} KiB together.",

@@ -1,5 +1,6 @@
 """What a container may have on the host's own engine, which is less than in an engine of its own: as `labelled`, pure, and after `rules`."""
 
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ from manyoyo_mcp.values import format_bytes
 
 _MOST_WRITTEN = 8 << 30
 """Bytes of one file of a step's: `engines/hostbuilding.py` counts what they all have, and so many that no sum of them overflows."""
-_MOST_USERS = 1 << 20
+_MOST_USERS = 128 << 10
 """Bytes of /etc/passwd and of /etc/group."""
+_MOST_GROUPS = 100
 MOST_VOLUMES, MOST_PORTS = 50, 1000
 """Of an image: each volume that it declares is made for each of its containers."""
 _NO_STORE = off(
@@ -58,6 +60,13 @@ def _patience(place: str, value: Any) -> Any:
     return value
 
 
+def _groups(place: str, value: Any) -> Any:
+    """Groups of a container's, each of which the engine looks for in each line of its list."""
+    if len(value or []) > _MOST_GROUPS:
+        raise PolicyRefused(f"{place}: there may be {_MOST_GROUPS} groups.", "Name fewer.")
+    return value
+
+
 def _checked_health(place: str, value: Any) -> Any:
     """How often it is looked at: each time costs the host a few processes beside its caps."""
     for name, every in (value or {}).items():
@@ -70,6 +79,7 @@ HOST_CONFIG: dict[str, Check] = {
     "Binds": _NO_STORE,
     "CapAdd": list_of(_capability),
     "CpuShares": _shares,
+    "GroupAdd": _groups,
     "IpcMode": one_of("", "private", "none"),
     "LogConfig": off("what containers write is kept within bounds", "Leave it out.", {"Type": "", "Config": {}}),
     "Mounts": list_of(_mount),
@@ -104,7 +114,6 @@ AS_THEY_ARE = frozenset(
         "DnsOptions",
         "DnsSearch",
         "ExtraHosts",
-        "GroupAdd",
         "Init",
         "Memory",
         "MemoryReservation",
@@ -178,9 +187,20 @@ def created(allowed: Allowed, within: Within, image: Mapping[str, Any], called: 
         grants = ""
         host["Ulimits"] = [{"Name": "fsize", "Soft": _MOST_WRITTEN, "Hard": _MOST_WRITTEN}]
     labels = {LABEL: within.sandbox, f"{OURS}kind": "within", GRANTS: grants, ASKED: str(body.get("Image", ""))}
+    if (body.get("User") or (image.get("Config") or {}).get("User")) and _is_checked(body, image):
+        body["Healthcheck"] = {
+            "Test": ["NONE"]
+        }  # the engine would look the user up each time, in what may have grown since
     labels = _blank(image) | {as_given(name): value for name, value in given.items()} | labels
     body |= {"HostConfig": host, "Image": image["Id"], "Labels": labels}
     return Allowed({**allowed.query, "name": within.prefix + str(allowed.query.get("name") or called)}, body)
+
+
+def _is_checked(body: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
+    """Whether its health would be looked at."""
+    given = body.get("Healthcheck") or {}
+    test = given.get("Test") or ((image.get("Config") or {}).get("Healthcheck") or {}).get("Test") or []
+    return test[:1] != ["NONE"] and bool(test)
 
 
 def _blank(image: Mapping[str, Any]) -> dict[str, str]:
@@ -199,12 +219,24 @@ def _check_image(config: Mapping[str, Any]) -> None:
             raise PolicyRefused(f"The image declares more than {most} {there}.", "Run another image.")
     for path in config.get("Volumes") or {}:
         target("the image's VOLUME", path)
+        if posixpath.normpath(f"/{path}").lstrip("/") in (
+            "etc",
+            "etc/passwd",
+            "etc/group",
+        ):  # dockerd reads what is below
+            raise PolicyRefused(f"The image declares a volume at {path[:100]}.", "Run another image.")
     _checked_health("the image's HEALTHCHECK", config.get("Healthcheck"))
 
 
-def check_users(path: str, size: int) -> None:
-    """Raises PolicyRefused for a list of users, of so many bytes, that is none."""
-    if size > _MOST_USERS:
+def check_users(path: str, found: Mapping[str, Any], target: Mapping[str, Any], *, volumes: bool) -> None:
+    """Raises PolicyRefused for a list of users that is too long to be one, or of which that can't be told. `found`: what lies at `path`, as the engine describes
+    it; `target`: what a link there leads to; `volumes`: of which the engine sees what lies below them when it reads, and else what is in them."""
+    aim = str(found.get("linkTarget") or "")
+    if aim and ("\ufffd" in aim or target.get("linkTarget") or volumes):
+        raise PolicyRefused(
+            f"{path} is a link, of which can't be told what is read there.", "Put the file itself there."
+        )
+    if int((target if aim else found).get("size") or 0) > _MOST_USERS:
         raise PolicyRefused(
             f"{path} is larger than {format_bytes(_MOST_USERS)}: the host's engine would read all of it into its memory.",
             "Make it shorter.",

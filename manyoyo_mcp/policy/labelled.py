@@ -119,7 +119,15 @@ def matches(within: Within, name: str) -> bool:
     if at and ":" in repository.rsplit("/", 1)[-1]:  # the engine takes the digest, and looks at no tag
         return False
     name = name.replace("@", ":").removeprefix("docker.io/").removeprefix("library/")
-    return any(all(map(fnmatchcase, _halves(name), _halves(pattern))) for pattern in within.images)
+    return any(_fits(name, pattern) for pattern in within.images)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Both as the engine means them. What has no / names no registry, unless it is for all."""
+    pattern = pattern.replace("@", ":").removeprefix("docker.io/").removeprefix("library/")
+    if "/" in name and "/" not in pattern and pattern not in ("*", "*:*"):
+        return False
+    return all(map(fnmatchcase, _halves(name), _halves(pattern)))
 
 
 def _halves(name: str) -> tuple[str, str]:

@@ -150,10 +150,11 @@ def test_a_list_of_users_without_end_is_not_read(client: BoundedClient, name: st
     """dockerd would keep a hundred bytes for each two of it."""
     container = made(client)
     client.start(container)
-    script = f"mkdir -p /etc; rm -f /etc/{name}; yes a | head -c 1048577 > /etc/long; ln -s long /etc/{name}"
+    script = f"mkdir -p /etc; rm -f /etc/{name}; yes a | head -c 131073 > /etc/long; ln -s long /etc/{name}"
     client.exec_start(client.exec_create(container, ["sh", "-c", script])["Id"])
-    client.exec_create(container, ["true"])  # for which it is not read
-    for ask in (partial(client.exec_create, container, ["true"], user="0"), partial(client.commit, container),
+    client.exec_start(client.exec_create(container, ["true"])["Id"])  # for which it is not read
+    entered = client.exec_create(container, ["true"], user="0")["Id"]
+    for ask in (partial(client.exec_start, entered), partial(client.commit, container),
                 partial(client.restart, container, timeout=0)):  # fmt: skip
         with pytest.raises(PolicyRefused, match=f"/etc/{name} is larger"):
             ask()
@@ -161,6 +162,34 @@ def test_a_list_of_users_without_end_is_not_read(client: BoundedClient, name: st
     client.wait(container)
     with pytest.raises(PolicyRefused, match=f"/etc/{name} is larger"):
         client.start(container)
+
+
+def test_a_list_of_users_that_grows_while_its_container_ends_is_not_read(client: BoundedClient) -> None:
+    config = client.create_host_config(mem_limit=64 * _MIB)
+    grow = "trap 'mkdir -p /etc; yes a | head -c 131073 > /etc/passwd; exit' TERM; while true; do sleep 0.1; done"
+    container = str(client.create_container(BUSYBOX, ["sh", "-c", grow], host_config=config)["Id"])
+    client.start(container)
+    with pytest.raises(PolicyRefused, match="/etc/passwd is larger"):
+        client.restart(container, timeout=30)
+    removed = client.create_host_config(mem_limit=64 * _MIB, auto_remove=True)
+    container = str(client.create_container(BUSYBOX, ["sleep", "1000"], host_config=removed)["Id"])
+    client.start(container)
+    with pytest.raises(PolicyRefused, match="--rm"):
+        client.restart(container, timeout=0)
+
+
+@pytest.mark.parametrize("link", ["$(printf '/etc/\\377')", "one"])
+def test_a_link_of_which_cannot_be_told_where_it_leads_is_no_list(client: BoundedClient, link: str) -> None:
+    container = made(client)
+    client.start(container)
+    script = f"mkdir -p /etc; cd /etc; rm -f passwd; touch {link} two; ln -s {link} passwd"
+    client.exec_start(client.exec_create(container, ["sh", "-c", script])["Id"])
+    entered = client.exec_create(container, ["true"], user="0")["Id"]
+    if link == "one":  # which can be told
+        client.exec_start(entered)
+    else:
+        with pytest.raises(PolicyRefused, match="a link"):
+            client.exec_start(entered)
 
 
 def test_builds_under_way_count_with_what_they_may_make(client: BoundedClient, monkeypatch: pytest.MonkeyPatch) -> None:

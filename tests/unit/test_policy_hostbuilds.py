@@ -26,6 +26,7 @@ LIMITS = Limits(default=Caps(1, 512 << 20, 100), largest=Caps(2, 1 << 30, 200))
             "FROM python:3.13",
             "LABEL a=b",
             "LABEL version=$VERSION",
+            'LABEL org.opencontainers.image.version=$VERSION org.opencontainers.image.revision="$REVISION of x"',
             'LABEL org.manyoyo.of="sb-0123456789abcdef"',
             "ADD --chown=1 a /b",
         ],
@@ -53,10 +54,10 @@ def test_what_may_be_built(instructions: list[str]) -> None:
         "COPY --chown 0 --from=private/app / /", "COPY --chown=0\u00a0--from=private/app / /", "COPY \u00a0--from=private/app / /",
         "COPY --link --from=private/app / /", "COPY\v--from=private/app / /", "COPY --from=here / /", "COPY --chown=`0 --from=private/app / /",
         "COPY --chown=0 \v--from=private/app / /", "COPY --chown=0 \r--from=private/app / /", "COPY --chown=0 \f--from=0123456789ab / /",
-        "ENV A=b\vc", "COPY --from=1 / /", "COPY --from=00 / /", "COPY --from=99999999999999999999 / /", "LABEL a=b c=$D e=f", "LABEL $A=b", "COPY --from=0 / /",
+        "ENV A=b\vc", "COPY --from=1 / /", "COPY --from=00 / /", "COPY --from=99999999999999999999 / /", "LABEL a=b c=\\x$D e=f", "LABEL $A=b", "COPY --from=0 / /",
         "ADD --chown=1 --from=private/app / /", "ADD --checksum=x a /", 'ADD http:"//"127.0.0.1/ /', """ADD ["http:'//'127.0.0.1/", "/"]""", "ADD http:`//127.0.0.1/ /", "ADD --from=private/app / /",
         "FROM --platform=linux/arm64 python:3.13", "FROM python:3.13@sha256:0123", "RUN --mount=from=private/app true", "RUN --network=host true",
-        "LABEL org.manyoyo.of=x", 'LABEL "org.man"yoyo.grants=1', "LABEL org.many\\oyo.within=x", "LABEL a=b $X=c", "LABEL $X c", "LABEL a=$B c=d",
+        "LABEL org.manyoyo.of=x", 'LABEL "org.man"yoyo.grants=1', "LABEL org.many\\oyo.within=x", "LABEL a=b $X=c", "LABEL $X c", "LABEL a=$B $C=d", "LABEL a=$B org.manyoyo.of=d", 'LABEL a=$B "org.manyoyo.of"=d',
         "LABEL ORG.MANYOYO.x=y", 'LABEL org.manyoyo.of="sb-0000000000000000"', 'LABEL  org.manyoyo.of="sb-0123456789abcdef"',
     ],
 )  # fmt: skip
@@ -167,6 +168,11 @@ _LONG = "x" * 60_000
         [f"ENV A={_LONG}", *["ENV B=1"] * 300],
         ["LABEL a=" + "${X:-" * 3 + "}" * 3],
         ["LABEL a=${X:-${X}}"],
+        ["LABEL a=" + "${A:-'}'" * 3 + "$X" + "}" * 3],
+        ["LABEL a=" + '${A:-"}"' * 3 + "$X" + "}" * 3],
+        ["LABEL a=" + "${A:-`}" * 3 + "$X" + "}" * 3],
+        ["COPY a b a /d/"],
+        ["COPY *" + "x" * 4096 + " /d/"],
         ["LABEL a=${X:-\\}}"],
         ["LABEL a=${X:-"],
         ["LABEL a=${X:#*}"],
@@ -199,6 +205,8 @@ def test_what_describes_an_image_may_grow_a_little() -> None:
         'ENV QUOTED=\\"x\\" PS1=\\$',
         "ARG ONE TWO=2 THREE=$ONE",
         "LABEL a=$A b=$B",
+        """LABEL c=${A:-"d e"} d=${B:+'x'}""",
+        "COPY app app",
         "RUN echo " + "$PATH" * 10_000,
         "EXPOSE 80 443/tcp 3000-3010",
         f"ENV A={_LONG}",
@@ -233,6 +241,10 @@ def test_what_a_base_says_stands_in_all_that_is_made_of_it(base: dict[str, Any])
     [
         ({"Volumes": {f"/{each}": {} for each in range(50)}}, "VOLUME /x"),
         ({"ExposedPorts": {f"{each}/tcp": {} for each in range(1000)}}, "EXPOSE 2000"),
+        (
+            {"Env": [f"A{each}=1" for each in range(500)], "Labels": {f"a{each}": "1" for each in range(499)}},
+            "ENV B=1 C=2",
+        ),
     ],
 )
 def test_what_a_base_declares_counts_too(config: dict[str, Any], instruction: str) -> None:

@@ -27,6 +27,7 @@ EVIL: dict[str, dict[str, list[Any]]] = {
         "Binds": [["v:/x"]],
         "CapAdd": [["NET_RAW"], ["mknod"], ["CAP_NET_RAW"]],
         "CpuShares": [1025],
+        "GroupAdd": [["1"] * 101],
         "IpcMode": ["container:abc", "shareable"],
         "LogConfig": [{"Type": "none"}, {"Type": "json-file", "Config": {"max-size": "900g"}}],
         "Mounts": [[{"Type": "volume", "Source": "v", "Target": "/x"}]],
@@ -275,6 +276,7 @@ def test_which_images_are_seen(image: dict[str, Any], seen: list[str]) -> None:
         ({"fromImage": "private/python", "tag": "3.13"}, False),
         ({"fromImage": "python:3.0/evil", "tag": "1"}, False),  # a registry called python
         ({"fromImage": "x/any:5000/evil", "tag": "1"}, False),
+        ({"fromImage": "pythonx:80/evil", "tag": "1"}, False),
         ({"fromSrc": "-", "repo": "python", "tag": "3.13"}, False),
         ({"fromImage": "python", "tag": "3.13", "fromSrc": "-"}, False),
         ({}, False),
@@ -411,6 +413,43 @@ def test_what_an_image_declares_has_an_end(config: dict[str, Any]) -> None:
 
 
 def test_how_many_users_there_may_be() -> None:
-    hostruns.check_users("/etc/passwd", 1 << 20)
-    with pytest.raises(PolicyRefused, match="/etc/passwd is larger than 1 MiB"):
-        hostruns.check_users("/etc/passwd", (1 << 20) + 1)
+    small, large, link = {"size": 128 << 10}, {"size": (128 << 10) + 1}, {"size": 4, "linkTarget": "/x"}
+    for found, target, volumes in (({}, {}, False), (small, {}, True), (link, small, False), (link, {}, False)):
+        hostruns.check_users("/etc/passwd", found, target, volumes=volumes)
+    for found, target, volumes, why in (
+        (large, {}, False, "larger than 128 KiB"),
+        (link, large, False, "larger than 128 KiB"),
+        (link, small, True, "a link"),
+        (link, link, False, "a link"),
+        ({"linkTarget": "/\ufffd"}, small, False, "a link"),
+    ):
+        with pytest.raises(PolicyRefused, match=f"/etc/passwd is .*{why}"):
+            hostruns.check_users("/etc/passwd", found, target, volumes=volumes)
+
+
+@pytest.mark.parametrize(
+    ("body", "image", "looked_at"),
+    [
+        ({"User": "1", "Healthcheck": {"Test": ["CMD", "x"]}}, {}, False),
+        ({"User": "1"}, {"Healthcheck": {"Test": ["CMD", "x"]}}, False),
+        ({"Healthcheck": {"Interval": 10**10}}, {"User": "1", "Healthcheck": {"Test": ["CMD", "x"]}}, False),
+        ({"Healthcheck": {"Test": ["CMD", "x"]}}, {"User": ""}, True),
+        ({}, {"Healthcheck": {"Test": ["CMD", "x"]}}, True),
+    ],
+)
+def test_no_health_is_looked_at_by_a_user(body: dict[str, Any], image: dict[str, Any], looked_at: bool) -> None:
+    made = create(image={"Id": "sha256:1", "Config": image}, **body).body or {}
+    assert (made.get("Healthcheck", {}).get("Test") != ["NONE"]) is looked_at
+
+
+def test_how_many_groups_a_container_may_have() -> None:
+    assert hostruns.HOST_CONFIG["GroupAdd"]("GroupAdd", ["1"] * 100)
+    with pytest.raises(PolicyRefused, match="100 groups"):
+        hostruns.HOST_CONFIG["GroupAdd"]("GroupAdd", ["1"] * 101)
+
+
+@pytest.mark.parametrize("path", ["/etc", "/etc/", "//etc", "/x/../etc", "etc", "/etc/passwd", "/etc/group"])
+def test_no_volume_covers_the_list_of_users(path: str) -> None:
+    hostruns._check_image({"Volumes": {"/etc/nginx": {}}})
+    with pytest.raises(PolicyRefused, match=r"declares a volume at|no place to mount"):
+        hostruns._check_image({"Volumes": {path: {}}})

@@ -13,8 +13,9 @@ import pytest
 from manyoyo_mcp.engines import archives
 from manyoyo_mcp.engines.archives import Contents, look
 from manyoyo_mcp.engines.buildlog import Instruction, instructions
-from manyoyo_mcp.engines.dockerfile import command, exported, sources, unpacked
-from manyoyo_mcp.engines.stepwise import ARGUMENT, Recipe, Stage
+from manyoyo_mcp.engines.dockerfile import by_owners, command, exported, owner_of, sources, unpacked
+from manyoyo_mcp.engines.hostbuilding import _Work
+from manyoyo_mcp.engines.stepwise import ARGUMENT, Batch, Recipe, Stage
 from manyoyo_mcp.errors import EngineFailed, InvalidArgument, PolicyRefused
 
 MARK = "LABEL whose=ours"
@@ -343,3 +344,60 @@ def test_what_an_add_would_unpack() -> None:
     ):  # fmt: skip
         (add,) = instructions(line)
         assert unpacked(add, seen.archives) == archive, line
+
+
+def test_who_is_looked_up_by_name() -> None:
+    for copy in (
+        "COPY --chown=a b /",
+        "copy --from=0 --chown=1:a b /",
+        "ADD --chown=$U b /",
+        "COPY --chown=a:1 --chmod=1 b /",
+    ):
+        assert owner_of(copy)
+    for copy in (
+        "COPY --chown=1:2 b /",
+        "COPY --chown=1 b /",
+        "COPY b --chown=a",
+        "RUN --chown=a b",
+        "COPYX --chown=a b /",
+        "COPY b /",
+    ):
+        assert not owner_of(copy)
+    found = list(
+        enumerate(instructions("COPY a /\nCOPY --chown=x b /\nENV A=1\nADD --chown=y c /\nCOPY --chown=1 d /\n"))
+    )
+    assert [[number for number, _ in part] for part in by_owners(found)] == [[0], [1, 2], [3, 4]]
+    assert [[number for number, _ in part] for part in by_owners(found[1:2])] == [[1]]
+    assert list(by_owners([])) == [[]]
+
+
+def test_how_many_patterns_a_dockerignore_may_have() -> None:
+    def given(lines: int) -> Iterator[bytes]:
+        raw = b"?a\n" * lines
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as made:
+            entry = tarfile.TarInfo(".dockerignore")
+            entry.size = len(raw)
+            made.addfile(entry, io.BytesIO(raw))
+        yield out.getvalue()
+
+    assert look(given(2000)).ignored
+    with pytest.raises(InvalidArgument, match="2000 lines"):
+        look(given(2001))
+
+
+@pytest.mark.parametrize(
+    ("lines", "times"),
+    [
+        (["ENV A=1"], 1001),
+        (["ARG A=" + "<" * 9000], 10),  # six bytes each, as the engine writes them
+        (["ARG A=" + "x" * 1000] * 100, 3),  # in the description of all that comes after
+    ],
+)
+def test_what_is_said_again_is_counted(lines: list[str], times: int) -> None:
+    given: Any = None
+    work = _Work(given, given, given, given)
+    for _ in range(times - 1):
+        work.count(Batch(lines, [None] * len(lines)))
+    with pytest.raises(PolicyRefused, match="Join RUN steps"):
+        work.count(Batch(lines, [None] * len(lines)))

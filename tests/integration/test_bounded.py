@@ -146,7 +146,7 @@ def test_what_it_costs_the_engine_is_bounded(client: BoundedClient, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["passwd", "group"])
-def test_a_list_of_users_without_end_is_not_read(client: BoundedClient, name: str) -> None:
+def test_a_list_of_users_without_end_is_not_read(host: docker.DockerClient, client: BoundedClient, name: str) -> None:
     """dockerd would keep a hundred bytes for each two of it."""
     container = made(client)
     client.start(container)
@@ -158,6 +158,14 @@ def test_a_list_of_users_without_end_is_not_read(client: BoundedClient, name: st
                 partial(client.restart, container, timeout=0)):  # fmt: skip
         with pytest.raises(PolicyRefused, match=f"/etc/{name} is larger"):
             ask()
+    image = host.api.commit(container)["Id"]
+    try:
+        client.boundary.check_users_of(BUSYBOX)
+        with pytest.raises(PolicyRefused, match=f"/etc/{name} is larger"):  # where a build would look a name up
+            client.boundary.check_users_of(image)
+    finally:
+        host.api.remove_image(image)
+    assert len(client.containers(all=True)) == 1
     client.kill(container)
     client.wait(container)
     with pytest.raises(PolicyRefused, match=f"/etc/{name} is larger"):

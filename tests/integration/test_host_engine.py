@@ -644,6 +644,11 @@ RUN [ -z "$ARGUMENT" ]; echo "$Q" >> /out; cat >> /out
 WORKDIR /all
 COPY . .
 RUN find . | sort > /found
+RUN mkdir -p /etc; echo me:x:77:7::/: > /etc/passwd; echo us:x:88: > /etc/group
+COPY --chown=me:us data /mine
+ENV R=1
+COPY --chown=me:5 data /mine2
+COPY --chown=1:2 data /mine3
 """,
 )
 
@@ -767,6 +772,9 @@ async def test_nobody_makes_devices_for_the_hosts_engine(
     holes = f"FROM {BUSYBOX}\nRUN truncate -s 5G /big; truncate -s 5G /more\n"
     error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": holes})
     assert error["code"] == "POLICY_REFUSED" and "holes" in error["message"], error
+    users = f"FROM {BUSYBOX} AS one\nRUN yes a | head -c 200000 > /big\nFROM {BUSYBOX}\nCOPY --from=one /big /etc/passwd\nCOPY --chown=a:1 --from=one /big /x\n"
+    error = await refused(sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": users})
+    assert error["code"] == "POLICY_REFUSED" and "/etc/passwd is larger" in error["message"], error
     large = await call(
         sock, "nested_build", sandbox_id=sandbox, files={"Dockerfile": f"FROM {BUSYBOX}\nRUN truncate -s 9G /big\n"}
     )

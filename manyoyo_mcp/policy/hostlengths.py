@@ -166,7 +166,7 @@ class _Counts:
 
     def take(self, keyword: str, instruction: str, rest: str, length: int) -> None:
         """Raises PolicyRefused where it is too many."""
-        words = [each for each in re.split(r"[\s,]+", rest) if each]
+        words = re.split(r"[\s,]+", rest)
         match keyword:
             case "EXPOSE":
                 self._ports += sum(_ports(instruction, each) for each in rest.split())

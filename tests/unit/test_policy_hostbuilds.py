@@ -177,11 +177,11 @@ _LONG = "x" * 60_000
         ["LABEL a=${X:-"],
         ["LABEL a=${X:#*}"],
         ["LABEL a=${X:%*}"],
-        ["COPY " + "* " * 21 + "/d/"],
-        ["COPY " + "$A " * 21 + "/d/"],
-        ["COPY " + "a " * 100 + "/d/"],
-        ["COPY [" + '"a",' * 100 + '"/d/"]'],
-        ["ADD " + "a " * 100 + "/d/"],
+        ["COPY " + " ".join(f"*{each}" for each in range(21)) + " /d/"],
+        ["COPY " + " ".join(f"$A{each}" for each in range(21)) + " /d/"],
+        ["COPY " + " ".join(f"a{each}" for each in range(100)) + " /d/"],
+        ["COPY [" + "".join(f'"a{each}",' for each in range(100)) + '"/d/"]'],
+        ["ADD " + " ".join(f"a{each}" for each in range(100)) + " /d/"],
         ["VOLUME " + " ".join(f"/{each}" for each in range(51))],
         ["VOLUME [" + ",".join(f'"/{each}"' for each in range(51)) + "]"],
         [f"VOLUME /{each}" for each in range(51)],
@@ -207,6 +207,8 @@ def test_what_describes_an_image_may_grow_a_little() -> None:
         "LABEL a=$A b=$B",
         """LABEL c=${A:-"d e"} d=${B:+'x'}""",
         "COPY app app",
+        "COPY " + " ".join(f"a{each}" for each in range(99)) + " /d/",
+        "COPY " + " ".join(f"*{each}" for each in range(20)) + " /d/",
         "RUN echo " + "$PATH" * 10_000,
         "EXPOSE 80 443/tcp 3000-3010",
         f"ENV A={_LONG}",
@@ -245,10 +247,11 @@ def test_what_a_base_says_stands_in_all_that_is_made_of_it(base: dict[str, Any])
             {"Env": [f"A{each}=1" for each in range(500)], "Labels": {f"a{each}": "1" for each in range(499)}},
             "ENV B=1 C=2",
         ),
+        ({"Env": [f"A{each}=1" for each in range(1000)]}, "ENV B c"),
     ],
 )
 def test_what_a_base_declares_counts_too(config: dict[str, Any], instruction: str) -> None:
-    hostlengths.check(["ENV A=1"], {}, [{"Config": config}], 0)
+    hostlengths.check(["CMD x"], {}, [{"Config": config}], 0)
     with pytest.raises(PolicyRefused, match="there may be"):
         hostlengths.check([instruction], {}, [{"Config": config}], 0)
 

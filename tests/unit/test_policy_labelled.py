@@ -277,6 +277,7 @@ def test_which_images_are_seen(image: dict[str, Any], seen: list[str]) -> None:
         ({"fromImage": "python:3.0/evil", "tag": "1"}, False),  # a registry called python
         ({"fromImage": "x/any:5000/evil", "tag": "1"}, False),
         ({"fromImage": "pythonx:80/evil", "tag": "1"}, False),
+        ({"fromImage": "UPPER/any", "tag": "1"}, False),
         ({"fromSrc": "-", "repo": "python", "tag": "3.13"}, False),
         ({"fromImage": "python", "tag": "3.13", "fromSrc": "-"}, False),
         ({}, False),

@@ -13,6 +13,7 @@ from manyoyo_mcp.server import INSTRUCTIONS, OVER_HTTP, build_server
 from manyoyo_mcp.sessions.principals import open_principals
 from manyoyo_mcp.sessions.witness import HttpWitness
 from manyoyo_mcp.tools import TOOLS
+from manyoyo_mcp.tools.base import _MAY_BE_JSON
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -47,3 +48,13 @@ def test_instructions_fit_the_shortest_client() -> None:
 def test_who_comes_over_http_is_told_what_differs() -> None:
     told = build_server(Settings(), open_principals(Settings(), HttpWitness(Settings()))).instructions or ""
     assert "sandbox_id in every call" in told and "sandbox_id in every call" not in (build_server().instructions or "")
+
+
+@pytest.mark.parametrize(
+    "text", ['["a"]', ' \n["a"]', '{"A": "1"}', "true", "false", "null", "", "12", "-1.5", '"x"', "NaN", "Infinity", "sb-1", "plain", "[", "\u00a0[]"]
+)  # fmt: skip
+def test_what_begins_as_no_json_is_none_to_the_sdk(text: str) -> None:
+    """So that it need not be asked about every text."""
+    nested_run = next(tool for tool in TOOLS if tool.name == "nested_run")
+    given = {"command": text}
+    assert text.lstrip()[:1] in _MAY_BE_JSON or nested_run.fn_metadata.pre_parse_json(given) == given

@@ -32,7 +32,8 @@ _OTHERS = frozenset(
 """Instructions that read nothing but the image that they are in."""
 _NAME = r"[A-Za-z0-9][\w./:@-]*"
 _FROM = re.compile(rf"({_NAME})(?:[\t ]+AS[\t ]+([A-Za-z][\w.-]*))?[\t ]*", re.IGNORECASE | re.ASCII)
-_COPY = re.compile(r"((?:--(?:from|chown|chmod)=[\w./:@-]++[\t ]++)*+)(?!\s*--).*", re.ASCII | re.DOTALL)
+_FLAGS = re.compile(r"\A(?:--(?:from|chown|chmod)=[\w./:@-]+[\t ]+)*", re.ASCII)
+"""Of a COPY. No possessive quantifiers: those of Python before 3.11.5 match more than they say (cpython#106052)."""
 COPIED = re.compile(r"--from=(\S+)", re.ASCII)
 """Of the flags of a COPY, what it copies from."""
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -96,10 +97,10 @@ class Judge:
                 raise refused(instruction, "it is no instruction that is known here.")
 
     def _check_copy(self, instruction: str, rest: str) -> None:
-        flags = _COPY.fullmatch(rest)
-        if flags is None:
+        after = _FLAGS.sub("", rest)
+        if after.lstrip().startswith("--"):
             raise refused(instruction, "of flags COPY has --from, --chown and --chmod here, written plainly.")
-        for each in COPIED.findall(flags[1]):
+        for each in COPIED.findall(rest.removesuffix(after)):
             if not each.isdigit():
                 self._check_image(each)
             elif each not in map(str, range(len(self._stages) - 1)):  # which the engine would take for an image's name
